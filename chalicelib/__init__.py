@@ -1,0 +1,1 @@
+"""Timers: the core and its AWS adapters; the part that goes into the Lambda bundle."""

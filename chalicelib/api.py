@@ -1,0 +1,223 @@
+"""JSON ↔ values, and which HTTP status each error is. Knows HTTP, decides nothing."""
+
+import logging
+import re
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import wraps
+from http import HTTPStatus
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import msgspec
+from chalice.app import Request, Response
+
+from chalicelib import errors, timers
+from chalicelib.guard import Targets
+from chalicelib.timers import Status, Timer
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 256 * 1024
+"""Bytes of one request's body."""
+
+STATUS = {
+    errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
+    errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    errors.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.TimerNotFound: HTTPStatus.NOT_FOUND,
+    errors.Conflict: HTTPStatus.CONFLICT,
+    errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+"""A class that is not here has the status of the nearest one above it."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Headers = dict[str, str | list[str]]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class NewTimer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /timers: a webhook and when to send it, as hours, minutes and seconds."""
+
+    url: str
+    hours: Count | msgspec.UnsetType = msgspec.UNSET
+    minutes: Count | msgspec.UnsetType = msgspec.UNSET
+    seconds: Count | msgspec.UnsetType = msgspec.UNSET
+
+    def delay(self) -> timedelta:
+        """Return how far ahead the deadline is; raise InvalidRequest if unsaid or too far."""
+        parts = (self.hours, self.minutes, self.seconds)
+        if all(part is msgspec.UNSET for part in parts):
+            raise errors.InvalidRequest("Say when: give hours, minutes or seconds.", "")
+        hours, minutes, seconds = (0 if part is msgspec.UNSET else part for part in parts)
+        total = hours * 3600 + minutes * 60 + seconds
+        if total > timers.MAX_DELAY.total_seconds():
+            raise errors.InvalidRequest("The deadline is more than 5 years ahead.", "")
+        return timedelta(seconds=total)
+
+
+class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """An error as RFC 9457 has it; `pointer` is the JSON pointer to the offending member."""
+
+    title: str
+    status: int
+    detail: str
+    pointer: str | None = None
+
+
+class AttemptView(msgspec.Struct, kw_only=True):
+    """One entry of a timer's attempt log: seconds, and a status or an error."""
+
+    number: int
+    at: datetime
+    lateness: float
+    duration: float
+    status: int | None
+    error: str | None
+    detail: str
+    answer: str
+
+
+class TimerView(msgspec.Struct, kw_only=True):
+    """A timer as the API shows it."""
+
+    id: str
+    status: Status
+    time_left: int
+    url: str
+    fire_at: datetime
+    created_at: datetime
+    next_attempt_at: datetime | None
+    failure: str | None
+    attempts: list[AttemptView]
+
+
+def read_new_timer(request: Request | None, targets: Targets) -> NewTimer:
+    """Return the body of POST /timers, checked, or raise InvalidRequest."""
+    wanted = _read(request, NewTimer)
+    targets.check_url(wanted.url.replace("{id}", _ANY_ID), "/url")
+    return wanted
+
+
+def show(timer: Timer, now: datetime, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    """Return the timer as a response; with 201 also where it can be found."""
+    headers: Headers = {"Location": f"/timers/{timer.id}"} if status is HTTPStatus.CREATED else {}
+    return _json(_view(timer, now), status, headers)
+
+
+def healthy() -> Response:
+    """Return that all is well."""
+    return _json({"status": "ok"}, HTTPStatus.OK, {})
+
+
+def problem(
+    status: HTTPStatus,
+    detail: str,
+    pointer: str | None = None,
+    headers: Headers | None = None,
+) -> Response:
+    """Return an error as application/problem+json."""
+    body = Problem(title=status.phrase, status=status, detail=detail, pointer=pointer)
+    return _json(body, status, {"Content-Type": "application/problem+json", **(headers or {})})
+
+
+def problems(view: Callable[P, Response]) -> Callable[P, Response]:
+    """Decorate a view: errors become answers, and what is a fault of ours a 500."""
+
+    @wraps(view)
+    def answer(*args: P.args, **kwargs: P.kwargs) -> Response:
+        try:
+            return view(*args, **kwargs)
+        except errors.TimersError as error:
+            return _error(error)
+        except Exception:
+            log.exception("view broke")
+            return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "This is a fault of the service.")
+
+    return answer
+
+
+def own_errors_as_problems(response: Response) -> Response:
+    """Return the response; one that Chalice itself made of an error in the form of our errors."""
+    kind = response.headers.get("Content-Type", "application/json")
+    if response.status_code < HTTPStatus.BAD_REQUEST or kind == "application/problem+json":
+        return response
+    status = HTTPStatus(response.status_code)
+    detail = response.body.get("Message") if isinstance(response.body, dict) else None
+    return problem(status, f"{detail or status.phrase}.", None, response.headers)
+
+
+_ANY_ID = "00000000-0000-7000-8000-000000000000"
+
+_FIELD = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`")
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
+
+
+def _read(request: Request | None, body_type: type[T]) -> T:
+    kind = "" if request is None else request.headers.get("content-type", "")
+    if request is None or kind.partition(";")[0].strip().lower() != "application/json":
+        raise errors.UnsupportedMediaType(
+            "The body must be declared as JSON, with the header `Content-Type: application/json`."
+        )
+    body = request.raw_body
+    if len(body) > MAX_BODY:
+        raise errors.BodyTooLarge(f"The body is larger than {MAX_BODY:,} bytes.")
+    try:
+        return msgspec.json.decode(body, type=body_type)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except UnicodeDecodeError:
+        raise errors.InvalidRequest("The body is not valid UTF-8.", "") from None
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise errors.InvalidRequest(f"The body is not valid JSON: {error}.", "") from None
+
+
+def _invalid(message: str) -> errors.InvalidRequest:
+    # msgspec: "Expected `int`, got `str` - at `$.retry.max_attempts`"
+    what, _, path = message.partition(" - at `$")
+    steps = ["".join(step) for step in _STEP.findall(path)]
+    if field := _FIELD.fullmatch(what):
+        steps.append(field[1])
+    pointer = "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)
+    return errors.InvalidRequest(f"{what} in {pointer or 'the body'}.", pointer)
+
+
+def _error(error: errors.TimersError) -> Response:
+    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    pointer = error.pointer if isinstance(error, errors.InvalidRequest) else None
+    headers: Headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    return problem(status, str(error), pointer, headers)
+
+
+def _view(timer: Timer, now: datetime) -> TimerView:
+    return TimerView(
+        id=timer.id,
+        status=timer.status,
+        time_left=timer.time_left(now),
+        url=timer.url,
+        fire_at=timer.deadline,
+        created_at=timer.created_at,
+        next_attempt_at=timer.due_at if timer.status in timers.WAITING else None,
+        failure=timer.failure,
+        attempts=[
+            AttemptView(
+                number=attempt.number,
+                at=attempt.at,
+                lateness=attempt.lateness,
+                duration=attempt.outcome.duration,
+                status=attempt.outcome.status,
+                error=attempt.outcome.error,
+                detail=attempt.outcome.detail,
+                answer=attempt.outcome.answer,
+            )
+            for attempt in timer.attempts
+        ],
+    )
+
+
+def _json(body: Any, status: HTTPStatus, headers: Headers) -> Response:
+    text = msgspec.json.encode(body).decode()
+    headers = {"Content-Type": "application/json", **headers}
+    return Response(body=text, status_code=status, headers=headers)

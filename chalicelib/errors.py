@@ -1,0 +1,70 @@
+"""What can go wrong, in the words of the domain. api.py says which HTTP status each one is.
+
+TimersError
+ ├─ InvalidRequest           the request can't be understood or allowed
+ │   ├─ UnsupportedMediaType
+ │   └─ BodyTooLarge
+ ├─ TimerNotFound
+ ├─ Conflict                 the timer's status does not allow it
+ │   └─ DeliveryUnderWay     … just now: ask again shortly
+ └─ Unavailable              the infrastructure does not answer: nothing was decided
+     ├─ AlarmRefused         … and never will as it is set up: the alarm was not set
+     └─ NotConfigured
+"""
+
+from typing import ClassVar
+
+
+class TimersError(Exception):
+    """Base of all errors; `str(error)` is one sentence for the person who made the request."""
+
+    retry_after: ClassVar[int | None] = None
+    """Seconds after which the same request may succeed, where that is known."""
+
+
+class InvalidRequest(TimersError):
+    """The request can't be understood or allowed.
+
+    `pointer` is the JSON pointer (RFC 6901) to the offending member, "" for the whole document,
+    None where the fault is not in the document.
+    """
+
+    def __init__(self, detail: str, pointer: str | None = None) -> None:
+        super().__init__(detail)
+        self.pointer = pointer
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is not declared as application/json."""
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is larger than what one timer may hold."""
+
+
+class TimerNotFound(TimersError):
+    """This tenant has no timer with that id."""
+
+
+class Conflict(TimersError):
+    """The timer exists, and its status does not allow what was asked."""
+
+
+class DeliveryUnderWay(Conflict):
+    """The webhook is being sent at this moment, so the timer can't be changed."""
+
+    retry_after = 1
+
+
+class Unavailable(TimersError):
+    """The store or the alarm does not answer; the same request may succeed later."""
+
+    retry_after = 1
+
+
+class AlarmRefused(Unavailable):
+    """The alarm was definitely not set, and asking again would not help (access, set-up)."""
+
+
+class NotConfigured(Unavailable):
+    """The application runs without a service behind it."""

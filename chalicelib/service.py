@@ -1,0 +1,291 @@
+"""The use cases, and the Protocols of what they need from outside."""
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from chalicelib import retry, timers
+from chalicelib.errors import AlarmRefused, TimerNotFound, Unavailable
+from chalicelib.timers import Outcome, Ring, Status, Timer
+
+log = logging.getLogger(__name__)
+
+WEBHOOK_TIMEOUT = timedelta(seconds=30)
+"""The longest that one POST may take, from name resolution to the last byte."""
+
+LEASE_MARGIN = timedelta(seconds=5)
+"""A POST starts only if its timeout and this much of the lease remain, to record the outcome."""
+
+SWEEP_GRACE = timedelta(seconds=30)
+"""How long a timer may be overdue before the sweep takes it for forgotten."""
+
+SWEEP_AGAIN = timedelta(minutes=5)
+"""How long the sweep then leaves it alone."""
+
+SWEEP_BATCH = 100
+
+RECORD_PAUSE = 0.5
+"""Seconds between two tries to record an outcome while the store does not answer."""
+
+RACES = 10
+"""How often a change starts over because another one came between its read and its write."""
+
+
+class Store(Protocol):
+    """Keeps timers. Whatever it has confirmed outlives a crash.
+
+    Every method raises Unavailable if the store does not answer.
+    """
+
+    def add(self, timer: Timer) -> bool:
+        """Store a new timer; False, and nothing changed, if the id exists."""
+
+    def get(self, tenant: str, timer_id: str) -> Timer | None:
+        """Return the timer as last written, or None."""
+
+    def claim(self, ring: Ring, now: datetime, lease_until: datetime) -> Timer | None:
+        """Do `timers.claim` in one step that no other write can come between."""
+
+    def replace(self, timer: Timer) -> bool:
+        """Write the timer if the stored version is `timer.version - 1`; say whether it was."""
+
+    def remove(self, timer: Timer) -> bool:
+        """Delete the timer if it is stored in this very version; say whether it was."""
+
+    def overdue(self, before: datetime, limit: int) -> list[Timer]:
+        """Return timers with `wake_at` before that moment, longest overdue first."""
+
+    def check(self) -> None:
+        """Return if the store works, or raise Unavailable."""
+
+
+class Alarm(Protocol):
+    """Sees to it that `Service.deliver` is called with a timer's Ring when its attempt is due.
+
+    It may ring late, twice, or for what is long over; the store decides. Methods raise Unavailable
+    if the alarm may not have been set, AlarmRefused if it definitely was not.
+    """
+
+    def set(self, timer: Timer) -> None:
+        """Ring for the timer's present generation at `timer.due_at`."""
+
+    def clear(self, timer: Timer) -> None:
+        """Take back the alarm of this generation, as far as that goes."""
+
+    def forward(self, rings: Sequence[Ring]) -> None:
+        """Ring again when each is due, at once if it is; no lasting alarm is set for it."""
+
+    def is_behind(self) -> bool:
+        """Say whether so much is due already that the sweep should add nothing."""
+
+    def check(self) -> None:
+        """Return if alarms are going off, or raise Unavailable."""
+
+
+class Sender(Protocol):
+    """Posts webhooks."""
+
+    def send(self, timer: Timer, at: datetime, timeout: timedelta) -> Outcome:
+        """Make one attempt at `at`; it is over within `timeout`. A failure is an Outcome."""
+
+
+class Service:
+    """What can be done with timers, whatever they are kept in and sent by.
+
+    `clock` returns the aware UTC time, `new_id` an unused timer id, `pause` sleeps for seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        alarm: Alarm,
+        sender: Sender,
+        *,
+        clock: Callable[[], datetime],
+        new_id: Callable[[], str],
+        pause: Callable[[float], None],
+    ) -> None:
+        self._store = store
+        self._alarm = alarm
+        self._sender = sender
+        self._clock = clock
+        self._new_id = new_id
+        self._pause = pause
+
+    def now(self) -> datetime:
+        """Return the time that deadlines are measured against."""
+        return self._clock()
+
+    def create(self, tenant: str, url: str, delay: timedelta) -> Timer:
+        """Store a timer that fires after `delay` and set its alarm."""
+        now = self._clock()
+        timer = timers.new(self._new_id(), tenant, url, now + delay, now)
+        if not self._store.add(timer):
+            raise Unavailable("The new timer's id was taken; please send the request again.")
+        try:
+            self._alarm.set(timer)
+        except AlarmRefused:
+            if self._store.remove(timer):
+                raise
+        except Unavailable:
+            self._leave_to_sweep(timer)
+        _log("timer created", timer)
+        return timer
+
+    def get(self, tenant: str, timer_id: str) -> Timer:
+        """Return the tenant's timer or raise TimerNotFound."""
+        timer = self._store.get(tenant, timer_id)
+        if timer is None or timers.expired(timer, self._clock()):
+            raise TimerNotFound("There is no timer with this id.")
+        return timer
+
+    def cancel(self, tenant: str, timer_id: str) -> Timer:
+        """Cancel a waiting timer; no webhook leaves after this returns. Raise Conflict else."""
+        before, after = self._change(tenant, timer_id, timers.cancel)
+        if after is not before:
+            self._clear(before)
+            _log("timer cancelled", after)
+        return after
+
+    def reschedule(self, tenant: str, timer_id: str, deadline: datetime) -> Timer:
+        """Give a waiting timer a new deadline, with all its attempts ahead of it."""
+        before, after = self._change(
+            tenant, timer_id, lambda timer, _: timers.reschedule(timer, deadline)
+        )
+        self._arm(after)
+        self._clear(before)
+        _log("timer rescheduled", after)
+        return after
+
+    def redrive(self, tenant: str, timer_id: str) -> Timer:
+        """Put a failed timer back: due now, with all its attempts ahead of it."""
+        _, after = self._change(tenant, timer_id, timers.redrive)
+        self._arm(after)
+        _log("timer redriven", after)
+        return after
+
+    def deliver(self, ring: Ring, lease_until: datetime) -> None:
+        """Answer an alarm: claim the timer, post its webhook, record what came of it.
+
+        `lease_until` is when this worker is certainly dead. Only Unavailable escapes, and then the
+        alarm may ring again.
+        """
+        now = self._clock()
+        if now < ring.due_at:
+            self._alarm.forward([ring])
+            return
+        timer = self._store.claim(ring, now, lease_until)
+        if timer is None:
+            log.info("alarm ignored", extra={"timer": ring.id, "generation": ring.generation})
+            return
+        at = self._clock()
+        if not timer.due_at <= at <= lease_until - WEBHOOK_TIMEOUT - LEASE_MARGIN:
+            # The worker was held up, or the clock stepped back: the sweep takes the claim back.
+            _log("claim abandoned", timer, logging.WARNING)
+            return
+        outcome = self._sender.send(timer, at, WEBHOOK_TIMEOUT)
+        self._record(timer, outcome, at)
+
+    def sweep(self) -> int:
+        """Look after every timer that its alarm has forgotten; return how many there were.
+
+        Those are the overdue, those whose alarm could not be set, and those whose worker is lost.
+        """
+        found = 0
+        while batch := self._store.overdue(self._clock() - SWEEP_GRACE, SWEEP_BATCH):
+            revived = self._revive(batch)
+            found += revived
+            if not revived:
+                break
+        return found
+
+    def take_back(self, timer: Timer) -> bool:
+        """Take a claim from a worker that is certainly dead; count it as an attempt."""
+        now = self._clock()
+        retry_at = retry.next_attempt_at(timer, retry.WORKER_LOST, now)
+        after = timers.record(timer, retry.WORKER_LOST, now, retry_at)
+        if not self._store.replace(after):
+            return False
+        _log("claim taken back", after, logging.WARNING)
+        if after.status is Status.RETRYING:
+            self._arm(after)
+        return True
+
+    def check(self) -> None:
+        """Return if timers can be stored and fire, or raise Unavailable."""
+        self._store.check()
+        self._alarm.check()
+
+    def _change(
+        self, tenant: str, timer_id: str, decide: Callable[[Timer, datetime], Timer]
+    ) -> tuple[Timer, Timer]:
+        for _ in range(RACES):
+            before = self.get(tenant, timer_id)
+            after = decide(before, self._clock())
+            if after is before or self._store.replace(after):
+                return before, after
+        raise Unavailable("The timer is being changed by too many requests at once.")
+
+    def _record(self, claimed: Timer, outcome: Outcome, at: datetime) -> None:
+        now = self._clock()
+        after = timers.record(claimed, outcome, at, retry.next_attempt_at(claimed, outcome, now))
+        if not self._replace_while_leased(after, claimed):
+            _log("outcome dropped", after, logging.WARNING)
+            return
+        _log("webhook delivered" if outcome.succeeded else "webhook failed", after)
+        if after.status is Status.RETRYING:
+            self._arm(after)
+
+    def _replace_while_leased(self, after: Timer, claimed: Timer) -> bool:
+        # An outcome that is not recorded is a webhook sent twice: keep trying while we may.
+        while True:
+            try:
+                return self._store.replace(after)
+            except Unavailable:
+                if claimed.wake_at is None or self._clock() >= claimed.wake_at - LEASE_MARGIN:
+                    raise
+                self._pause(RECORD_PAUSE)
+
+    def _revive(self, batch: Sequence[Timer]) -> int:
+        lost = [timer for timer in batch if timer.status is Status.DELIVERING]
+        forgotten = [timer for timer in batch if timer.status in timers.WAITING]
+        if forgotten and self._alarm.is_behind():
+            forgotten = []
+        # First out of the sweep's sight, then rung: overlapping sweeps ring once.
+        again_at = self._clock() + SWEEP_AGAIN
+        kept = [timers.postponed(timer, again_at) for timer in forgotten]
+        kept = [timer for timer in kept if self._store.replace(timer)]
+        self._alarm.forward([timers.ring(timer) for timer in kept if timer.armed])
+        for timer in kept:
+            _log("timer revived", timer, logging.WARNING)
+            if not timer.armed:
+                self._alarm.set(timer)
+                self._store.replace(timers.armed(timer))
+        return sum(self.take_back(timer) for timer in lost) + len(kept)
+
+    def _arm(self, timer: Timer) -> None:
+        # The moment is stored and the answer is yes; an alarm that can't be set now is set later.
+        try:
+            self._alarm.set(timer)
+        except Unavailable:
+            self._leave_to_sweep(timer)
+
+    def _leave_to_sweep(self, timer: Timer) -> None:
+        try:
+            self._store.replace(timers.unarmed(timer, self._clock()))
+        except Unavailable:
+            # Then the sweep finds it when it is overdue.
+            _log("alarm not set", timer, logging.ERROR)
+
+    def _clear(self, timer: Timer) -> None:
+        try:
+            self._alarm.clear(timer)
+        except Unavailable:
+            # It will ring for an older generation or a finished timer, and do nothing.
+            _log("alarm not cleared", timer, logging.WARNING)
+
+
+def _log(event: str, timer: Timer, level: int = logging.INFO) -> None:
+    fields: dict[str, Any] = {"timer": timer.id, "tenant": timer.tenant, "state": timer}
+    log.log(level, event, extra=fields)

@@ -1,0 +1,268 @@
+"""A timer, its states and what may become of it. Pure: no clock, no I/O.
+
+    scheduled ──► delivering ──► delivered
+        │  ▲          │  │  ▲
+        │  │          │  ▼  │
+        │  └─ failed ◄┘ retrying          failed ──► scheduled is the redrive
+        ▼                  │
+    cancelled ◄────────────┘
+
+Two numbers decide every race:
+
+* `generation` grows with every new moment (reschedule, retry, redrive, a lease taken back).
+  A `Ring` of an older generation does nothing.
+* `version` grows with every write. A store replaces a timer only if the stored version is the one
+  before it, so whoever decided on an older state (a worker that stalled past its lease) changes
+  nothing.
+"""
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+from math import ceil
+from typing import Any
+from uuid import UUID
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from chalicelib.errors import Conflict, DeliveryUnderWay
+
+MAX_DELAY = timedelta(days=5 * 365 + 1)
+"""How far ahead a deadline may lie: 5 years."""
+
+RETENTION = timedelta(days=30)
+"""How long a finished timer can still be read."""
+
+DEFAULT_TENANT = "default"
+"""Whose timers they are where there are no keys to tell."""
+
+ATTEMPTS_KEPT = 20
+"""How many attempts a timer remembers; older ones are forgotten first."""
+
+
+class Status(StrEnum):
+    """Where a timer is in its life."""
+
+    SCHEDULED = "scheduled"
+    """Waits for its deadline."""
+    DELIVERING = "delivering"
+    """One worker holds the claim and is sending the webhook."""
+    RETRYING = "retrying"
+    """An attempt failed; waits for the next one."""
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+WAITING = frozenset({Status.SCHEDULED, Status.RETRYING})
+FINAL = frozenset({Status.DELIVERED, Status.FAILED, Status.CANCELLED})
+
+
+class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one POST came to: a status, or the class of error that kept one from coming."""
+
+    status: int | None = None
+    """HTTP status of the answer."""
+    error: str | None = None
+    """dns, connect, tls, timeout, refused target, too large, or worker lost."""
+    detail: str = ""
+    """The error in the words of whoever raised it."""
+    answer: str = ""
+    """The beginning of the answer's body."""
+    duration: float = 0.0
+    """Seconds from the start of the exchange to its end."""
+
+    @property
+    def succeeded(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
+
+    @property
+    def reason(self) -> str:
+        """Why it did not succeed, for people: `HTTP 404`, `connect: Connection refused`."""
+        if self.error is None:
+            return f"HTTP {self.status}"
+        return f"{self.error}: {self.detail}" if self.detail else self.error
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    """One entry of a timer's attempt log."""
+
+    number: int
+    at: datetime
+    """When the exchange began."""
+    lateness: float
+    """Seconds from the moment it was due to `at`."""
+    outcome: Outcome
+
+
+class Timer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One webhook to be sent once. All moments are aware UTC datetimes."""
+
+    id: str
+    tenant: str
+    url: str
+    """As given; `{id}` in it stands for the timer's id."""
+    created_at: datetime
+    deadline: datetime
+    """When the owner wants the webhook to be sent."""
+    due_at: datetime
+    """When the next attempt is due: the deadline, or a retry's moment."""
+    wake_at: datetime | None
+    """When the sweep must look after it: the next attempt; while delivering the end of the lease;
+    None once final."""
+    status: Status = Status.SCHEDULED
+    generation: int = 1
+    version: int = 1
+    attempt: int = 0
+    """How many times it has been claimed."""
+    attempts_before: int = 0
+    """How many of those came before the owner last set a moment; the retry policy starts there."""
+    attempts: tuple[Attempt, ...] = ()
+    """The newest `ATTEMPTS_KEPT` of the attempt log, oldest first."""
+    armed: bool = True
+    """False if its alarm could not be set; the sweep then sets it."""
+    expires_at: datetime | None = None
+    """When a finished timer is forgotten."""
+
+    @property
+    def target(self) -> str:
+        """The URL to post to."""
+        return self.url.replace("{id}", self.id)
+
+    @property
+    def failure(self) -> str | None:
+        """Why it ended as failed."""
+        return self.attempts[-1].outcome.reason if self.status is Status.FAILED else None
+
+    def time_left(self, now: datetime) -> int:
+        """Whole seconds until the deadline, rounded up; 0 once due or no longer scheduled."""
+        if self.status is not Status.SCHEDULED:
+            return 0
+        return max(0, ceil((self.deadline - now).total_seconds()))
+
+
+class Ring(Struct, frozen=True):
+    """What an alarm says when it goes off: which timer, of which generation, due when."""
+
+    id: str
+    tenant: str
+    generation: int
+    due_at: datetime
+
+
+def timer_id(at: datetime, entropy: bytes) -> str:
+    """Return a UUIDv7 (RFC 9562) of a moment and 10 random bytes: unguessable, sorted by age."""
+    milliseconds = int(at.timestamp() * 1000)
+    number = int.from_bytes(milliseconds.to_bytes(6, "big") + entropy, "big")
+    number = number & ~(0xF << 76) | 0x7 << 76
+    return str(UUID(int=number & ~(0x3 << 62) | 0x2 << 62))
+
+
+def ring(timer: Timer) -> Ring:
+    """Return what the alarm for the timer's next attempt has to say."""
+    return Ring(timer.id, timer.tenant, timer.generation, timer.due_at)
+
+
+def new(id: str, tenant: str, url: str, deadline: datetime, now: datetime) -> Timer:
+    """Return a timer that waits for its deadline; one in the past is due at once."""
+    return Timer(
+        id=id,
+        tenant=tenant,
+        url=url,
+        created_at=now,
+        deadline=deadline,
+        due_at=deadline,
+        wake_at=deadline,
+    )
+
+
+def claim(timer: Timer, rung: Ring, now: datetime, lease_until: datetime) -> Timer | None:
+    """Return the timer as its one worker holds it, or None if the ring gives no right to it."""
+    if timer.status not in WAITING or timer.generation != rung.generation or now < timer.due_at:
+        return None
+    return _next(timer, status=Status.DELIVERING, attempt=timer.attempt + 1, wake_at=lease_until)
+
+
+def record(timer: Timer, outcome: Outcome, at: datetime, retry_at: datetime | None) -> Timer:
+    """Return the claimed timer after an attempt begun at `at`.
+
+    It is delivered, or retrying from `retry_at`, or failed where there is no `retry_at`.
+    """
+    lateness = (at - timer.due_at).total_seconds()
+    entry = Attempt(number=timer.attempt, at=at, lateness=lateness, outcome=outcome)
+    attempts = (*timer.attempts, entry)[-ATTEMPTS_KEPT:]
+    if not outcome.succeeded and retry_at is not None:
+        return _moved(timer, retry_at, status=Status.RETRYING, attempts=attempts)
+    end = Status.DELIVERED if outcome.succeeded else Status.FAILED
+    return _ended(timer, end, at, attempts=attempts)
+
+
+def cancel(timer: Timer, now: datetime) -> Timer:
+    """Return the timer cancelled; a cancelled one as it is. Raise Conflict if it is too late."""
+    if timer.status is Status.CANCELLED:
+        return timer
+    _require(timer, WAITING, "cancelled")
+    return _ended(timer, Status.CANCELLED, now)
+
+
+def reschedule(timer: Timer, deadline: datetime) -> Timer:
+    """Return the timer with a new deadline and all its attempts ahead of it, or raise Conflict."""
+    _require(timer, WAITING, "rescheduled")
+    return _restarted(timer, deadline)
+
+
+def redrive(timer: Timer, now: datetime) -> Timer:
+    """Return a failed timer due now, with all its attempts ahead of it, or raise Conflict."""
+    _require(timer, {Status.FAILED}, "retried")
+    return _restarted(timer, now)
+
+
+def unarmed(timer: Timer, now: datetime) -> Timer:
+    """Return the timer as one whose alarm could not be set: the sweep is to look at it soon."""
+    return _next(timer, armed=False, wake_at=min(now, timer.due_at))
+
+
+def armed(timer: Timer) -> Timer:
+    """Return the timer as one whose alarm is set."""
+    return _next(timer, armed=True, wake_at=timer.due_at)
+
+
+def postponed(timer: Timer, until: datetime) -> Timer:
+    """Return the timer as one that the sweep need not look at before `until`."""
+    return _next(timer, wake_at=until)
+
+
+def expired(timer: Timer, now: datetime) -> bool:
+    """Say whether the timer is to be treated as forgotten."""
+    return timer.expires_at is not None and timer.expires_at <= now
+
+
+def _next(timer: Timer, **changes: Any) -> Timer:
+    return replace(timer, version=timer.version + 1, **changes)
+
+
+def _moved(timer: Timer, due_at: datetime, **changes: Any) -> Timer:
+    generation = timer.generation + 1
+    return _next(timer, generation=generation, due_at=due_at, wake_at=due_at, armed=True, **changes)
+
+
+def _restarted(timer: Timer, deadline: datetime) -> Timer:
+    return _moved(
+        timer,
+        deadline,
+        status=Status.SCHEDULED,
+        deadline=deadline,
+        attempts_before=timer.attempt,
+        expires_at=None,
+    )
+
+
+def _ended(timer: Timer, status: Status, now: datetime, **changes: Any) -> Timer:
+    return _next(timer, status=status, wake_at=None, expires_at=now + RETENTION, **changes)
+
+
+def _require(timer: Timer, allowed: frozenset[Status] | set[Status], what: str) -> None:
+    if timer.status is Status.DELIVERING:
+        raise DeliveryUnderWay(f"The webhook is being sent, so the timer can't be {what} now.")
+    if timer.status not in allowed:
+        raise Conflict(f"A timer that is {timer.status} can't be {what}.")

@@ -1,0 +1,256 @@
+"""Sender: one attempt over HTTP, through requests at the adapter level.
+
+Whatever the receiver does, an attempt ends in time and reads a bounded number of bytes: the socket
+itself keeps both bounds, so dripped headers, endless `100 Continue` and gzip bombs fall under them
+as well. Every connection is made for one attempt only, to an address that was checked, without
+redirects and without the proxies of the environment.
+"""
+
+import socket
+import ssl
+import threading
+import time
+from datetime import datetime, timedelta
+from ipaddress import ip_address
+from typing import Any
+
+import certifi
+import msgspec
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError
+
+from chalicelib.guard import Targets
+from chalicelib.timers import Outcome, Timer
+
+USER_AGENT = "Timers/1"
+
+MAX_BYTES = 256 * 1024
+"""The most bytes that are read from a receiver, of whatever kind."""
+
+ANSWER_KEPT = 1024
+"""How many bytes of the answer's body are kept."""
+
+BODY_PATIENCE = 2.0
+"""Seconds to wait for the body once the status is known; the status alone decides."""
+
+
+class WebhookSender:
+    """Posts webhooks to what `targets` allows.
+
+    `tls` is for receivers with certificates of another authority than the public ones.
+    """
+
+    def __init__(self, targets: Targets, tls: ssl.SSLContext | None = None) -> None:
+        tls = tls or ssl.create_default_context(cafile=certifi.where())
+        self._adapter = _Adapter(targets, tls)
+
+    def send(self, timer: Timer, at: datetime, timeout: timedelta) -> Outcome:
+        """Make one attempt at `at`; it is over within `timeout`. A failure is an Outcome."""
+        began = time.monotonic()
+        try:
+            outcome = self._post(timer, at, timeout)
+        except (_Stopped, requests.RequestException, HTTPError) as error:
+            outcome = _failure(error)
+        return msgspec.structs.replace(outcome, duration=round(time.monotonic() - began, 6))
+
+    def _post(self, timer: Timer, at: datetime, timeout: timedelta) -> Outcome:
+        request = requests.Request("POST", timer.target, headers=_headers(timer, at)).prepare()
+        limit = urllib3.Timeout(total=timeout.total_seconds())
+        # Not through a Session: that reads the whole body of a redirect, however long.
+        response = self._adapter.send(request, stream=True, timeout=limit)  # type: ignore[arg-type]  # requests takes urllib3's own Timeout, its stubs do not say so
+        try:
+            return Outcome(status=response.status_code, answer=_beginning(response.raw))
+        finally:
+            response.close()
+
+
+class _Stopped(Exception):
+    """We ended the exchange ourselves. No OSError, so that urllib3 does not reword it."""
+
+    def __init__(self, error: str, detail: str) -> None:
+        super().__init__(detail)
+        self.error = error
+
+
+class _Bounded:
+    """Mixed into a socket: the whole exchange is bounded in time and in bytes received."""
+
+    expires = float("inf")
+    room = MAX_BYTES
+
+    def recv_into(self, *args: Any) -> int:
+        self._keep_deadline()
+        try:
+            received: int = super().recv_into(*args)  # type: ignore[misc]
+        except TimeoutError:
+            raise _too_late() from None
+        self.room -= received
+        if self.room < 0:
+            raise _Stopped("too large", f"more than {MAX_BYTES:,} bytes")
+        return received
+
+    def send(self, *args: Any) -> int:
+        self._keep_deadline()
+        return super().send(*args)  # type: ignore[misc,no-any-return]
+
+    def sendall(self, *args: Any) -> None:
+        self._keep_deadline()
+        try:
+            super().sendall(*args)  # type: ignore[misc]
+        except TimeoutError:
+            raise _too_late() from None
+
+    def _keep_deadline(self) -> None:
+        left = self.expires - time.monotonic()
+        if left <= 0:
+            raise _too_late()
+        self.settimeout(min(left, threading.TIMEOUT_MAX))  # type: ignore[attr-defined]
+
+
+class _PlainSocket(_Bounded, socket.socket):
+    pass
+
+
+class _TlsSocket(_Bounded, ssl.SSLSocket):
+    pass
+
+
+class _Connection:
+    """Mixed into urllib3's connections: connects to checked addresses only, in bounded sockets."""
+
+    targets: Targets
+    host: str
+    port: int
+    timeout: float
+    sock: Any
+
+    def connect(self) -> None:
+        super().connect()  # type: ignore[misc]
+        self.sock.expires = self._expires
+
+    def getresponse(self) -> Any:
+        sock = self.sock
+        response = super().getresponse()  # type: ignore[misc]
+        sock.expires = min(sock.expires, time.monotonic() + BODY_PATIENCE)
+        return response
+
+    def _new_conn(self) -> socket.socket:
+        self._expires = time.monotonic() + self.timeout
+        addresses = _resolve(self.targets, self.host, self.port)
+        sock = _connect(addresses, self.port, self._expires)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+
+class _Pool:
+    """Mixed into urllib3's pools: keeps no connection.
+
+    A receiver may close one just as it is used again, and then nobody knows what arrived.
+    """
+
+    def _put_conn(self, conn: HTTPConnection | None) -> None:
+        if conn is not None:
+            conn.close()
+
+
+class _Adapter(HTTPAdapter):
+    def __init__(self, targets: Targets, tls: ssl.SSLContext) -> None:
+        tls.sslsocket_class = _TlsSocket
+        self._tls = tls
+        super().__init__()
+        self.poolmanager.pool_classes_by_scheme = {
+            "http": _pool_class(HTTPConnectionPool, HTTPConnection, targets),
+            "https": _pool_class(HTTPSConnectionPool, HTTPSConnection, targets),
+        }
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, ssl_context=self._tls, **kwargs)
+
+    def cert_verify(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the context verifies, and need not load the authorities each time."""
+
+
+def _pool_class(pool: type, connection: type, targets: Targets) -> type:
+    bound = type("Connection", (_Connection, connection), {"targets": targets})
+    return type("Pool", (_Pool, pool), {"ConnectionCls": bound})
+
+
+def _resolve(targets: Targets, host: str, port: int) -> list[str]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise _Stopped("dns", _words(error)) from None
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    for address in addresses:
+        if not targets.allows(host.lower(), ip_address(address.partition("%")[0]), port):
+            raise _Stopped("refused target", f"{host} is at {address}, port {port}")
+    return addresses
+
+
+def _connect(addresses: list[str], port: int, expires: float) -> socket.socket:
+    failure: OSError | None = None
+    for address in addresses:
+        left = expires - time.monotonic()
+        if left <= 0:
+            break
+        try:
+            return _PlainSocket(
+                fileno=socket.create_connection((address, port), timeout=left).detach()
+            )
+        except TimeoutError:
+            break
+        except OSError as error:
+            failure = error
+    raise _Stopped("connect", _words(failure)) if failure else _too_late()
+
+
+def _headers(timer: Timer, at: datetime) -> dict[str, str]:
+    return {
+        "webhook-id": timer.id,
+        "webhook-timestamp": str(int(at.timestamp())),
+        "timer-attempt": str(timer.attempt),
+        "timer-scheduled-at": timer.deadline.isoformat().replace("+00:00", "Z"),
+        "User-Agent": USER_AGENT,
+        "Accept": "*/*",
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+    }
+
+
+def _beginning(body: urllib3.HTTPResponse) -> str:
+    pieces = b""
+    try:
+        while piece := body.read1(ANSWER_KEPT - len(pieces), decode_content=False):
+            pieces += piece
+    except (_Stopped, HTTPError):
+        pass  # the status has decided, and what has come is worth keeping
+    return pieces.decode(errors="replace")
+
+
+def _failure(error: Exception) -> Outcome:
+    if isinstance(error, _Stopped):
+        return Outcome(error=error.error, detail=str(error))
+    if isinstance(error, requests.Timeout):
+        return Outcome(error="timeout", detail=str(_too_late()))
+    if isinstance(error, requests.exceptions.SSLError):
+        return Outcome(error="tls", detail=_words(_root(error)))
+    return Outcome(error="connect", detail=_words(_root(error)))
+
+
+def _too_late() -> _Stopped:
+    return _Stopped("timeout", "no answer in time")
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+def _words(error: BaseException) -> str:
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return words[:200]

@@ -1,0 +1,124 @@
+"""Composition root of the embedded engine: `python -m embedded` serves Timers on this machine."""
+
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+try:
+    from app import app
+    from chalicelib import timers, wiring
+    from chalicelib.guard import LOOPBACK, InvalidTargets, Targets
+    from chalicelib.service import Service
+    from chalicelib.webhook import WebhookSender
+    from embedded import terminal
+    from embedded.engine import Engine
+    from embedded.server import LOCAL_HOSTS, Server, application
+    from embedded.sqlite import SqliteStore, Unusable
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing.name} is missing: run `make run`, or pip install -r requirements-run.txt.")
+
+
+class BadSetting(Exception):
+    """A setting can't be used; `str(error)` is one sentence."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator decides."""
+
+    host: str
+    port: int
+    database: Path
+    targets: Targets
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> "Settings":
+        """Read HOST, PORT, TIMERS_DB and ALLOWED_TARGETS; raise BadSetting."""
+        host = environ.get("HOST", "127.0.0.1")
+        if host not in LOCAL_HOSTS:
+            raise BadSetting(
+                f"HOST={host} is not this machine alone, and without keys Timers serves no other:"
+                " use 127.0.0.1, localhost or ::1."
+            )
+        port = environ.get("PORT", "8000")
+        if not (port.isascii() and port.isdecimal() and int(port) < 65536):
+            raise BadSetting(f"PORT must be a number from 0 to 65535, not {port!r}.")
+        try:
+            targets = Targets.parse(environ.get("ALLOWED_TARGETS", LOOPBACK))
+        except InvalidTargets as error:
+            raise BadSetting(str(error)) from None
+        database = Path(environ.get("TIMERS_DB", ".data/timers.db"))
+        return cls(host, int(port), database, targets)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    return timers.timer_id(now(), secrets.token_bytes(10))
+
+
+def main() -> None:
+    """Serve until SIGTERM or Ctrl-C; what can't be started ends with one sentence and status 1."""
+    try:
+        settings = Settings.read(os.environ)
+        store = SqliteStore(settings.database)
+    except (BadSetting, Unusable) as error:
+        sys.exit(str(error))
+    try:
+        server = Server(application(app, now), settings.host, settings.port)
+    except OSError as error:
+        store.close()
+        sys.exit(f"Port {settings.port} of {settings.host} can't be used: {error.strerror}.")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    terminal.attach()
+    run(settings, store, server, stop)
+
+
+def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.Event) -> None:
+    """Take up what an earlier process left, then fire and serve until `stop` is set."""
+    engine = Engine(store, now)
+    sender = WebhookSender(settings.targets)
+    service = Service(store, engine, sender, clock=now, new_id=new_id, pause=time.sleep)
+    wiring.install(service, settings.targets)
+    for timer in store.claimed():
+        service.take_back(timer)
+    engine.start(service.deliver, lambda: service.sweep() + store.purge(now()) > 0)
+    threading.Thread(target=_serve, args=(server, stop), name="http", daemon=True).start()
+    _greet(settings.host, server.effective_port)
+    stop.wait()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # asked again, it ends at once
+    print("Finishing what is being sent …", flush=True)
+    # The engine first: what it is sending may be on its way to the receiver of this very server.
+    engine.stop()
+    server.finish()
+    store.close()
+
+
+def _serve(server: Server, stop: threading.Event) -> None:
+    try:
+        server.run()
+    finally:
+        stop.set()
+
+
+def _greet(host: str, port: int) -> None:
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(f"Timers is ready at {url}. Set a timer of 5 seconds and watch it arrive here:")
+    body = f'{{"seconds": 5, "url": "{url}/_receiver/hello"}}'
+    print(f"  curl {url}/timers -H 'content-type: application/json' -d '{body}'", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Alarm in one process: a heap of what fires next, one thread that waits for it, a pool that fires.
+
+Only the next timers to fire are in memory, at most `HEAP`; the rest wait in the store. `_horizon`
+is the border: whatever is due up to it is in the heap, whatever lies beyond is read when the heap
+runs low. So that no timer falls between, the border is raised *before* that reading, and a timer is
+compared with it *after* its commit: it is seen by one or by both.
+"""
+
+import heapq
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+
+from chalicelib import timers
+from chalicelib.errors import Unavailable
+from chalicelib.timers import Ring, Timer
+from embedded.sqlite import Position, SqliteStore, micros
+
+log = logging.getLogger(__name__)
+
+HEAP = 20_000
+"""The most rings that are read into memory at once."""
+
+SENDERS = 64
+"""How many webhooks are sent at the same time."""
+
+LONGEST_WAIT = 1.0
+"""Seconds after which the clock is read again, in case it was stepped or the machine slept."""
+
+LEASE = timedelta(hours=1)
+"""Far longer than any attempt: the file lock proves that the workers of a dead process are dead."""
+
+UPKEEP = 10.0
+"""Seconds between two sweeps."""
+
+BEHIND = timedelta(seconds=1)
+"""How late the next ring must be for the engine to count as behind."""
+
+STUCK = 10.0
+"""Seconds without a sign of life after which the firing loop counts as broken."""
+
+_BEGINNING: Position = (-(2**63), "")
+_END: Position = (2**63 - 1, "")
+
+
+class Engine:
+    """Rings for the timers of `store` by the wall time that `clock` returns."""
+
+    def __init__(self, store: SqliteStore, clock: Callable[[], datetime]) -> None:
+        self._store = store
+        self._clock = clock
+        self._heap: list[tuple[Position, Ring]] = []
+        self._horizon = _BEGINNING
+        self._changed = threading.Condition()
+        self._due: queue.Queue[Ring | None] = queue.Queue(maxsize=2 * SENDERS)
+        self._stopping = threading.Event()
+        self._low = threading.Event()
+        self._alive_at = time.monotonic()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, deliver: Callable[[Ring, datetime], None], upkeep: Callable[[], bool]) -> None:
+        """Begin to fire: call `deliver(ring, lease_until)` for what is due.
+
+        Call `upkeep` now and then, and soon again if it says that there was something to do.
+        """
+        self.refill()
+        self._start(self._release, "release")
+        self._start(self._fill, "fill")
+        self._start(lambda: self._keep_up(upkeep), "upkeep")
+        for number in range(SENDERS):
+            self._start(lambda: self._send(deliver), f"sender-{number}")
+
+    def stop(self) -> None:
+        """Finish what is being sent; leave the rest to the next start."""
+        self._stopping.set()
+        self._low.set()
+        with self._changed:
+            self._changed.notify_all()
+        for _ in range(SENDERS):
+            self._due.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def set(self, timer: Timer) -> None:
+        self.forward([timers.ring(timer)])
+
+    def clear(self, timer: Timer) -> None:
+        """Do nothing: the ring stays in the heap, and the store will not honour it."""
+
+    def forward(self, rings: Sequence[Ring]) -> None:
+        self._push((_position(ring), ring) for ring in rings)
+
+    def is_behind(self) -> bool:
+        """Say whether what is due already has to wait for a sender; it all gets its turn."""
+        with self._changed:
+            late = self._heap and self._heap[0][0][0] < micros(self._clock() - BEHIND)
+        return bool(late) or self._due.full()
+
+    def check(self) -> None:
+        if time.monotonic() - self._alive_at > STUCK and not self._due.full():
+            raise Unavailable("The firing loop does not respond.")
+
+    def pop_due(self) -> tuple[list[Ring], float]:
+        """Take what is due from the heap; return it and the seconds to wait for the next one."""
+        with self._changed:
+            now = micros(self._clock())
+            due: list[Ring] = []
+            while self._heap and self._heap[0][0][0] <= now and len(due) < SENDERS:
+                due.append(heapq.heappop(self._heap)[1])
+            if len(self._heap) < HEAP // 2 and self._horizon != _END:
+                self._low.set()
+            if due or not self._heap:
+                return due, 0.0 if due else LONGEST_WAIT
+            return due, min(LONGEST_WAIT, (self._heap[0][0][0] - now) / 1e6)
+
+    def refill(self) -> None:
+        """Read the next rings behind the horizon into the heap."""
+        with self._changed:
+            horizon, self._horizon = self._horizon, _END
+        try:
+            read = self._store.waiting(horizon, HEAP)
+        except Unavailable:
+            with self._changed:
+                self._horizon = min(self._horizon, horizon)
+            raise
+        self._push(read)
+        if len(read) == HEAP:
+            with self._changed:
+                self._horizon = min(self._horizon, read[-1][0])
+
+    def _push(self, entries: Iterable[tuple[Position, Ring]]) -> None:
+        with self._changed:
+            first = self._heap[0] if self._heap else None
+            for entry in entries:
+                if entry[0] <= self._horizon:
+                    heapq.heappush(self._heap, entry)
+            if len(self._heap) > 2 * HEAP:
+                # The far half goes back to where it is kept anyway.
+                self._heap = heapq.nsmallest(HEAP, self._heap)
+                self._horizon = self._heap[-1][0]
+            if self._heap and self._heap[0] is not first:
+                self._changed.notify_all()
+
+    def _start(self, loop: Callable[[], None], name: str) -> None:
+        thread = threading.Thread(target=loop, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _release(self) -> None:
+        while not self._stopping.is_set():
+            with self._changed:
+                due, seconds = self.pop_due()
+                if not due:
+                    self._changed.wait(seconds)
+            for ring in due:
+                self._due.put(ring)
+            self._alive_at = time.monotonic()
+
+    def _send(self, deliver: Callable[[Ring, datetime], None]) -> None:
+        while (ring := self._due.get()) is not None:
+            if self._stopping.is_set():
+                continue
+            try:
+                deliver(ring, self._clock() + LEASE)
+            except Unavailable as error:
+                log.warning("delivery put off", extra={"timer": ring.id, "error": str(error)})
+            except Exception:
+                # The claim stays, the sweep takes it back; this thread goes on for the others.
+                log.exception("delivery broke", extra={"timer": ring.id})
+
+    def _fill(self) -> None:
+        while self._low.wait() and not self._stopping.is_set():
+            self._low.clear()
+            try:
+                self.refill()
+            except Unavailable as error:
+                log.warning("refill put off", extra={"error": str(error)})
+                self._low.set()
+                self._stopping.wait(LONGEST_WAIT)
+
+    def _keep_up(self, upkeep: Callable[[], bool]) -> None:
+        found = False
+        while not self._stopping.wait(LONGEST_WAIT if found else UPKEEP):
+            try:
+                found = upkeep()
+            except Unavailable as error:
+                log.warning("sweep put off", extra={"error": str(error)})
+            except Exception:
+                log.exception("sweep broke")
+
+
+def _position(ring: Ring) -> Position:
+    return micros(ring.due_at), ring.id

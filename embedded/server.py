@@ -1,0 +1,166 @@
+"""HTTP for the embedded engine: waitress, Chalice's own gateway, and the built-in receiver.
+
+waitress reads requests without holding a thread for them, so slow clients keep nobody waiting, and
+bounds what it reads. The gateway turns each into the event that the views get on Lambda.
+"""
+
+import base64
+import logging
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+from chalice.app import Chalice, Response
+from chalice.config import Config
+from chalice.local import LocalChalice, LocalGateway, RouteMatcher
+from waitress.channel import HTTPChannel
+from waitress.server import TcpWSGIServer
+
+from chalicelib import api
+
+log = logging.getLogger(__name__)
+
+THREADS = 64
+"""How many requests are worked on at the same time; most of their time is waiting for the disk."""
+
+CONNECTIONS = 1000
+MAX_HEADER = 64 * 1024
+MAX_BODY = 10 * 1024 * 1024
+"""Bytes that are read at all, as on API Gateway; the API itself refuses far smaller bodies."""
+
+IDLE = 30
+"""Seconds after which a silent connection is closed."""
+
+PATIENCE = 30
+"""Seconds within which a request must have arrived whole."""
+
+RECEIVER = "/_receiver/"
+
+LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+"""The names under which a server without keys answers: no web page can get at it by another one."""
+
+Environ = dict[str, Any]
+StartResponse = Callable[[str, list[tuple[str, str]]], Any]
+Wsgi = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+
+class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
+    began = 0.0
+
+    def received(self, data: bytes) -> Any:
+        if self.request is None:
+            self.began = time.time()
+        return super().received(data)
+
+
+class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
+    """waitress, bound to an address and ready to `run`; port 0 takes a free one. Raises OSError."""
+
+    channel_class = _Channel
+
+    def __init__(self, wsgi: Wsgi, host: str, port: int) -> None:
+        super().__init__(
+            wsgi,
+            host=host,
+            port=port,
+            threads=THREADS,
+            connection_limit=CONNECTIONS,
+            channel_timeout=IDLE,
+            cleanup_interval=5,
+            max_request_header_size=MAX_HEADER,
+            max_request_body_size=MAX_BODY,
+            asyncore_use_poll=True,
+            log_socket_errors=False,
+            ident=None,
+        )
+
+    def maintenance(self, now: float) -> None:
+        """Close connections that are silent, as waitress does, and those that drip."""
+        super().maintenance(now)
+        for channel in self.active_channels.values():
+            if channel.request is not None and channel.began < now - PATIENCE:
+                channel.will_close = True
+
+    def finish(self) -> None:
+        """Answer the requests that are being worked on, and no more."""
+        self.task_dispatcher.shutdown()
+
+
+def application(app: Chalice, clock: Callable[[], datetime]) -> Wsgi:
+    """Return the WSGI application of a Chalice application and of the built-in receiver."""
+    # Chalice keeps the current request in one attribute; this class keeps one for each thread.
+    app.__class__ = LocalChalice
+    gateway = LocalGateway(app, Config())
+    routes = RouteMatcher(list(app.routes))
+
+    def handle(environ: Environ) -> dict[str, Any]:
+        refusal = _refusal(environ)
+        if refusal is not None:
+            return refusal.to_dict()
+        method, path = environ["REQUEST_METHOD"], environ["REQUEST_URI"]
+        if path.startswith(RECEIVER):
+            return _receive(environ, clock()).to_dict()
+        try:
+            allowed = app.routes[routes.match_route(path).route]
+        except ValueError:
+            return api.problem(HTTPStatus.NOT_FOUND, "There is nothing at this path.").to_dict()
+        if method not in allowed:
+            detail = f"{method} is not possible here."
+            headers = {"Allow": ", ".join(allowed)}
+            return api.problem(HTTPStatus.METHOD_NOT_ALLOWED, detail, None, headers).to_dict()
+        body = environ["wsgi.input"].read()
+        response: dict[str, Any] = gateway.handle_request(method, path, _headers(environ), body)
+        return response
+
+    def wsgi(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        response = handle(environ)
+        body = response["body"] or ""
+        content = base64.b64decode(body) if response.get("isBase64Encoded") else body.encode()
+        status = HTTPStatus(response["statusCode"])
+        headers = [*response["headers"].items(), ("Content-Length", str(len(content)))]
+        start_response(f"{status.value} {status.phrase}", headers)
+        return [content]
+
+    return wsgi
+
+
+def _headers(environ: Environ) -> dict[str, str]:
+    headers = {
+        name[5:].replace("_", "-").lower(): value
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    }
+    if "CONTENT_TYPE" in environ:
+        headers["content-type"] = environ["CONTENT_TYPE"]
+    return headers
+
+
+def _refusal(environ: Environ) -> Response | None:
+    if _hostname(environ.get("HTTP_HOST", "")) not in LOCAL_HOSTS:
+        detail = f"This server answers to {', '.join(sorted(LOCAL_HOSTS))} only."
+        return api.problem(HTTPStatus.MISDIRECTED_REQUEST, detail)
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is not None and _hostname(origin.partition("://")[2]) not in LOCAL_HOSTS:
+        return api.problem(HTTPStatus.FORBIDDEN, "Web pages of other hosts may not use this.")
+    return None
+
+
+def _hostname(authority: str) -> str | None:
+    try:
+        return urlsplit(f"//{authority}").hostname
+    except ValueError:
+        return None
+
+
+def _receive(environ: Environ, now: datetime) -> Response:
+    fields: dict[str, Any] = {"path": environ["REQUEST_URI"], "method": environ["REQUEST_METHOD"]}
+    try:
+        scheduled_at = datetime.fromisoformat(environ.get("HTTP_TIMER_SCHEDULED_AT", ""))
+        fields["lateness"] = (now - scheduled_at).total_seconds()
+    except (ValueError, TypeError):  # not one of ours
+        fields["lateness"] = None
+    log.info("webhook received", extra=fields)
+    return Response(body="", status_code=HTTPStatus.NO_CONTENT)

@@ -1,0 +1,318 @@
+"""Store on one SQLite file in WAL mode.
+
+All writes go through one thread, which commits together what arrives together: one fsync for many.
+A call returns once its transaction is committed. Reads have a connection for each thread.
+"""
+
+import fcntl
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from chalicelib import timers
+from chalicelib.errors import Unavailable
+from chalicelib.timers import Ring, Status, Timer
+
+BATCH = 500
+"""The most writes that share one transaction."""
+
+Position = tuple[int, str]
+"""Where a waiting timer stands in the order of firing: `wake_at` in microseconds, id."""
+
+MIGRATIONS = (
+    # The columns are what SQL must see; `timer` is the whole of it as JSON.
+    """
+    CREATE TABLE timers (
+        id TEXT PRIMARY KEY,
+        tenant TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        generation INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        wake_at INTEGER,      -- microseconds since 1970; see Timer.wake_at
+        expires_at INTEGER,   -- likewise
+        timer TEXT NOT NULL
+    );
+    CREATE INDEX timers_wake ON timers (wake_at, id, tenant, generation) WHERE wake_at IS NOT NULL;
+    CREATE INDEX timers_expiry ON timers (expires_at) WHERE expires_at IS NOT NULL;
+    CREATE TABLE health (checks INTEGER NOT NULL);
+    INSERT INTO health VALUES (0);
+    """,
+)
+"""What makes each version of the schema from the one before it; never edited, only added to."""
+
+T = TypeVar("T")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_decode = msgspec.json.Decoder(Timer).decode
+
+
+class Unusable(Exception):
+    """The database can't be opened; `str(error)` is one sentence for the operator."""
+
+
+class SqliteStore:
+    """Store on the SQLite file at `path`, which it makes if need be; raises Unusable.
+
+    A lock on a file beside it keeps a second process out until `close` or the end of this one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.resolve()
+        self._lock = _lock(self._path)
+        try:
+            _migrate(self._path)
+            self._writer = _Writer(self._path)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._local = threading.local()
+        self._readers: list[sqlite3.Connection] = []
+
+    def close(self) -> None:
+        """Finish what is being written, then let go of the file."""
+        self._writer.close()
+        for reader in self._readers:
+            reader.close()
+        os.close(self._lock)
+
+    def add(self, timer: Timer) -> bool:
+        row = _row(timer)
+        sql = (
+            "INSERT INTO timers (tenant, version, generation, status, wake_at, expires_at, timer,"
+            " id) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        )
+        return self._writer.call(lambda db: db.execute(sql, row).rowcount == 1)
+
+    def get(self, tenant: str, timer_id: str) -> Timer | None:
+        sql = "SELECT timer FROM timers WHERE id = ? AND tenant = ?"
+        rows = self._read(sql, (timer_id, tenant))
+        return _decode(rows[0][0]) if rows else None
+
+    def claim(self, ring: Ring, now: datetime, lease_until: datetime) -> Timer | None:
+        def write(db: sqlite3.Connection) -> Timer | None:
+            sql = "SELECT timer FROM timers WHERE id = ? AND tenant = ?"
+            row = db.execute(sql, (ring.id, ring.tenant)).fetchone()
+            claimed = timers.claim(_decode(row[0]), ring, now, lease_until) if row else None
+            return claimed if claimed is not None and _replace(db, claimed) else None
+
+        # A power cut that loses a claim leaves a timer that is due: it is sent again, as promised.
+        return self._writer.call(write, durable=False)
+
+    def replace(self, timer: Timer) -> bool:
+        return self._writer.call(lambda db: _replace(db, timer))
+
+    def remove(self, timer: Timer) -> bool:
+        sql = "DELETE FROM timers WHERE id = ? AND tenant = ? AND version = ?"
+        key = (timer.id, timer.tenant, timer.version)
+        return self._writer.call(lambda db: db.execute(sql, key).rowcount == 1)
+
+    def overdue(self, before: datetime, limit: int) -> list[Timer]:
+        sql = "SELECT timer FROM timers WHERE wake_at < ? ORDER BY wake_at, id LIMIT ?"
+        return [_decode(row[0]) for row in self._read(sql, (micros(before), limit))]
+
+    def check(self) -> None:
+        """Write, so that a full disk or a file gone read-only shows."""
+        sql = "UPDATE health SET checks = checks + 1"
+        self._writer.call(lambda db: db.execute(sql), durable=False)
+
+    def waiting(self, after: Position, limit: int) -> list[tuple[Position, Ring]]:
+        """Return the next rings to come behind a position, in their order."""
+        sql = (
+            "SELECT wake_at, id, tenant, generation FROM timers"
+            " WHERE wake_at >= ? AND (wake_at, id) > (?, ?) ORDER BY wake_at, id LIMIT ?"
+        )
+        rows = self._read(sql, (after[0], *after, limit))
+        return [((at, id), Ring(id, tenant, gen, _moment(at))) for at, id, tenant, gen in rows]
+
+    def claimed(self) -> list[Timer]:
+        """Return the timers that are being delivered; at start those whose worker has died."""
+        sql = "SELECT timer FROM timers WHERE wake_at IS NOT NULL AND status = ?"
+        return [_decode(row[0]) for row in self._read(sql, (Status.DELIVERING,))]
+
+    def purge(self, now: datetime, limit: int = 1000) -> int:
+        """Delete timers that expired before `now`; return how many."""
+        sql = "DELETE FROM timers WHERE id IN (SELECT id FROM timers WHERE expires_at < ? LIMIT ?)"
+        bounds = (micros(now), limit)
+        return self._writer.call(lambda db: db.execute(sql, bounds).rowcount, durable=False)
+
+    def _read(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
+        with _translated():
+            reader: sqlite3.Connection | None = getattr(self._local, "reader", None)
+            if reader is None:
+                reader = self._local.reader = _connect(self._path)
+                self._readers.append(reader)
+            return reader.execute(sql, parameters).fetchall()
+
+
+class _Write(NamedTuple):
+    do: Callable[[sqlite3.Connection], Any]
+    durable: bool
+    done: "Future[Any]"
+
+
+class _Writer:
+    """The one thread that writes."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = _connect(path)
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
+        self._thread.start()
+
+    def call(self, do: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
+        """Run `do` in a transaction and return its result after the commit.
+
+        A `durable` commit outlives a power cut, another one the end of the process only.
+        """
+        done: Future[T] = Future()
+        self._queue.put(_Write(do, durable, done))
+        with _translated():
+            return done.result()
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        self._db.close()
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            self._settle(batch)
+
+    def _settle(self, batch: list[_Write]) -> None:
+        try:
+            results = self._commit(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].done.set_exception(error)
+                return
+            # One write that can't be done must not fail those that happened to share its commit.
+            for write in batch:
+                self._settle([write])
+        else:
+            for write, result in zip(batch, results, strict=True):
+                write.done.set_result(result)
+
+    def _next_batch(self) -> list[_Write]:
+        batch: list[_Write] = []
+        while len(batch) < BATCH:
+            try:
+                write = self._queue.get(block=not batch)
+            except queue.Empty:
+                break
+            if write is None:
+                self._queue.put(None)
+                break
+            batch.append(write)
+        return batch
+
+    def _commit(self, batch: list[_Write]) -> list[Any]:
+        durable = any(write.durable for write in batch)
+        self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            results = [write.do(self._db) for write in batch]
+            self._db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # some errors have rolled it back already
+                self._db.execute("ROLLBACK")
+            raise
+        return results
+
+
+def _row(timer: Timer) -> tuple[Any, ...]:
+    return (
+        timer.tenant,
+        timer.version,
+        timer.generation,
+        timer.status,
+        None if timer.wake_at is None else micros(timer.wake_at),
+        None if timer.expires_at is None else micros(timer.expires_at),
+        msgspec.json.encode(timer).decode(),
+        timer.id,
+    )
+
+
+def _replace(db: sqlite3.Connection, timer: Timer) -> bool:
+    sql = (
+        "UPDATE timers SET tenant = ?, version = ?, generation = ?, status = ?, wake_at = ?,"
+        " expires_at = ?, timer = ? WHERE id = ? AND tenant = ? AND version = ?"
+    )
+    return db.execute(sql, (*_row(timer), timer.tenant, timer.version - 1)).rowcount == 1
+
+
+def micros(moment: datetime) -> int:
+    """Return the moment in microseconds since 1970, as the columns hold it."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def _moment(micros: int) -> datetime:
+    return _EPOCH + micros * _MICROSECOND
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise Unavailable(f"The database can't do this now: {error}.") from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode = WAL")
+    return db
+
+
+def _lock(path: Path) -> int:
+    # A file of its own: closing any descriptor of the database would drop SQLite's own locks.
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Unusable(f"The database {path} can't be written: {error.strerror}.") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise Unusable(f"The database {path} is in use by another process.") from error
+    return lock
+
+
+def _migrate(path: Path) -> None:
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        db = _connect(path)
+    except (OSError, sqlite3.Error) as error:
+        raise Unusable(f"The database {path} can't be written: {_why(error)}.") from error
+    try:
+        _upgrade(db, path)
+    except sqlite3.Error as error:
+        raise Unusable(f"The database {path} can't be used: {error}.") from error
+    finally:
+        db.close()
+
+
+def _upgrade(db: sqlite3.Connection, path: Path) -> None:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise Unusable(f"The database {path} is from a newer version of Timers (schema {version}).")
+    steps = "".join(MIGRATIONS[version:])
+    # Even with no step to take this writes, so that a read-only file shows at start.
+    db.executescript(
+        f"PRAGMA synchronous = FULL; BEGIN IMMEDIATE; {steps}"
+        f" PRAGMA user_version = {len(MIGRATIONS)}; COMMIT"
+    )
+
+
+def _why(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
