@@ -79,8 +79,7 @@ def main() -> None:
         store.close()
         sys.exit(f"Port {settings.port} of {settings.host} can't be used: {error.strerror}.")
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    _stop_on_signals(stop)
     terminal.attach()
     run(settings, store, server, stop)
 
@@ -97,13 +96,21 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
     threading.Thread(target=_serve, args=(server, stop), name="http", daemon=True).start()
     _greet(settings.host, server.effective_port)
     stop.wait()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)  # asked again, it ends at once
     print("Finishing what is being sent …", flush=True)
     # The engine first: what it is sending may be on its way to the receiver of this very server.
     engine.stop()
     server.finish()
     store.close()
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
+    def handle(*_: object) -> None:
+        stop.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)  # asked again, it ends at once
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
 
 
 def _serve(server: Server, stop: threading.Event) -> None:

@@ -109,7 +109,7 @@ def application(app: Chalice, clock: Callable[[], datetime]) -> Wsgi:
             return api.problem(HTTPStatus.NOT_FOUND, "There is nothing at this path.").to_dict()
         if method not in allowed:
             detail = f"{method} is not possible here."
-            headers = {"Allow": ", ".join(allowed)}
+            headers: api.Headers = {"Allow": ", ".join(allowed)}
             return api.problem(HTTPStatus.METHOD_NOT_ALLOWED, detail, None, headers).to_dict()
         body = environ["wsgi.input"].read()
         response: dict[str, Any] = gateway.handle_request(method, path, _headers(environ), body)

@@ -1,0 +1,114 @@
+"""Hand-written stand-ins for what the service needs from outside: smaller than the real things."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+from chalicelib import timers
+from chalicelib.errors import Unavailable
+from chalicelib.timers import Outcome, Ring, Timer
+
+START = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
+
+NO_CONTENT = Outcome(status=204, duration=0.01)
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self, now: datetime = START) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def forward(self, seconds: float) -> datetime:
+        self.now += timedelta(seconds=seconds)
+        return self.now
+
+
+class FakeStore:
+    """Store in a dict. `down` makes every call fail before it does anything."""
+
+    def __init__(self) -> None:
+        self.timers: dict[str, Timer] = {}
+        self.down = False
+
+    def add(self, timer: Timer) -> bool:
+        self.check()
+        return self.timers.setdefault(timer.id, timer) is timer
+
+    def get(self, tenant: str, timer_id: str) -> Timer | None:
+        self.check()
+        timer = self.timers.get(timer_id)
+        return timer if timer is not None and timer.tenant == tenant else None
+
+    def claim(self, ring: Ring, now: datetime, lease_until: datetime) -> Timer | None:
+        timer = self.get(ring.tenant, ring.id)
+        claimed = timers.claim(timer, ring, now, lease_until) if timer else None
+        return claimed if claimed is not None and self.replace(claimed) else None
+
+    def replace(self, timer: Timer) -> bool:
+        stored = self.get(timer.tenant, timer.id)
+        if stored is None or stored.version != timer.version - 1:
+            return False
+        self.timers[timer.id] = timer
+        return True
+
+    def remove(self, timer: Timer) -> bool:
+        stored = self.get(timer.tenant, timer.id)
+        if stored is None or stored.version != timer.version:
+            return False
+        del self.timers[timer.id]
+        return True
+
+    def overdue(self, before: datetime, limit: int) -> list[Timer]:
+        self.check()
+        waiting = [(t.wake_at, t.id, t) for t in self.timers.values() if t.wake_at is not None]
+        return [timer for wake_at, _, timer in sorted(waiting) if wake_at < before][:limit]
+
+    def check(self) -> None:
+        if self.down:
+            raise Unavailable("The fake store is down.")
+
+
+class FakeAlarm:
+    """Alarm that remembers what was set; a test rings by hand."""
+
+    def __init__(self) -> None:
+        self.rings: list[Ring] = []
+        self.cleared: list[Ring] = []
+        self.failure: Unavailable | None = None
+        self.behind = False
+
+    def set(self, timer: Timer) -> None:
+        self.check()
+        self.rings.append(timers.ring(timer))
+
+    def clear(self, timer: Timer) -> None:
+        self.check()
+        self.cleared.append(timers.ring(timer))
+
+    def forward(self, rings: Sequence[Ring]) -> None:
+        self.check()
+        self.rings.extend(rings)
+
+    def is_behind(self) -> bool:
+        return self.behind
+
+    def check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
+class FakeSender:
+    """Sender that remembers what was sent and answers with `outcome`; `during` runs in between."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Timer, datetime]] = []
+        self.outcome = NO_CONTENT
+        self.during: Callable[[], object] = lambda: None
+
+    def send(self, timer: Timer, at: datetime, timeout: timedelta) -> Outcome:
+        self.sent.append((timer, at))
+        self.during()
+        return self.outcome
