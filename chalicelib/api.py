@@ -118,7 +118,7 @@ def problem(
 ) -> Response:
     """Return an error as application/problem+json."""
     body = Problem(title=status.phrase, status=status, detail=detail, pointer=pointer)
-    return _json(body, status, {"Content-Type": "application/problem+json", **(headers or {})})
+    return _json(body, status, {**(headers or {}), "Content-Type": "application/problem+json"})
 
 
 def problems(view: Callable[P, Response]) -> Callable[P, Response]:
@@ -144,12 +144,13 @@ def own_errors_as_problems(response: Response) -> Response:
         return response
     status = HTTPStatus(response.status_code)
     detail = response.body.get("Message") if isinstance(response.body, dict) else None
-    return problem(status, f"{detail or status.phrase}.", None, response.headers)
+    sentence = (detail or status.phrase).removesuffix(".") + "."
+    return problem(status, sentence, None, response.headers)
 
 
 _ANY_ID = "00000000-0000-7000-8000-000000000000"
 
-_FIELD = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`")
+_FIELD = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 
 
@@ -175,11 +176,15 @@ def _read(request: Request | None, body_type: type[T]) -> T:
 def _invalid(message: str) -> errors.InvalidRequest:
     # msgspec: "Expected `int`, got `str` - at `$.retry.max_attempts`"
     what, _, path = message.partition(" - at `$")
-    steps = ["".join(step) for step in _STEP.findall(path)]
+    steps = ["".join(step) for step in _STEP.findall(path.removesuffix("`"))]
+    detail = f"{what} in {_pointer(steps) or 'the body'}."
     if field := _FIELD.fullmatch(what):
         steps.append(field[1])
-    pointer = "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)
-    return errors.InvalidRequest(f"{what} in {pointer or 'the body'}.", pointer)
+    return errors.InvalidRequest(detail, _pointer(steps))
+
+
+def _pointer(steps: list[str]) -> str:
+    return "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)
 
 
 def _error(error: errors.TimersError) -> Response:

@@ -22,7 +22,8 @@ try:
     from embedded.server import LOCAL_HOSTS, Server, application
     from embedded.sqlite import SqliteStore, Unusable
 except ModuleNotFoundError as missing:
-    sys.exit(f"{missing.name} is missing: run `make run`, or pip install -r requirements-run.txt.")
+    name = str(missing.name).partition(".")[0]
+    sys.exit(f"{name} is missing: run `make run`, or pip install -r requirements-run.txt.")
 
 
 class BadSetting(Exception):

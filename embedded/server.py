@@ -16,8 +16,11 @@ from urllib.parse import urlsplit
 from chalice.app import Chalice, Response
 from chalice.config import Config
 from chalice.local import LocalChalice, LocalGateway, RouteMatcher
+from waitress import wasyncore
 from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import TcpWSGIServer
+from waitress.task import ErrorTask
 
 from chalicelib import api
 
@@ -26,8 +29,12 @@ log = logging.getLogger(__name__)
 THREADS = 64
 """How many requests are worked on at the same time; most of their time is waiting for the disk."""
 
-CONNECTIONS = 1000
-MAX_HEADER = 64 * 1024
+CONNECTIONS = 500
+"""How many may be open; a process often has 1,024 files, and the database and webhooks need some."""
+
+MAX_HEADER = 10 * 1024
+"""Bytes, as on API Gateway; waitress takes a time to match spaces that grows with their square."""
+
 MAX_BODY = 10 * 1024 * 1024
 """Bytes that are read at all, as on API Gateway; the API itself refuses far smaller bodies."""
 
@@ -47,19 +54,47 @@ StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 Wsgi = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
+class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
+    def parse_header(self, header_plus: bytes) -> None:
+        try:
+            super().parse_header(header_plus)
+        except ValueError:  # `http://[/`, or a length of 5,000 digits
+            raise ParsingError("The target or the length can't be understood") from None
+
+
+class _ErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
+    """What waitress itself refuses, in the form of our errors."""
+
+    def execute(self) -> None:
+        error = self.request.error
+        answer = api.problem(HTTPStatus(error.code), f"{error.body.removesuffix('.')}.")
+        content = answer.body.encode()
+        self.status = f"{error.code} {error.reason}"
+        self.response_headers.extend(answer.headers.items())
+        self.set_close_on_finish()
+        self.content_length = len(content)
+        self.write(content)
+
+
 class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
+    parser_class = _Parser
+    error_task_class = _ErrorTask
     began = 0.0
+    """When the first of the request came that is arriving now."""
 
     def received(self, data: bytes) -> Any:
-        if self.request is None:
+        arriving = self.request
+        result = super().received(data)
+        if self.request is not arriving:
             self.began = time.time()
-        return super().received(data)
+        return result
 
 
 class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
     """waitress, bound to an address and ready to `run`; port 0 takes a free one. Raises OSError."""
 
     channel_class = _Channel
+    finished = False
 
     def __init__(self, wsgi: Wsgi, host: str, port: int) -> None:
         super().__init__(
@@ -84,9 +119,17 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
             if channel.request is not None and channel.began < now - PATIENCE:
                 channel.will_close = True
 
+    def run(self) -> None:
+        """Serve until `finish`."""
+        while not self.finished:
+            wasyncore.loop(self.adj.asyncore_loop_timeout, use_poll=True, map=self._map, count=1)
+        wasyncore.close_all(self._map)
+
     def finish(self) -> None:
         """Answer the requests that are being worked on, and no more."""
         self.task_dispatcher.shutdown()
+        # A thread that is still at work would write into what `run` closes.
+        self.finished = not self.task_dispatcher.threads
 
 
 def application(app: Chalice, clock: Callable[[], datetime]) -> Wsgi:
@@ -122,7 +165,7 @@ def application(app: Chalice, clock: Callable[[], datetime]) -> Wsgi:
         status = HTTPStatus(response["statusCode"])
         headers = [*response["headers"].items(), ("Content-Length", str(len(content)))]
         start_response(f"{status.value} {status.phrase}", headers)
-        return [content]
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [content]
 
     return wsgi
 
@@ -139,20 +182,26 @@ def _headers(environ: Environ) -> dict[str, str]:
 
 
 def _refusal(environ: Environ) -> Response | None:
-    if _hostname(environ.get("HTTP_HOST", "")) not in LOCAL_HOSTS:
+    target, found, rest = environ["REQUEST_URI"].partition("://")
+    asked = [environ.get("HTTP_HOST", "")]
+    if found and "/" not in target:  # the absolute form, whose host overrules the header
+        asked.append(rest.partition("/")[0])
+    if not all(_is_local(authority) for authority in asked):
         detail = f"This server answers to {', '.join(sorted(LOCAL_HOSTS))} only."
         return api.problem(HTTPStatus.MISDIRECTED_REQUEST, detail)
     origin = environ.get("HTTP_ORIGIN")
-    if origin is not None and _hostname(origin.partition("://")[2]) not in LOCAL_HOSTS:
+    if origin is not None and not _is_local(origin.partition("://")[2]):
         return api.problem(HTTPStatus.FORBIDDEN, "Web pages of other hosts may not use this.")
     return None
 
 
-def _hostname(authority: str) -> str | None:
+def _is_local(authority: str) -> bool:
     try:
-        return urlsplit(f"//{authority}").hostname
-    except ValueError:
-        return None
+        parts = urlsplit(f"//{authority}")
+        whole = parts.netloc == authority and parts.username is None and parts.port != 0
+    except ValueError:  # brackets that do not match, a port that is no number
+        return False
+    return whole and parts.hostname in LOCAL_HOSTS
 
 
 def _receive(environ: Environ, now: datetime) -> Response:

@@ -268,15 +268,14 @@ def _translated() -> Iterator[None]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
-    db.execute("PRAGMA journal_mode = WAL")
-    return db
+    return sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
 
 
 def _lock(path: Path) -> int:
     # A file of its own: closing any descriptor of the database would drop SQLite's own locks.
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            path.parent.mkdir(parents=True)
         lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise Unusable(f"The database {path} can't be written: {error.strerror}.") from error
@@ -306,6 +305,7 @@ def _upgrade(db: sqlite3.Connection, path: Path) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise Unusable(f"The database {path} is from a newer version of Timers (schema {version}).")
+    db.execute("PRAGMA journal_mode = WAL")  # stays with the file
     steps = "".join(MIGRATIONS[version:])
     # Even with no step to take this writes, so that a read-only file shows at start.
     db.executescript(

@@ -1,0 +1,169 @@
+"""The embedded server as its own process, and a receiver that remembers what arrives."""
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import requests
+
+ROOT = Path(__file__).parent.parent
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """Return this process's environment without Timers' settings but for those given."""
+    ours = {"HOST", "PORT", "TIMERS_DB", "ALLOWED_TARGETS"}
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    return {**kept, **settings}
+
+
+class Embedded:
+    """`python -m embedded` on a database and a free port; killed at the end if still running."""
+
+    def __init__(self, database: Path, settings: Mapping[str, str] | None = None) -> None:
+        self._settings = {"TIMERS_DB": str(database), "PORT": "0", **(settings or {})}
+        self.url = ""
+        self.lines: list[str] = []
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "embedded"],
+            cwd=ROOT,
+            env=environment(PYTHONWARNINGS="default", **self._settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._ready: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        ready = self._ready.get(timeout=60)
+        assert ready is not None, f"The server did not start: {self.lines}"
+        self.url = ready
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+            if match := re.match(r"Timers is ready at (http://\S+)\. ", line):
+                self._ready.put(match[1])
+        self._ready.put(None)
+
+    def create(self, seconds: int, url: str) -> dict[str, Any]:
+        """Return the timer that POST /timers answers with."""
+        body = {"seconds": seconds, "url": url}
+        answer = requests.post(f"{self.url}/timers", json=body, timeout=30)
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+    def read(self, timer_id: str) -> dict[str, Any]:
+        """Return the timer that GET /timers/{id} answers with."""
+        answer = requests.get(f"{self.url}/timers/{timer_id}", timeout=30)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def kill(self) -> None:
+        """Kill -9, and wait until it is gone."""
+        self.process.kill()
+        self._wait()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to stop; return its exit status."""
+        self.process.send_signal(number)
+        return self._wait()
+
+    def _wait(self) -> int:
+        status = self.process.wait(60)
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return status
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One request that the receiver got."""
+
+    at: datetime
+    id: str
+    path: str
+    body: bytes
+    headers: dict[str, str]
+
+
+class Receiver:
+    """An HTTP server on a free loopback port; `hold` runs before each answer of 200."""
+
+    def __init__(self, hold: Callable[[], object] = lambda: None) -> None:
+        self.arrivals: list[Arrival] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                now = datetime.now(UTC)
+                id = headers.get("webhook-id", "")
+                receiver.arrivals.append(Arrival(now, id, self.path, body, headers))
+                hold()
+                try:
+                    self.send_response(200)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                except OSError:
+                    pass  # the sender was killed meanwhile
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 1000
+            daemon_threads = True
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def ids(self) -> list[str]:
+        """Return the webhook-id of each arrival, in order."""
+        return [arrival.id for arrival in self.arrivals]
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Return as soon as the condition holds; fail the test if it does not in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "It did not happen in time."
+        time.sleep(0.01)

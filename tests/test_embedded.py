@@ -1,0 +1,353 @@
+"""The embedded engine whole: real process, real deadlines, real kill -9."""
+
+import random
+import re
+import shlex
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import datetime, timedelta
+from pathlib import Path
+from statistics import median
+
+import pytest
+import requests
+
+from chalicelib.errors import Conflict
+from chalicelib.service import Service
+from chalicelib.timers import DEFAULT_TENANT, Outcome, Timer
+from embedded.__main__ import new_id, now
+from embedded.engine import SENDERS, Engine
+from embedded.sqlite import MIGRATIONS, SqliteStore
+from tests.fakes import NO_CONTENT
+from tests.processes import ROOT, Embedded, Receiver, environment, wait_until
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "timers.db"
+
+
+def statuses(database: Path) -> dict[str, str]:
+    """Return the status of each timer in a database that no process has open."""
+    with closing(sqlite3.connect(database)) as db:
+        return dict(db.execute("SELECT id, status FROM timers").fetchall())
+
+
+@pytest.mark.e2e
+def test_fires_on_time(database: Path) -> None:
+    """20 timers of 1 to 3 s: none early, each once, with an empty body; the median within 50 ms of
+    its deadline and all within 2 s."""
+    with Embedded(database) as server, Receiver() as receiver:
+        delays = [1 + number % 3 for number in range(20)]
+        created = [server.create(delay, f"{receiver.url}/{{id}}") for delay in delays]
+        wait_until(lambda: len(receiver.arrivals) >= 20)
+        time.sleep(0.5)
+        arrivals = {arrival.id: arrival for arrival in receiver.arrivals}
+        assert len(receiver.arrivals) == len(arrivals) == 20
+        late = []
+        for timer in created:
+            arrival = arrivals[timer["id"]]
+            late.append((arrival.at - datetime.fromisoformat(timer["fire_at"])).total_seconds())
+            assert arrival.path == f"/{timer['id']}"
+            assert arrival.body == b""
+            assert arrival.headers["timer-attempt"] == "1"
+        assert min(late) >= 0
+        assert median(late) <= 0.05
+        assert max(late) <= 2
+        delivered = server.read(created[0]["id"])
+        assert (delivered["status"], delivered["time_left"]) == ("delivered", 0)
+        assert delivered["attempts"][0]["status"] == 200
+        assert not [line for line in server.lines if "Warning" in line or "Traceback" in line]
+
+
+@pytest.mark.e2e
+def test_counts_down(database: Path) -> None:
+    """GET says the whole seconds that are left, falling, and 0 once due."""
+    with Embedded(database) as server, Receiver() as receiver:
+        timer = server.create(2, receiver.url)
+        assert timer["time_left"] == 2
+        seen = [2]
+        end = time.monotonic() + 30
+        while seen[-1] > 0 and time.monotonic() < end:
+            seen.append(server.read(timer["id"])["time_left"])
+        assert seen == sorted(seen, reverse=True)
+        assert set(seen) == {2, 1, 0}
+
+
+@pytest.mark.e2e
+def test_fires_after_a_crash_what_fell_due_meanwhile(database: Path) -> None:
+    """200 timers pending, kill -9, past their deadlines a new start: 200 webhooks, each once."""
+    with Receiver() as receiver:
+        with Embedded(database) as server, ThreadPoolExecutor(16) as clients:
+            created = list(clients.map(lambda _: server.create(4, receiver.url), range(200)))
+            server.kill()
+        assert receiver.arrivals == []
+        last = max(datetime.fromisoformat(timer["fire_at"]) for timer in created)
+        time.sleep(max(0.0, (last - now()).total_seconds()))
+        with Embedded(database) as server:
+            wait_until(lambda: len(receiver.arrivals) >= 200)
+            wait_until(lambda: server.read(created[-1]["id"])["status"] == "delivered")
+            assert server.stop() == 0
+        assert Counter(receiver.ids()) == Counter(timer["id"] for timer in created)
+        assert set(statuses(database).values()) == {"delivered"}
+
+
+@pytest.mark.e2e
+def test_kill_in_the_middle_of_firing_loses_nothing(database: Path) -> None:
+    """kill -9 while webhooks are being sent: none is missing after the next start, and what is
+    repeated, under the same id, is only what was being sent."""
+    gate = threading.Event()
+    with Receiver(hold=lambda: gate.wait(0.2)) as receiver:
+        with Embedded(database) as server, ThreadPoolExecutor(16) as clients:
+            created = list(clients.map(lambda _: server.create(2, receiver.url), range(200)))
+            wait_until(lambda: len(receiver.arrivals) >= 100)
+            server.kill()
+        gate.set()
+        before = set(receiver.ids())
+        in_flight = {id for id, status in statuses(database).items() if status == "delivering"}
+        assert in_flight
+        assert len(in_flight) <= SENDERS
+        with Embedded(database) as server:
+            wait_until(lambda: set(receiver.ids()) == {timer["id"] for timer in created})
+            wait_until(lambda: "delivering" not in statuses_of(server, created))
+            assert server.stop() == 0
+        counts = Counter(receiver.ids())
+        repeated = {id for id, count in counts.items() if count > 1}
+        assert repeated <= in_flight
+        assert before - in_flight == {id for id in before if counts[id] == 1} - in_flight
+        assert set(statuses(database).values()) == {"delivered"}
+
+
+def statuses_of(server: Embedded, created: list[dict[str, object]]) -> set[str]:
+    return {server.read(str(timer["id"]))["status"] for timer in created}
+
+
+class RecordingSender:
+    """Sender that only remembers."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def send(self, timer: Timer, at: datetime, timeout: timedelta) -> Outcome:
+        self.sent.append(timer.id)
+        return NO_CONTENT
+
+
+def test_cancel_and_fire_never_both_happen(database: Path) -> None:
+    """500 cancels that race with the firing of their timer: a 2xx cancel, or a webhook."""
+    with closing(SqliteStore(database)) as store:
+        engine, sender = Engine(store, now), RecordingSender()
+        service = Service(store, engine, sender, clock=now, new_id=new_id, pause=time.sleep)
+        engine.start(service.deliver, lambda: False)
+        dice = random.Random(0)  # noqa: S311
+        jitters = [dice.uniform(-0.004, 0.012) for _ in range(500)]
+        cancelled: list[str] = []
+
+        def race(jitter: float) -> str:
+            timer = service.create(DEFAULT_TENANT, "https://x.test", timedelta(seconds=0.03))
+            time.sleep(max(0.0, (timer.deadline - now()).total_seconds() + jitter))
+            try:
+                service.cancel(DEFAULT_TENANT, timer.id)
+                cancelled.append(timer.id)
+            except Conflict:
+                pass
+            return timer.id
+
+        with ThreadPoolExecutor(8) as clients:
+            raced = set(clients.map(race, jitters))
+        wait_until(lambda: not [t for t in raced if service.get("default", t).wake_at])
+        engine.stop()
+        assert set(cancelled) | set(sender.sent) == raced
+        assert not set(cancelled) & set(sender.sent)
+        assert cancelled
+        assert sender.sent
+        assert max(Counter(sender.sent).values()) == 1
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stops_when_what_is_being_sent_is_finished(database: Path, number: signal.Signals) -> None:
+    """SIGTERM and Ctrl-C let a POST under way finish and record it, then end with status 0."""
+    gate = threading.Event()
+    with Embedded(database) as server, Receiver(hold=lambda: gate.wait(30)) as receiver:
+        timer, later = server.create(0, receiver.url), server.create(3600, receiver.url)
+        wait_until(lambda: receiver.arrivals)
+        server.process.send_signal(number)
+        wait_until(lambda: "Finishing what is being sent …" in server.lines)
+        gate.set()
+        assert server._wait() == 0
+        assert statuses(database) == {timer["id"]: "delivered", later["id"]: "scheduled"}
+
+
+@pytest.mark.e2e
+def test_the_curl_it_prints_works(database: Path) -> None:
+    """Paste, wait, see: the printed command sets a timer, and its arrival is shown."""
+    with Embedded(database) as server:
+        wait_until(lambda: len(server.lines) == 2)
+        command = server.lines[1]
+        argv = shlex.split(command.replace('"seconds": 5', '"seconds": 0'))
+        answer = subprocess.run([*argv, "-s"], capture_output=True, check=True, text=True)
+        assert '"status":"scheduled"' in answer.stdout
+        wait_until(lambda: [line for line in server.lines if "webhook received" in line])
+        line = next(line for line in server.lines if "webhook received" in line)
+        assert re.search(r"webhook received: POST /_receiver/hello, \d+ ms after its deadl", line)
+        wait_until(lambda: [line for line in server.lines if "webhook delivered" in line])
+
+
+def start(**settings: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m embedded` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "embedded"],
+        cwd=ROOT,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def one_sentence(ended: subprocess.CompletedProcess[str]) -> str:
+    """Return what a failed start said, after making sure that it is all and that it failed."""
+    assert ended.returncode == 1, ended
+    assert ended.stdout == ""
+    sentence = ended.stderr.strip()
+    assert sentence.count("\n") == 0
+    assert sentence.endswith(".")
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"PORT": "http"}, "PORT must be a number from 0 to 65535, not 'http'."),
+        ({"PORT": "65536"}, "PORT must be a number"),
+        ({"HOST": "0.0.0.0"}, "HOST=0.0.0.0 is not this machine alone"),  # noqa: S104
+        ({"HOST": "example.com"}, "HOST=example.com is not this machine alone"),
+        ({"ALLOWED_TARGETS": "10.0.0.1/8"}, "ALLOWED_TARGETS"),
+        ({"TIMERS_DB": "/dev/null/timers.db"}, "can't be written: Not a directory."),
+        ({"TIMERS_DB": "/"}, "can't be written: Is a directory."),
+    ],
+)
+def test_bad_setting_is_one_sentence(database: Path, settings: dict[str, str], words: str) -> None:
+    """A setting that can't be used ends the start with one sentence and status 1."""
+    assert words in one_sentence(start(**{"TIMERS_DB": str(database), "PORT": "0", **settings}))
+
+
+def test_port_in_use_is_one_sentence(database: Path) -> None:
+    """A taken port is named, and the database is let go."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        said = one_sentence(start(TIMERS_DB=str(database), PORT=port))
+    assert said == f"Port {port} of 127.0.0.1 can't be used: Address already in use."
+    SqliteStore(database).close()
+
+
+def test_database_in_use_is_one_sentence(database: Path) -> None:
+    """A second process on the same file is told so."""
+    with closing(SqliteStore(database)):
+        said = one_sentence(start(TIMERS_DB=str(database), PORT="0"))
+    assert said == f"The database {database} is in use by another process."
+
+
+def test_database_of_a_newer_version_is_one_sentence(database: Path) -> None:
+    """A file that only a newer version understands is left alone."""
+    with closing(sqlite3.connect(database)) as db:
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    assert "newer version of Timers" in one_sentence(start(TIMERS_DB=str(database), PORT="0"))
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("sys.version_info = (3, 10, 0, 'final', 0)", "Timers needs Python 3.11 or newer; this"),
+        ("sys.modules['waitress'] = None", "waitress is missing: run `make run`, or pip install"),
+    ],
+)
+def test_unfit_python_is_one_sentence(program: str, words: str) -> None:
+    """An interpreter that is too old, or lacks what Timers needs, is told what to do."""
+    run = "runpy.run_module('embedded', run_name='__main__')"
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import runpy, sys; {program}; {run}"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert words in one_sentence(ended)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the Makefile and nothing made yet."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    for name in ("Makefile", "requirements.txt", "requirements-run.txt"):
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ('case "$2" in *version_info*) exit 1;; esac', "Timers needs Python 3.11 or newer"),
+        ('case "$2" in *ensurepip*) exit 1;; esac', "Python's venv module is missing: install it"),
+    ],
+)
+def test_make_says_what_python_lacks(checkout: Path, script: str, words: str) -> None:
+    """`make run` on an unfit Python says in one sentence what to install."""
+    python = checkout / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    ended = subprocess.run(
+        ["make", "run", f"PYTHON={python}"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = [line for line in ended.stderr.splitlines() if not line.startswith("make: ***")]
+    assert ended.returncode != 0
+    assert len(said) == 1
+    assert words in said[0]
+
+
+@pytest.mark.e2e
+def test_chalice_local_points_to_make_run(tmp_path: Path) -> None:
+    """Without AWS settings `chalice local` answers each request with one sentence."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    chalice = Path(sys.executable).with_name("chalice")
+    process = subprocess.Popen(
+        [chalice, "local", "--port", str(port)],
+        cwd=ROOT,
+        env=environment(AWS_DEFAULT_REGION="us-east-1"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        answers: list[requests.Response] = []
+
+        def answered() -> bool:
+            try:
+                answers.append(requests.get(f"http://127.0.0.1:{port}/health", timeout=5))
+            except requests.ConnectionError:
+                return False
+            return True
+
+        wait_until(answered)
+    finally:
+        process.kill()
+        process.wait()
+    assert answers[0].status_code == 503
+    assert answers[0].headers["content-type"] == "application/problem+json"
+    assert "`make run`" in answers[0].json()["detail"]

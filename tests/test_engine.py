@@ -1,0 +1,352 @@
+"""The embedded alarm: what is in memory, how long it waits, who sends, and what it survives."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from chalicelib import timers
+from chalicelib.errors import Unavailable
+from chalicelib.timers import Ring, Timer
+from embedded import engine as engine_module
+from embedded.engine import LONGEST_WAIT, Engine
+from embedded.sqlite import Position, SqliteStore
+from tests.fakes import START, Clock
+from tests.store_contract import SECOND, make, rung
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    with closing(SqliteStore(tmp_path / "timers.db")) as store:
+        yield store
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def engine(store: SqliteStore, clock: Clock) -> Engine:
+    """An engine that has read its store and is not running: tests call its steps."""
+    engine = Engine(store, clock)
+    engine.refill()
+    return engine
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let at most 10 rings be read into memory at once."""
+    monkeypatch.setattr(engine_module, "HEAP", 10)
+    return 10
+
+
+def add(store: SqliteStore, numbers: range) -> list[Timer]:
+    """Store timers that are due so many seconds after START."""
+    added = [make(number, number * SECOND) for number in numbers]
+    for timer in added:
+        store.add(timer)
+    return added
+
+
+def drain(engine: Engine, clock: Clock) -> list[Ring]:
+    """Return all that fires from now on, reading on whenever memory runs low."""
+    clock.forward(10**6)
+    rings: list[Ring] = []
+    while True:
+        due, _ = engine.pop_due()
+        rings += due
+        if engine._low.is_set():
+            engine._low.clear()
+            engine.refill()
+        elif not due:
+            return rings
+
+
+@pytest.mark.parametrize(
+    ("delay", "wait"),
+    [(0.25, 0.25), (0.000001, 0.000001), (0.999999, 0.999999), (1.5, LONGEST_WAIT), (-3, 0.0)],
+)
+def test_waits_exactly_until_the_next_deadline(engine: Engine, delay: float, wait: float) -> None:
+    """No polling period: the wait is the time that is left, at most LONGEST_WAIT."""
+    engine.set(make(1, timedelta(seconds=500)))
+    engine.set(make(2, timedelta(seconds=delay)))
+    due, seconds = engine.pop_due()
+    assert seconds == pytest.approx(wait, abs=1e-9)
+    assert len(due) == (delay <= 0)
+
+
+def test_waits_long_when_there_is_nothing(engine: Engine) -> None:
+    """With no timer it looks again after LONGEST_WAIT."""
+    assert engine.pop_due() == ([], LONGEST_WAIT)
+
+
+def test_releases_at_the_deadline_and_not_before(engine: Engine, clock: Clock) -> None:
+    """A ring leaves the heap at its moment, once."""
+    timer = make(1, 10 * SECOND)
+    engine.set(timer)
+    clock.forward(9.999999)
+    assert engine.pop_due()[0] == []
+    clock.forward(0.000001)
+    assert engine.pop_due()[0] == [rung(timer)]
+    assert engine.pop_due()[0] == []
+
+
+def test_clock_that_is_stepped_back_delays(engine: Engine, clock: Clock) -> None:
+    """When the clock falls back, what is no longer due waits again."""
+    engine.set(make(1, 10 * SECOND))
+    clock.forward(9)
+    engine.pop_due()
+    clock.forward(-3600)
+    assert engine.pop_due() == ([], LONGEST_WAIT)
+    clock.forward(3601)
+    assert len(engine.pop_due()[0]) == 1
+
+
+def test_a_sooner_timer_wakes_the_waiting_thread(engine: Engine) -> None:
+    """A timer that is due before all others is not waited past."""
+    engine.set(make(1, 100 * SECOND))
+    woken = threading.Event()
+    waiting = threading.Event()
+
+    def wait() -> None:
+        with engine._changed:
+            waiting.set()
+            if engine._changed.wait(10):
+                woken.set()
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    assert waiting.wait(10)
+    engine.set(make(2, 50 * SECOND))
+    waiter.join()
+    assert woken.is_set()
+
+
+def test_memory_is_bounded_on_reading(store: SqliteStore, clock: Clock, small: int) -> None:
+    """However many timers wait, at most HEAP are read."""
+    add(store, range(1, 100))
+    engine = Engine(store, clock)
+    engine.refill()
+    assert len(engine._heap) == small
+
+
+def test_memory_is_bounded_on_creating(engine: Engine, store: SqliteStore, small: int) -> None:
+    """However many timers are created, at most twice HEAP are kept in memory."""
+    for timer in add(store, range(100, 0, -1)):
+        engine.set(timer)
+        assert len(engine._heap) <= 2 * small
+
+
+@pytest.mark.parametrize("order", [range(1, 101), range(100, 0, -1)])
+def test_everything_fires_in_order_through_a_small_memory(
+    engine: Engine, store: SqliteStore, clock: Clock, small: int, order: range
+) -> None:
+    """Whatever was left on disk is read in time: all fire, oldest first, each at least once."""
+    for timer in add(store, order):
+        engine.set(timer)
+    rings = drain(engine, clock)
+    assert list(dict.fromkeys(rings)) == [
+        rung(timer) for timer in sorted(store.overdue(clock.now, 1000), key=lambda t: t.due_at)
+    ]
+
+
+def test_many_timers_of_one_moment_are_all_read(
+    store: SqliteStore, clock: Clock, small: int
+) -> None:
+    """More timers than fit in memory, due in the same microsecond, all fire."""
+    for number in range(55):
+        store.add(make(number, 5 * SECOND))
+    engine = Engine(store, clock)
+    engine.refill()
+    assert len(set(drain(engine, clock))) == 55
+
+
+@pytest.mark.parametrize("moment", ["before the read", "after the read"])
+@pytest.mark.parametrize("delay", [5, 25, 1000])
+def test_no_timer_falls_between_reading_and_creating(
+    store: SqliteStore,
+    clock: Clock,
+    small: int,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    delay: int,
+) -> None:
+    """A timer created while the refill reads, before or after its rows are fetched, fires."""
+    add(store, range(10, 40))
+    engine = Engine(store, clock)
+    late = make(9999, delay * SECOND)
+    read = store.waiting
+
+    def create() -> None:
+        store.add(late)
+        engine.set(late)
+
+    def waiting(after: Position, limit: int) -> list[tuple[Position, Ring]]:
+        if moment == "before the read":
+            create()
+        rows = read(after, limit)
+        if moment == "after the read":
+            create()
+        monkeypatch.undo()
+        monkeypatch.setattr(engine_module, "HEAP", small)
+        return rows
+
+    monkeypatch.setattr(store, "waiting", waiting)
+    engine.refill()
+    assert rung(late) in drain(engine, clock)
+
+
+def test_a_refill_that_fails_is_done_again(
+    store: SqliteStore, clock: Clock, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the store can't be read for a moment, nothing is skipped."""
+    added = add(store, range(1, 40))
+    engine = Engine(store, clock)
+
+    def waiting(after: Position, limit: int) -> list[tuple[Position, Ring]]:
+        raise Unavailable("The database is locked.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "waiting", waiting)
+        with pytest.raises(Unavailable):
+            engine.refill()
+    engine.refill()
+    assert set(drain(engine, clock)) == {rung(timer) for timer in added}
+
+
+def test_is_behind_only_with_a_real_backlog(engine: Engine, clock: Clock) -> None:
+    """What is just due is no backlog; what has been due for a while is."""
+    assert not engine.is_behind()
+    engine.set(make(1, 10 * SECOND))
+    clock.forward(10.5)
+    assert not engine.is_behind()
+    clock.forward(1)
+    assert engine.is_behind()
+
+
+Deliver = Callable[[Ring, datetime], None]
+
+
+@pytest.fixture
+def running(engine: Engine) -> Iterator[Callable[..., Engine]]:
+    """Start the engine's threads with a given `deliver`; stop them in the end."""
+
+    def start(deliver: Deliver, upkeep: Callable[[], bool] = lambda: False) -> Engine:
+        engine.start(deliver, upkeep)
+        return engine
+
+    yield start
+    engine.stop()
+
+
+def test_senders_work_side_by_side(running: Callable[..., Engine]) -> None:
+    """A receiver that hangs does not keep another timer waiting."""
+    hang, other = threading.Event(), threading.Event()
+
+    def deliver(ring: Ring, lease_until: datetime) -> None:
+        if ring.id == make(1).id:
+            hang.wait(10)
+        else:
+            other.set()
+
+    engine = running(deliver)
+    engine.set(make(1, -SECOND))
+    engine.set(make(2, timedelta(0)))
+    assert other.wait(10)
+    hang.set()
+
+
+@pytest.mark.parametrize("fault", [Unavailable("disk"), RuntimeError("bug")])
+def test_a_sender_survives_what_goes_wrong(
+    running: Callable[..., Engine], fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delivery that breaks does not end the thread that made it."""
+    monkeypatch.setattr(engine_module, "SENDERS", 1)
+    done = threading.Event()
+
+    def deliver(ring: Ring, lease_until: datetime) -> None:
+        if ring.id == make(1).id:
+            raise fault
+        done.set()
+
+    engine = running(deliver)
+    engine.set(make(1, -SECOND))
+    engine.set(make(2, timedelta(0)))
+    assert done.wait(10)
+
+
+def test_stop_waits_for_what_is_being_sent(engine: Engine) -> None:
+    """Stopping lets a POST under way finish and starts no other."""
+    started, finish, finished = threading.Event(), threading.Event(), threading.Event()
+    count: list[Ring] = []
+
+    def deliver(ring: Ring, lease_until: datetime) -> None:
+        count.append(ring)
+        started.set()
+        finish.wait(10)
+        finished.set()
+
+    engine.start(deliver, lambda: False)
+    engine.set(make(1, -SECOND))
+    assert started.wait(10)
+    stopper = threading.Thread(target=engine.stop)
+    stopper.start()
+    assert engine._stopping.wait(10)
+    engine.set(make(2, -SECOND))
+    finish.set()
+    stopper.join()
+    assert finished.is_set()
+    assert count == [rung(make(1, -SECOND))]
+
+
+def test_upkeep_goes_on_when_it_fails(
+    running: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep that can't be done is done at the next turn."""
+    monkeypatch.setattr(engine_module, "UPKEEP", 0.01)
+    monkeypatch.setattr(engine_module, "LONGEST_WAIT", 0.01)
+    done = threading.Event()
+    faults: list[Exception] = [Unavailable("disk"), RuntimeError("bug")]
+
+    def upkeep() -> bool:
+        if faults:
+            raise faults.pop()
+        done.set()
+        return True
+
+    running(lambda ring, lease_until: None, upkeep)
+    assert done.wait(10)
+
+
+def test_check_tells_a_loop_that_is_stuck(engine: Engine) -> None:
+    """An engine whose firing thread shows no sign of life fails its check."""
+    engine.check()
+    engine._alive_at -= engine_module.STUCK + 1
+    with pytest.raises(Unavailable):
+        engine.check()
+
+
+def test_lease_outlives_every_attempt(running: Callable[..., Engine], clock: Clock) -> None:
+    """The engine gives each claim a lease far longer than a POST may take."""
+    leases: list[datetime] = []
+    done = threading.Event()
+
+    def deliver(ring: Ring, lease_until: datetime) -> None:
+        leases.append(lease_until)
+        done.set()
+
+    running(deliver).set(make(1, -SECOND))
+    assert done.wait(10)
+    assert leases == [START + engine_module.LEASE]
+
+
+def test_ring_position_is_that_of_the_store(store: SqliteStore) -> None:
+    """Memory and disk order timers alike, or the horizon would mean two things."""
+    timer = make(7, timedelta(seconds=3, microseconds=141))
+    store.add(timer)
+    assert store.waiting((0, ""), 1) == [(engine_module._position(rung(timer)), rung(timer))]
+    assert timers.ring(timer).due_at == timer.wake_at

@@ -1,0 +1,420 @@
+"""The use cases, on fakes and a clock that stands until it is moved."""
+
+from datetime import timedelta
+
+import pytest
+
+from chalicelib import retry, timers
+from chalicelib.errors import (
+    AlarmRefused,
+    Conflict,
+    DeliveryUnderWay,
+    TimerNotFound,
+    Unavailable,
+)
+from chalicelib.service import LEASE_MARGIN, SWEEP_AGAIN, SWEEP_GRACE, WEBHOOK_TIMEOUT, Service
+from chalicelib.timers import DEFAULT_TENANT, Outcome, Ring, Status, Timer
+from tests.fakes import NO_CONTENT, Clock, FakeAlarm, FakeSender, FakeStore
+
+URL = "https://example.com/hook"
+MINUTE = timedelta(minutes=1)
+LEASE = timedelta(minutes=5)
+
+
+class World:
+    """A service on fakes, and what a test does with it."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.store = FakeStore()
+        self.alarm = FakeAlarm()
+        self.sender = FakeSender()
+        self.pauses = 0
+        self._ids = iter(f"timer-{number}" for number in range(10_000))
+        self.service = Service(
+            self.store,
+            self.alarm,
+            self.sender,
+            clock=self.clock,
+            new_id=lambda: next(self._ids),
+            pause=self.pause,
+        )
+
+    def pause(self, seconds: float) -> None:
+        self.pauses += 1
+        self.clock.forward(seconds)
+
+    def create(self, seconds: float = 60) -> Timer:
+        return self.service.create(DEFAULT_TENANT, URL, timedelta(seconds=seconds))
+
+    def read(self, timer: Timer) -> Timer:
+        return self.service.get(DEFAULT_TENANT, timer.id)
+
+    def cancel(self, timer: Timer) -> Timer:
+        return self.service.cancel(DEFAULT_TENANT, timer.id)
+
+    def ring(self, ring: Ring) -> None:
+        self.service.deliver(ring, self.clock.now + LEASE)
+
+    def sent(self) -> list[str]:
+        return [timer.id for timer, _ in self.sender.sent]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_create_stores_and_arms(world: World) -> None:
+    """A new timer is stored with its deadline, and its alarm set."""
+    timer = world.create(90)
+    assert world.read(timer) == timer
+    assert timer.deadline - timer.created_at == timedelta(seconds=90)
+    assert world.alarm.rings == [timers.ring(timer)]
+
+
+def test_create_says_no_when_it_is_not_stored(world: World) -> None:
+    """Without a store there is no timer, no alarm, and the caller is told."""
+    world.store.down = True
+    with pytest.raises(Unavailable):
+        world.create()
+    assert world.alarm.rings == []
+
+
+def test_create_holds_although_the_alarm_can_not_be_set(world: World) -> None:
+    """Once stored the answer is yes; the sweep sets the alarm as soon as that works."""
+    world.alarm.failure = Unavailable("throttled")
+    timer = world.create(3600)
+    assert not world.read(timer).armed
+    world.alarm.failure = None
+    world.clock.forward(SWEEP_GRACE.total_seconds() + 1)
+    assert world.service.sweep() == 1
+    assert world.read(timer).armed
+    assert world.alarm.rings == [timers.ring(timer)]
+    assert world.service.sweep() == 0
+
+
+def test_create_is_taken_back_when_the_alarm_is_refused(world: World) -> None:
+    """A definite refusal takes the timer back, so that the error is true."""
+    world.alarm.failure = AlarmRefused("no access")
+    with pytest.raises(AlarmRefused):
+        world.create()
+    assert world.store.timers == {}
+
+
+def test_get_knows_no_other_tenants_timers(world: World) -> None:
+    """Another tenant's timer is not found, as if it did not exist."""
+    timer = world.create()
+    for call in (world.service.get, world.service.cancel, world.service.redrive):
+        with pytest.raises(TimerNotFound):
+            call("stranger", timer.id)
+
+
+def test_get_forgets_the_expired(world: World) -> None:
+    """After the retention a finished timer is not found, even if it is still stored."""
+    timer = world.cancel(world.create())
+    world.clock.forward(timers.RETENTION.total_seconds())
+    with pytest.raises(TimerNotFound):
+        world.read(timer)
+
+
+def test_deliver_sends_and_records(world: World) -> None:
+    """A due timer is sent once and delivered, with its lateness and outcome on it."""
+    timer = world.create(60)
+    world.clock.forward(60.25)
+    world.ring(timers.ring(timer))
+    after = world.read(timer)
+    assert after.status is Status.DELIVERED
+    assert [(a.number, a.lateness, a.outcome) for a in after.attempts] == [(1, 0.25, NO_CONTENT)]
+
+
+def test_deliver_sends_once_for_repeated_rings(world: World) -> None:
+    """A second ring of the same generation does nothing."""
+    timer = world.create(0)
+    for _ in range(3):
+        world.ring(timers.ring(timer))
+    assert world.sent() == [timer.id]
+
+
+def test_deliver_is_never_early(world: World) -> None:
+    """A ring before its time is forwarded, not sent and not dropped."""
+    timer = world.create(60)
+    world.clock.forward(59.999)
+    world.ring(timers.ring(timer))
+    assert world.sent() == []
+    assert world.alarm.rings == [timers.ring(timer)] * 2
+
+
+def test_deliver_does_not_believe_an_alarm_that_lies(world: World) -> None:
+    """A ring that claims to be due before its timer is sends nothing."""
+    timer = world.create(60)
+    world.ring(Ring(timer.id, timer.tenant, timer.generation, world.clock.now))
+    assert world.sent() == []
+    assert world.read(timer) == timer
+
+
+def test_deliver_ignores_what_is_gone(world: World) -> None:
+    """A ring for an unknown or removed timer does nothing."""
+    world.ring(Ring("unknown", DEFAULT_TENANT, 1, world.clock.now))
+    assert world.sent() == []
+
+
+def test_failed_attempt_ends_the_timer(world: World) -> None:
+    """An attempt that fails leaves the timer failed, with the reason on it."""
+    timer = world.create(0)
+    world.sender.outcome = Outcome(error="connect", detail="Connection refused")
+    world.ring(timers.ring(timer))
+    after = world.read(timer)
+    assert (after.status, after.failure) == (Status.FAILED, "connect: Connection refused")
+
+
+def test_cancel_wins_over_an_alarm_on_its_way(world: World) -> None:
+    """After a cancel was answered, no ring sends anything, and the alarm is taken back."""
+    timer = world.create(60)
+    assert world.cancel(timer).status is Status.CANCELLED
+    assert world.alarm.cleared == [timers.ring(timer)]
+    world.clock.forward(61)
+    world.ring(timers.ring(timer))
+    assert world.sent() == []
+
+
+def test_cancel_may_be_repeated(world: World) -> None:
+    """The second cancel answers as the first did and changes nothing."""
+    timer = world.create(60)
+    assert world.cancel(timer) == world.cancel(timer)
+    assert len(world.alarm.cleared) == 1
+
+
+def test_cancel_holds_although_the_alarm_can_not_be_cleared(world: World) -> None:
+    """The store decides: an alarm left over rings for nothing."""
+    timer = world.create(60)
+    world.alarm.failure = Unavailable("throttled")
+    assert world.cancel(timer).status is Status.CANCELLED
+
+
+def test_cancel_is_refused_while_the_webhook_is_sent(world: World) -> None:
+    """During the POST a cancel is a conflict to be asked again: it can't be promised."""
+    timer = world.create(0)
+    refused: list[Exception] = []
+
+    def cancel() -> None:
+        with pytest.raises(DeliveryUnderWay) as caught:
+            world.cancel(timer)
+        refused.append(caught.value)
+
+    world.sender.during = cancel
+    world.ring(timers.ring(timer))
+    assert len(refused) == 1
+    with pytest.raises(Conflict, match="delivered"):
+        world.cancel(timer)
+
+
+def test_reschedule_moves_the_moment(world: World) -> None:
+    """The old alarm sends nothing, the new one sends; the old one is taken back."""
+    timer = world.create(60)
+    moved = world.service.reschedule(DEFAULT_TENANT, timer.id, timer.deadline + MINUTE)
+    assert world.alarm.rings[-1] == timers.ring(moved)
+    assert world.alarm.cleared == [timers.ring(timer)]
+    world.clock.forward(120)
+    world.ring(timers.ring(timer))
+    assert world.sent() == []
+    world.ring(timers.ring(moved))
+    assert world.sent() == [timer.id]
+
+
+def test_reschedule_holds_although_the_alarm_can_not_be_set(world: World) -> None:
+    """The stored moment counts; the sweep sets its alarm later."""
+    timer = world.create(60)
+    world.alarm.failure = Unavailable("throttled")
+    moved = world.service.reschedule(DEFAULT_TENANT, timer.id, timer.deadline + MINUTE)
+    assert world.read(timer).deadline == moved.deadline
+    world.alarm.failure = None
+    world.clock.forward(SWEEP_GRACE.total_seconds() + 1)
+    assert world.service.sweep() == 1
+    assert world.alarm.rings[-1] == timers.ring(moved)
+
+
+def test_redrive_sends_a_failed_timer_again(world: World) -> None:
+    """A failed timer is due again at once, under the same id."""
+    timer = world.create(0)
+    world.sender.outcome = Outcome(status=500)
+    world.ring(timers.ring(timer))
+    world.sender.outcome = NO_CONTENT
+    again = world.service.redrive(DEFAULT_TENANT, timer.id)
+    world.ring(timers.ring(again))
+    after = world.read(timer)
+    assert after.status is Status.DELIVERED
+    assert [attempt.number for attempt in after.attempts] == [1, 2]
+    with pytest.raises(Conflict):
+        world.service.redrive(DEFAULT_TENANT, timer.id)
+
+
+def test_changes_start_over_when_they_race(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change that lost its race is decided again on what is stored now."""
+    timer = world.create(60)
+    real_replace = world.store.replace
+
+    def replace(changed: Timer) -> bool:
+        monkeypatch.undo()
+        world.service.reschedule(DEFAULT_TENANT, timer.id, timer.deadline + MINUTE)
+        return real_replace(changed)
+
+    monkeypatch.setattr(world.store, "replace", replace)
+    assert world.cancel(timer).generation == 2
+    assert world.read(timer).status is Status.CANCELLED
+
+
+def test_stalled_worker_sends_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is held up until too little of its lease is left does not start the POST."""
+    timer = world.create(0)
+    lease_until = world.clock.now + LEASE
+    real_claim = world.store.claim
+
+    def slow_claim(*args: object) -> Timer | None:
+        claimed = real_claim(*args)  # type: ignore[arg-type]
+        world.clock.now = lease_until - WEBHOOK_TIMEOUT - LEASE_MARGIN + timedelta(microseconds=1)
+        return claimed
+
+    monkeypatch.setattr(world.store, "claim", slow_claim)
+    world.service.deliver(timers.ring(timer), lease_until)
+    assert world.sent() == []
+    assert world.read(timer).status is Status.DELIVERING
+
+
+def test_stalled_worker_records_nothing(world: World) -> None:
+    """A worker whose lease ran out during the POST changes nothing: another one has taken over."""
+    timer = world.create(0)
+
+    def stall() -> None:
+        world.sender.during = lambda: None
+        world.clock.forward((LEASE + SWEEP_GRACE).total_seconds() + 1)
+        assert world.service.sweep() == 1
+        world.ring(world.alarm.rings[-1])
+
+    world.sender.during = stall
+    world.ring(timers.ring(timer))
+    after = world.read(timer)
+    assert after.status is Status.DELIVERED
+    assert [a.outcome for a in after.attempts] == [retry.WORKER_LOST, NO_CONTENT]
+
+
+def test_clock_stepped_back_sends_nothing_early(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the clock falls back behind the deadline between claim and POST, nothing is sent."""
+    timer = world.create(60)
+    world.clock.forward(60)
+    real_claim = world.store.claim
+
+    def claim(*args: object) -> Timer | None:
+        claimed = real_claim(*args)  # type: ignore[arg-type]
+        world.clock.forward(-1)
+        return claimed
+
+    monkeypatch.setattr(world.store, "claim", claim)
+    world.ring(timers.ring(timer))
+    assert world.sent() == []
+
+
+def test_outcome_is_recorded_after_an_outage(world: World) -> None:
+    """A store that is down for a while after the POST still gets the outcome: no second send."""
+    timer = world.create(0)
+
+    def outage() -> None:
+        world.store.down = True
+
+    def pause(seconds: float) -> None:
+        world.pause(seconds)
+        world.store.down = world.pauses < 3
+
+    world.sender.during = outage
+    world.service._pause = pause
+    world.ring(timers.ring(timer))
+    assert world.pauses == 3
+    assert world.read(timer).status is Status.DELIVERED
+    assert world.sent() == [timer.id]
+
+
+def test_outcome_is_given_up_with_the_lease(world: World) -> None:
+    """When the lease ends before the store is back, the fault escapes and the claim is left."""
+    timer = world.create(0)
+
+    def outage() -> None:
+        world.store.down = True
+
+    world.sender.during = outage
+    with pytest.raises(Unavailable):
+        world.ring(timers.ring(timer))
+    world.store.down = False
+    assert world.read(timer).status is Status.DELIVERING
+
+
+def test_sweep_leaves_the_punctual_alone(world: World) -> None:
+    """What is not overdue by more than the grace is not touched."""
+    timer = world.create(60)
+    world.clock.forward(60 + SWEEP_GRACE.total_seconds())
+    assert world.service.sweep() == 0
+    assert world.read(timer) == timer
+
+
+def test_sweep_rings_for_the_forgotten_once(world: World) -> None:
+    """A timer whose alarm never rang is rung for, and then left alone for a while."""
+    timer = world.create(60)
+    world.alarm.rings.clear()
+    world.clock.forward(60 + SWEEP_GRACE.total_seconds() + 1)
+    assert (world.service.sweep(), world.service.sweep()) == (1, 0)
+    assert world.alarm.rings == [timers.ring(timer)]
+    world.clock.forward((SWEEP_AGAIN + SWEEP_GRACE).total_seconds() + 1)
+    assert world.service.sweep() == 1
+    world.ring(world.alarm.rings[-1])
+    assert world.sent() == [timer.id]
+
+
+def test_sweep_finds_more_than_one_batch(world: World) -> None:
+    """However many are overdue, one sweep rings for all of them, oldest first."""
+    created = [world.create(second) for second in range(250)]
+    world.alarm.rings.clear()
+    world.clock.forward(3600)
+    assert world.service.sweep() == 250
+    assert world.alarm.rings == [timers.ring(timer) for timer in created]
+
+
+def test_sweep_adds_nothing_when_the_alarm_is_behind(world: World) -> None:
+    """With a backlog on the way, more rings would only multiply it; lost claims are still freed."""
+    waiting, claimed = world.create(60), world.create(60)
+    world.clock.forward(60)
+    world.store.claim(timers.ring(claimed), world.clock.now, world.clock.now + MINUTE)
+    world.alarm.rings.clear()
+    world.alarm.behind = True
+    world.clock.forward(3600)
+    assert world.service.sweep() == 1
+    assert [ring.id for ring in world.alarm.rings] == [claimed.id]
+    assert world.read(waiting).wake_at == waiting.wake_at
+
+
+def test_timer_that_kills_its_worker_ends_as_failed(world: World) -> None:
+    """Each lost worker counts as an attempt, so it does not go on for ever."""
+    timer = world.create(0)
+    rounds = 0
+    while world.read(timer).status is not Status.FAILED:
+        rounds += 1
+        ring = world.alarm.rings[-1]
+        assert world.store.claim(ring, world.clock.now, world.clock.now + MINUTE)
+        world.clock.forward((MINUTE + SWEEP_GRACE).total_seconds() + 1)
+        world.service.sweep()
+    assert rounds == retry.MAX_ATTEMPTS
+    after = world.read(timer)
+    assert after.failure is not None
+    assert after.failure.startswith("worker lost")
+
+
+@pytest.mark.parametrize("part", ["store", "alarm"])
+def test_check_fails_with_either_part(world: World, part: str) -> None:
+    """The service works only if both its store and its alarm do."""
+    world.service.check()
+    if part == "store":
+        world.store.down = True
+    else:
+        world.alarm.failure = Unavailable("stuck")
+    with pytest.raises(Unavailable):
+        world.service.check()

@@ -1,0 +1,341 @@
+"""SqliteStore: the contract, group commit, durability, and files it can't use."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from chalicelib import timers
+from chalicelib.errors import Unavailable
+from chalicelib.service import Store
+from chalicelib.timers import DEFAULT_TENANT, Status, Timer
+from embedded import sqlite
+from embedded.sqlite import MIGRATIONS, SqliteStore, Unusable, micros
+from tests.fakes import START
+from tests.store_contract import HOUR, SECOND, StoreContract, make, rung
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "timers.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SqliteStore]:
+    with closing(SqliteStore(path)) as store:
+        yield store
+
+
+class TestSqliteStore(StoreContract):
+    """The contract, on a real file."""
+
+    @pytest.fixture
+    def store(self, path: Path) -> Iterator[SqliteStore]:
+        with closing(SqliteStore(path)) as store:
+            yield store
+
+    def expire(self, store: Store, now: object) -> None:
+        assert isinstance(store, SqliteStore)
+        assert isinstance(now, type(START))
+        store.purge(now)
+
+
+def statements(store: SqliteStore) -> list[str]:
+    """Return the list that the writer's SQL is written to from now on."""
+    seen: list[str] = []
+    store._writer._db.set_trace_callback(seen.append)
+    return seen
+
+
+def held(store: SqliteStore) -> threading.Event:
+    """Hold the writer inside a transaction of its own until the event is set."""
+    entered, go = threading.Event(), threading.Event()
+
+    def hold(db: sqlite3.Connection) -> None:
+        entered.set()
+        assert go.wait(10)
+
+    threading.Thread(target=lambda: store._writer.call(hold, durable=False)).start()
+    assert entered.wait(10)
+    return go
+
+
+def wait_for_queue(store: SqliteStore, length: int) -> None:
+    """Return when so many writes wait for the writer."""
+    for _ in range(1000):
+        if store._writer._queue.qsize() >= length:
+            return
+        threading.Event().wait(0.01)
+    pytest.fail(f"{length} writes never came")
+
+
+def test_commits_together_what_arrives_together(store: SqliteStore) -> None:
+    """Writes that wait while another is committed share one durable transaction."""
+    with ThreadPoolExecutor(20) as clients:
+        go = held(store)
+        added = [clients.submit(store.add, make(number)) for number in range(20)]
+        wait_for_queue(store, 20)
+        seen = statements(store)
+        go.set()
+        assert all(future.result() for future in added)
+    assert seen.count("COMMIT") == 2  # the one that was held, and the one for all of them
+    assert "PRAGMA synchronous = FULL" in seen
+
+
+@pytest.mark.parametrize(
+    ("write", "level"),
+    [("add", "FULL"), ("replace", "FULL"), ("remove", "FULL"), ("claim", "NORMAL")],
+)
+def test_waits_for_the_disk_except_for_claims(store: SqliteStore, write: str, level: str) -> None:
+    """All that was promised to somebody is synced; a claim alone need not be."""
+    timer = make(1)
+    store.add(timer)
+    seen = statements(store)
+    match write:
+        case "add":
+            store.add(make(2))
+        case "replace":
+            store.replace(timers.cancel(timer, START))
+        case "remove":
+            store.remove(timer)
+        case "claim":
+            store.claim(rung(timer), timer.due_at, timer.due_at + HOUR)
+    assert seen[0] == f"PRAGMA synchronous = {level}"
+    with closing(sqlite3.connect(store._path)) as other:
+        assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_answers_after_the_commit(store: SqliteStore, path: Path) -> None:
+    """What `add` has confirmed, another connection sees."""
+    timer = make()
+    store.add(timer)
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT id FROM timers").fetchall() == [(timer.id,)]
+
+
+def test_one_bad_write_fails_alone(store: SqliteStore) -> None:
+    """A write that can't be done does not take down those that share its transaction."""
+
+    def bad(db: sqlite3.Connection) -> None:
+        db.execute("INSERT INTO nowhere VALUES (1)")
+
+    with ThreadPoolExecutor(3) as clients:
+        go = held(store)
+        good = [clients.submit(store.add, make(number)) for number in (1, 2)]
+        broken = clients.submit(store._writer.call, bad)
+        wait_for_queue(store, 3)
+        go.set()
+        assert all(future.result() for future in good)
+        with pytest.raises(Unavailable, match="nowhere"):
+            broken.result()
+    assert store.get(DEFAULT_TENANT, make(1).id) is not None
+
+
+def test_full_disk_is_unavailable_until_there_is_room(store: SqliteStore) -> None:
+    """With no room left writes raise Unavailable and store nothing; afterwards all is well."""
+    store.add(make(1))
+
+    def limit(pages: int) -> None:
+        store._writer._db.execute(f"PRAGMA max_page_count = {pages}")
+
+    limit(1)
+    with pytest.raises(Unavailable, match="full"):
+        all(store.add(make(number)) for number in range(2, 1000))
+    stored = store.overdue(START + 10 * HOUR, 2000)
+    limit(1_000_000)
+    assert store.add(make(5000))
+    assert len(store.overdue(START + 10 * HOUR, 2000)) == len(stored) + 1
+    store.check()
+
+
+def test_waiting_reads_in_order_of_firing_and_leaves_nothing_out(store: SqliteStore) -> None:
+    """Reading on from the last position gives each timer once, even where moments are equal."""
+    delays = [5, 1, 3, 3, 3, 3, 2]
+    stored = [make(number, delay * SECOND) for number, delay in enumerate(delays)]
+    for timer in stored:
+        store.add(timer)
+    position, seen = (-(2**63), ""), []
+    while page := store.waiting(position, 2):
+        assert len(page) <= 2
+        position = page[-1][0]
+        seen += [ring for _, ring in page]
+    assert seen == [rung(t) for t in sorted(stored, key=lambda t: (t.due_at, t.id))]
+
+
+def test_waiting_uses_its_index(store: SqliteStore) -> None:
+    """With a million timers a refill must not read or sort them all."""
+    plan = store._read(
+        "EXPLAIN QUERY PLAN SELECT wake_at, id, tenant, generation FROM timers"
+        " WHERE wake_at >= 5 AND (wake_at, id) > (5, 'x') ORDER BY wake_at, id LIMIT 10",
+        (),
+    )
+    assert [row[3] for row in plan] == [
+        "SEARCH timers USING COVERING INDEX timers_wake (wake_at>?)"
+    ]
+
+
+def test_claimed_are_those_being_delivered(store: SqliteStore) -> None:
+    """At start the store names what a dead process was sending."""
+    waiting, sending = make(1), make(2)
+    store.add(waiting)
+    store.add(sending)
+    claimed = store.claim(rung(sending), sending.due_at, sending.due_at + HOUR)
+    assert store.claimed() == [claimed]
+
+
+def test_purge_deletes_only_the_expired(store: SqliteStore) -> None:
+    """Finished timers go after the retention; everything else stays."""
+    waiting, finished = make(1), make(2)
+    store.add(waiting)
+    store.add(finished)
+    store.replace(timers.cancel(finished, START))
+    assert store.purge(START + timers.RETENTION) == 0
+    assert store.purge(START + timers.RETENTION + SECOND) == 1
+    assert store.get(DEFAULT_TENANT, waiting.id) == waiting
+    assert store.get(DEFAULT_TENANT, finished.id) is None
+
+
+def test_outlives_the_process(path: Path) -> None:
+    """A confirmed timer is there after the process was killed with no chance to tidy up."""
+    timer = make()
+    program = (
+        "import os, sys; from pathlib import Path; from embedded.sqlite import SqliteStore;"
+        "from tests.store_contract import make; store = SqliteStore(Path(sys.argv[1]));"
+        "store.add(make()); os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+    assert killed.returncode == -9
+    with closing(SqliteStore(path)) as store:
+        assert store.get(DEFAULT_TENANT, timer.id) == timer
+
+
+def test_keeps_a_second_process_out(store: SqliteStore, path: Path) -> None:
+    """While one process has the file, another can't open it, under whatever name."""
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    for name in (path, link):
+        with pytest.raises(Unusable, match="in use by another process"):
+            SqliteStore(name)
+
+
+def test_lets_go_when_closed(path: Path) -> None:
+    """After close, and after a start that failed, the file can be opened."""
+    SqliteStore(path).close()
+    SqliteStore(path).close()
+
+
+def test_file_is_for_its_owner_only(store: SqliteStore, path: Path) -> None:
+    """The database and what lies beside it can be read by nobody else: it will hold secrets."""
+    store.add(make())
+    for file in path.parent.iterdir():
+        assert file.stat().st_mode & 0o077 == 0, file
+
+
+def unwritable(tmp_path: Path) -> Path:
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "timers.db"
+
+
+def no_database(tmp_path: Path) -> Path:
+    (tmp_path / "timers.db").write_text("This is a letter to my grandmother. " * 100)
+    return tmp_path / "timers.db"
+
+
+def newer(tmp_path: Path) -> Path:
+    with closing(sqlite3.connect(tmp_path / "timers.db")) as db:
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    return tmp_path / "timers.db"
+
+
+@pytest.mark.parametrize(
+    ("make_file", "sentence"),
+    [
+        (unwritable, "can't be written: Not a directory"),
+        (lambda tmp_path: tmp_path, "can't be written: Is a directory"),
+        (no_database, "file is not a database"),
+        (newer, "is from a newer version of Timers"),
+    ],
+)
+def test_says_why_it_can_not_be_used(tmp_path: Path, make_file: object, sentence: str) -> None:
+    """A file that can't be used is one sentence, and stays as it was."""
+    path: Path = make_file(tmp_path)  # type: ignore[operator]
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(Unusable, match=sentence) as caught:
+        SqliteStore(path)
+    assert str(caught.value).count("\n") == 0
+    assert before is None or path.read_bytes() == before
+
+
+def test_read_only_database_is_refused_at_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that can be read but not written shows when it is opened, not at the first timer."""
+    SqliteStore(path).close()
+    connect = sqlite3.connect
+
+    def read_only(database: object, **options: object) -> sqlite3.Connection:
+        options["uri"] = True
+        return connect(f"file:{database}?mode=ro", **options)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    with pytest.raises(Unusable, match="readonly"):
+        SqliteStore(path)
+
+
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS) + 1))
+def test_opens_databases_of_every_version(tmp_path: Path, version: int) -> None:
+    """A database of each released version is brought up to date with all its timers."""
+    path = tmp_path / "timers.db"
+    shutil.copy(DATA / f"timers-v{version}.db", path)
+    with closing(SqliteStore(path)) as store:
+        assert store._read("PRAGMA user_version", ())[0][0] == len(MIGRATIONS)
+        rows = store._read("SELECT id, status FROM timers", ())
+        assert {status for _, status in rows} == set(Status)
+        for id, status in rows:
+            timer = store.get(DEFAULT_TENANT, id)
+            assert isinstance(timer, Timer)
+            assert timer.status == status
+
+
+def test_migration_is_all_or_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that fails leaves the database as it was, to be opened by the version before."""
+    SqliteStore(path).close()
+    broken = (*MIGRATIONS, "CREATE TABLE extra (x); SELECT * FROM nowhere;")
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite, "MIGRATIONS", broken)
+        with pytest.raises(Unusable, match="nowhere"):
+            SqliteStore(path)
+    with closing(SqliteStore(path)) as store:
+        assert store._read("SELECT name FROM sqlite_master WHERE name = 'extra'", ()) == []
+
+
+def test_moments_keep_their_microseconds() -> None:
+    """A column holds a moment exactly, also before 1970 and centuries ahead."""
+    for moment in (START, START.replace(microsecond=999_999), START.replace(year=1969, day=1)):
+        assert sqlite._moment(micros(moment)) == moment
+    assert micros(START + timedelta(microseconds=1)) == micros(START) + 1
+
+
+def test_closing_waits_for_what_is_written(path: Path) -> None:
+    """A write that was handed in before `close` is done before the file is let go."""
+    store = SqliteStore(path)
+    go = held(store)
+    with ThreadPoolExecutor(2) as clients:
+        added = clients.submit(store.add, make())
+        wait_for_queue(store, 1)
+        closing_store = clients.submit(store.close)
+        go.set()
+        assert added.result()
+        closing_store.result()
+    assert os.path.exists(path)  # noqa: PTH110

@@ -1,0 +1,164 @@
+"""Hypothesis drives the service through anything that may happen, and checks the promises."""
+
+from datetime import timedelta
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from chalicelib.errors import Conflict, TimerNotFound, Unavailable
+from chalicelib.service import SWEEP_GRACE
+from chalicelib.timers import DEFAULT_TENANT, FINAL, Outcome, Ring, Status, Timer
+from tests.fakes import NO_CONTENT
+from tests.test_service import LEASE, World
+
+SECONDS = st.integers(0, 400)
+OUTCOMES = st.sampled_from([NO_CONTENT, Outcome(status=500), Outcome(error="timeout")])
+
+
+class Killed(Exception):
+    """The process died here."""
+
+
+class Machine(RuleBasedStateMachine):
+    """Alarms ring in any order, twice, late, early, or not at all; workers die at any point."""
+
+    created = Bundle("created")
+    rings = Bundle("rings")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.void_since: dict[str, int] = {}
+        self.crashes: dict[str, int] = {}
+        self.seen: dict[str, Timer] = {}
+
+    @rule(target=created, seconds=SECONDS)
+    def create(self, seconds: int) -> str:
+        return self.world.create(seconds).id
+
+    @rule(timer_id=created)
+    def cancel(self, timer_id: str) -> None:
+        if self._allowed(lambda: self.world.service.cancel(DEFAULT_TENANT, timer_id)):
+            self.void_since[timer_id] = len(self.world.sender.sent)
+
+    @rule(timer_id=created, seconds=SECONDS)
+    def reschedule(self, timer_id: str, seconds: int) -> None:
+        deadline = self.world.clock.now + timedelta(seconds=seconds)
+        self._allowed(lambda: self.world.service.reschedule(DEFAULT_TENANT, timer_id, deadline))
+
+    @rule(timer_id=created)
+    def redrive(self, timer_id: str) -> None:
+        self._allowed(lambda: self.world.service.redrive(DEFAULT_TENANT, timer_id))
+
+    @rule(target=rings, index=st.integers(0, 1000))
+    def alarm_goes_off(self, index: int) -> Ring | None:
+        rings = self.world.alarm.rings
+        return rings[index % len(rings)] if rings else None
+
+    @rule(ring=rings, outcome=OUTCOMES)
+    def deliver(self, ring: Ring | None, outcome: Outcome) -> None:
+        if ring is not None:
+            self.world.sender.outcome = outcome
+            self.world.ring(ring)
+
+    @rule(ring=consumes(rings))
+    def worker_dies_while_sending(self, ring: Ring | None) -> None:
+        if ring is None:
+            return
+
+        def die() -> None:
+            raise Killed
+
+        self.world.sender.during = die
+        try:
+            self.world.ring(ring)
+        except Killed:
+            self.crashes[ring.id] = self.crashes.get(ring.id, 0) + 1
+        self.world.sender.during = lambda: None
+
+    @rule(ring=rings, seconds=st.integers(0, 1000))
+    def worker_stalls_while_sending(self, ring: Ring | None, seconds: int) -> None:
+        if ring is None:
+            return
+        started = self.world.clock.now
+
+        def stall() -> None:
+            self.world.sender.during = lambda: None
+            self.world.clock.forward(seconds)
+            self.sweep()
+
+        self.world.sender.during = stall
+        self.world.ring(ring)
+        self.world.sender.during = lambda: None
+        if self.world.clock.now > started + LEASE:
+            self.crashes[ring.id] = self.crashes.get(ring.id, 0) + 1
+
+    @rule(seconds=st.integers(1, 500))
+    def time_passes(self, seconds: int) -> None:
+        self.world.clock.forward(seconds)
+
+    @rule()
+    def sweep(self) -> None:
+        self.world.service.sweep()
+
+    @rule(seconds=SECONDS)
+    def alarms_can_not_be_set(self, seconds: int) -> None:
+        self.world.alarm.failure = Unavailable("throttled")
+        self.world.create(seconds)
+        self.world.alarm.failure = None
+
+    @invariant()
+    def nothing_was_early(self) -> None:
+        assert all(at >= timer.due_at for timer, at in self.world.sender.sent)
+
+    @invariant()
+    def nothing_was_sent_after_a_cancel(self) -> None:
+        for timer_id, sent_before in self.void_since.items():
+            later = self.world.sender.sent[sent_before:]
+            assert timer_id not in [timer.id for timer, _ in later]
+
+    @invariant()
+    def numbers_only_grow(self) -> None:
+        for timer_id, timer in self.world.store.timers.items():
+            before = self.seen.get(timer_id, timer)
+            assert timer.generation >= before.generation
+            assert timer.attempt >= before.attempt
+            assert timer.version >= before.version
+            assert timer == before or timer.version > before.version
+            self.seen[timer_id] = timer
+
+    @invariant()
+    def no_second_success_without_a_crash(self) -> None:
+        for timer_id, timer in self.world.store.timers.items():
+            good = [a for a in timer.attempts if a.outcome.succeeded]
+            assert len(good) <= 1
+            assert not good or timer.status is Status.DELIVERED
+            sent = [t.attempt for t, _ in self.world.sender.sent if t.id == timer_id]
+            assert len(sent) == len(set(sent))
+
+    def teardown(self) -> None:
+        """However it went: once all alarms ring and the sweep runs, every timer is final."""
+        self.world.sender.outcome = NO_CONTENT
+        for _ in range(20):
+            self.world.clock.forward((LEASE + SWEEP_GRACE).total_seconds() * 2)
+            self.world.service.sweep()
+            rings, self.world.alarm.rings = self.world.alarm.rings, []
+            for ring in rings:
+                self.world.ring(ring)
+        for timer in self.world.store.timers.values():
+            assert timer.status in FINAL
+        self.nothing_was_early()
+        self.nothing_was_sent_after_a_cancel()
+
+    @staticmethod
+    def _allowed(change: object) -> bool:
+        try:
+            change()  # type: ignore[operator]
+        except (Conflict, TimerNotFound):
+            return False
+        return True
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
