@@ -81,8 +81,8 @@ def main() -> None:
         sys.exit(f"Port {settings.port} of {settings.host} can't be used: {error.strerror}.")
     stop = threading.Event()
     _stop_on_signals(stop)
-    terminal.attach()
-    run(settings, store, server, stop)
+    with terminal.attached():
+        run(settings, store, server, stop)
 
 
 def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.Event) -> None:

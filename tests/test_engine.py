@@ -15,6 +15,7 @@ from embedded import engine as engine_module
 from embedded.engine import LONGEST_WAIT, Engine
 from embedded.sqlite import Position, SqliteStore
 from tests.fakes import START, Clock
+from tests.processes import wait_until
 from tests.store_contract import SECOND, make, rung
 
 
@@ -279,27 +280,27 @@ def test_a_sender_survives_what_goes_wrong(
     assert done.wait(10)
 
 
-def test_stop_waits_for_what_is_being_sent(engine: Engine) -> None:
-    """Stopping lets a POST under way finish and starts no other."""
-    started, finish, finished = threading.Event(), threading.Event(), threading.Event()
+def test_stop_waits_for_what_is_being_sent(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopping lets a POST under way finish and starts none that waits for a sender."""
+    monkeypatch.setattr(engine_module, "SENDERS", 1)
+    started, finish = threading.Event(), threading.Event()
     count: list[Ring] = []
 
     def deliver(ring: Ring, lease_until: datetime) -> None:
-        count.append(ring)
         started.set()
         finish.wait(10)
-        finished.set()
+        count.append(ring)
 
     engine.start(deliver, lambda: False)
     engine.set(make(1, -SECOND))
     assert started.wait(10)
+    engine.set(make(2, -SECOND))
+    wait_until(lambda: engine._due.qsize() == 1)
     stopper = threading.Thread(target=engine.stop)
     stopper.start()
     assert engine._stopping.wait(10)
-    engine.set(make(2, -SECOND))
     finish.set()
     stopper.join()
-    assert finished.is_set()
     assert count == [rung(make(1, -SECOND))]
 
 
