@@ -14,8 +14,12 @@ log = logging.getLogger(__name__)
 WEBHOOK_TIMEOUT = timedelta(seconds=30)
 """The longest that one POST may take, from name resolution to the last byte."""
 
-LEASE_MARGIN = timedelta(seconds=5)
-"""A POST starts only if its timeout and this much of the lease remain, to record the outcome."""
+MARGIN = timedelta(seconds=5)
+"""How long before its worker's end a POST must be over, to be recorded, and how long after that end
+the lease lasts, for clocks that differ."""
+
+WAITED_OUT = timedelta(seconds=5)
+"""A ring that is earlier than this is forwarded; one less early is waited out."""
 
 SWEEP_GRACE = timedelta(seconds=30)
 """How long a timer may be overdue before the sweep takes it for forgotten."""
@@ -23,7 +27,10 @@ SWEEP_GRACE = timedelta(seconds=30)
 SWEEP_AGAIN = timedelta(minutes=5)
 """How long the sweep then leaves it alone."""
 
-SWEEP_BATCH = 100
+SWEEP_BATCH = 500
+
+SWEEP_LIMIT = 20_000
+"""The most that one sweep rings for: more would only wait, and be rung for again meanwhile."""
 
 RECORD_PAUSE = 0.5
 """Seconds between two tries to record an outcome while the store does not answer."""
@@ -50,8 +57,11 @@ class Store(Protocol):
     def replace(self, timer: Timer) -> bool:
         """Write the timer if the stored version is `timer.version - 1`; say whether it was."""
 
+    def replace_all(self, changed: Sequence[Timer]) -> list[Timer]:
+        """Do `replace` for each; return those that were written, in their order."""
+
     def remove(self, timer: Timer) -> bool:
-        """Delete the timer if it is stored in this very version; say whether it was."""
+        """Delete the timer if it is stored in this very version; say whether it is gone."""
 
     def overdue(self, before: datetime, limit: int) -> list[Timer]:
         """Return timers with `wake_at` before that moment, longest overdue first."""
@@ -74,7 +84,10 @@ class Alarm(Protocol):
         """Take back the alarm of this generation, as far as that goes."""
 
     def forward(self, rings: Sequence[Ring]) -> None:
-        """Ring again when each is due, at once if it is; no lasting alarm is set for it."""
+        """Ring again when each is due, at once if it is; no lasting alarm is set for it.
+
+        A ring that was forwarded too often is dropped, for the sweep to find its timer.
+        """
 
     def is_behind(self) -> bool:
         """Say whether so much is due already that the sweep should add nothing."""
@@ -165,35 +178,45 @@ class Service:
         _log("timer redriven", after)
         return after
 
-    def deliver(self, ring: Ring, lease_until: datetime) -> None:
+    def fire(self, ring: Ring) -> None:
+        """Answer an alarm that went off ahead of time, or behind it to make sure: ring when due."""
+        timer = self._store.get(ring.tenant, ring.id)
+        if timer is None or timer.status not in timers.WAITING or timers.ring(timer) != ring:
+            _log_ignored(ring)
+            return
+        self._alarm.forward([ring])
+
+    def deliver(self, ring: Ring, ends_at: datetime) -> None:
         """Answer an alarm: claim the timer, post its webhook, record what came of it.
 
-        `lease_until` is when this worker is certainly dead. Only Unavailable escapes, and then the
+        `ends_at` is when this worker will be gone, at the latest. Only Unavailable escapes; then the
         alarm may ring again.
         """
-        now = self._clock()
-        if now < ring.due_at:
+        if ring.due_at - self._clock() > WAITED_OUT:
             self._alarm.forward([ring])
             return
-        timer = self._store.claim(ring, now, lease_until)
+        while (early := ring.due_at - self._clock()) > timedelta(0):
+            self._pause(early.total_seconds())
+        timer = self._store.claim(ring, self._clock(), ends_at + MARGIN)
         if timer is None:
-            log.info("alarm ignored", extra={"timer": ring.id, "generation": ring.generation})
+            _log_ignored(ring)
             return
         at = self._clock()
-        if not timer.due_at <= at <= lease_until - WEBHOOK_TIMEOUT - LEASE_MARGIN:
+        if not timer.due_at <= at <= ends_at - WEBHOOK_TIMEOUT - MARGIN:
             # The worker was held up, or the clock stepped back: the sweep takes the claim back.
             _log("claim abandoned", timer, logging.WARNING)
             return
         outcome = self._sender.send(timer, at, WEBHOOK_TIMEOUT)
         self._record(timer, outcome, at)
 
-    def sweep(self) -> int:
-        """Look after every timer that its alarm has forgotten; return how many there were.
+    def sweep(self, until: datetime) -> int:
+        """Look after timers that their alarm has forgotten, until that moment; return how many.
 
         Those are the overdue, those whose alarm could not be set, and those whose worker is lost.
         """
         found = 0
-        while batch := self._store.overdue(self._clock() - SWEEP_GRACE, SWEEP_BATCH):
+        while found < SWEEP_LIMIT and self._clock() < until:
+            batch = self._store.overdue(self._clock() - SWEEP_GRACE, SWEEP_BATCH)
             revived = self._revive(batch)
             found += revived
             if not revived:
@@ -243,7 +266,7 @@ class Service:
             try:
                 return self._store.replace(after)
             except Unavailable:
-                if claimed.wake_at is None or self._clock() >= claimed.wake_at - LEASE_MARGIN:
+                if claimed.wake_at is None or self._clock() >= claimed.wake_at - MARGIN:
                     raise
                 self._pause(RECORD_PAUSE)
 
@@ -254,8 +277,7 @@ class Service:
             forgotten = []
         # First out of the sweep's sight, then rung: overlapping sweeps ring once.
         again_at = self._clock() + SWEEP_AGAIN
-        kept = [timers.postponed(timer, again_at) for timer in forgotten]
-        kept = [timer for timer in kept if self._store.replace(timer)]
+        kept = self._store.replace_all([timers.postponed(timer, again_at) for timer in forgotten])
         self._alarm.forward([timers.ring(timer) for timer in kept if timer.armed])
         for timer in kept:
             _log("timer revived", timer, logging.WARNING)
@@ -284,6 +306,10 @@ class Service:
         except Unavailable:
             # It will ring for an older generation or a finished timer, and do nothing.
             _log("alarm not cleared", timer, logging.WARNING)
+
+
+def _log_ignored(ring: Ring) -> None:
+    log.info("alarm ignored", extra={"timer": ring.id, "generation": ring.generation})
 
 
 def _log(event: str, timer: Timer, level: int = logging.INFO) -> None:

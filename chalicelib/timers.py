@@ -122,7 +122,7 @@ class Timer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     armed: bool = True
     """False if its alarm could not be set; the sweep then sets it."""
     expires_at: datetime | None = None
-    """When a finished timer is forgotten."""
+    """When a finished timer is forgotten, in whole seconds."""
 
     @property
     def target(self) -> str:
@@ -141,13 +141,15 @@ class Timer(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return max(0, ceil((self.deadline - now).total_seconds()))
 
 
-class Ring(Struct, frozen=True):
+class Ring(Struct, frozen=True, omit_defaults=True):
     """What an alarm says when it goes off: which timer, of which generation, due when."""
 
     id: str
     tenant: str
     generation: int
     due_at: datetime
+    hops: int = 0
+    """How often it has been forwarded."""
 
 
 def timer_id(at: datetime, entropy: bytes) -> str:
@@ -258,7 +260,8 @@ def _restarted(timer: Timer, deadline: datetime) -> Timer:
 
 
 def _ended(timer: Timer, status: Status, now: datetime, **changes: Any) -> Timer:
-    return _next(timer, status=status, wake_at=None, expires_at=now + RETENTION, **changes)
+    expires_at = (now + RETENTION).replace(microsecond=0)
+    return _next(timer, status=status, wake_at=None, expires_at=expires_at, **changes)
 
 
 def _require(timer: Timer, allowed: frozenset[Status] | set[Status], what: str) -> None:

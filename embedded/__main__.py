@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 try:
@@ -24,6 +24,10 @@ try:
 except ModuleNotFoundError as missing:
     name = str(missing.name).partition(".")[0]
     sys.exit(f"{name} is missing: run `make run`, or pip install -r requirements-run.txt.")
+
+
+UPKEEP = timedelta(seconds=10)
+"""How long one sweep may take before others that wait for the same thread have their turn."""
 
 
 class BadSetting(Exception):
@@ -93,7 +97,11 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
     wiring.install(service, settings.targets)
     for timer in store.claimed():
         service.take_back(timer)
-    engine.start(service.deliver, lambda: service.sweep() + store.purge(now()) > 0)
+
+    def upkeep() -> bool:
+        return service.sweep(now() + UPKEEP) + store.purge(now()) > 0
+
+    engine.start(service.deliver, upkeep)
     threading.Thread(target=_serve, args=(server, stop), name="http", daemon=True).start()
     _greet(settings.host, server.effective_port)
     stop.wait()

@@ -30,8 +30,9 @@ SENDERS = 64
 LONGEST_WAIT = 1.0
 """Seconds after which the clock is read again, in case it was stepped or the machine slept."""
 
-LEASE = timedelta(hours=1)
-"""Far longer than any attempt: the file lock proves that the workers of a dead process are dead."""
+END = timedelta(hours=1)
+"""When a sender counts as gone. Far longer than any attempt: the file lock proves that the senders
+of a dead process are dead, so nobody waits for this."""
 
 UPKEEP = 10.0
 """Seconds between two sweeps."""
@@ -62,7 +63,7 @@ class Engine:
         self._threads: list[threading.Thread] = []
 
     def start(self, deliver: Callable[[Ring, datetime], None], upkeep: Callable[[], bool]) -> None:
-        """Begin to fire: call `deliver(ring, lease_until)` for what is due.
+        """Begin to fire: call `deliver(ring, ends_at)` for what is due.
 
         Call `upkeep` now and then, and soon again if it says that there was something to do.
         """
@@ -164,7 +165,7 @@ class Engine:
             if self._stopping.is_set():
                 continue
             try:
-                deliver(ring, self._clock() + LEASE)
+                deliver(ring, self._clock() + END)
             except Unavailable as error:
                 log.warning("delivery put off", extra={"timer": ring.id, "error": str(error)})
             except Exception:

@@ -9,7 +9,7 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -111,10 +111,16 @@ class SqliteStore:
     def replace(self, timer: Timer) -> bool:
         return self._writer.call(lambda db: _replace(db, timer))
 
+    def replace_all(self, changed: Sequence[Timer]) -> list[Timer]:
+        return self._writer.call(lambda db: [timer for timer in changed if _replace(db, timer)])
+
     def remove(self, timer: Timer) -> bool:
-        sql = "DELETE FROM timers WHERE id = ? AND tenant = ? AND version = ?"
-        key = (timer.id, timer.tenant, timer.version)
-        return self._writer.call(lambda db: db.execute(sql, key).rowcount == 1)
+        def write(db: sqlite3.Connection) -> bool:
+            sql = "DELETE FROM timers WHERE id = ? AND tenant = ? AND version = ?"
+            db.execute(sql, (timer.id, timer.tenant, timer.version))
+            return not db.execute("SELECT 1 FROM timers WHERE id = ?", (timer.id,)).fetchone()
+
+        return self._writer.call(write)
 
     def overdue(self, before: datetime, limit: int) -> list[Timer]:
         sql = "SELECT timer FROM timers WHERE wake_at < ? ORDER BY wake_at, id LIMIT ?"

@@ -54,12 +54,14 @@ class FakeStore:
         self.timers[timer.id] = timer
         return True
 
+    def replace_all(self, changed: Sequence[Timer]) -> list[Timer]:
+        return [timer for timer in changed if self.replace(timer)]
+
     def remove(self, timer: Timer) -> bool:
         stored = self.get(timer.tenant, timer.id)
-        if stored is None or stored.version != timer.version:
-            return False
-        del self.timers[timer.id]
-        return True
+        if stored is not None and stored.version == timer.version:
+            del self.timers[timer.id]
+        return timer.id not in self.timers
 
     def overdue(self, before: datetime, limit: int) -> list[Timer]:
         self.check()

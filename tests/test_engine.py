@@ -85,7 +85,7 @@ def test_waits_long_when_there_is_nothing(engine: Engine) -> None:
     assert engine.pop_due() == ([], LONGEST_WAIT)
 
 
-def test_releases_at_the_deadline_and_not_before(engine: Engine, clock: Clock) -> None:
+def test_reends_at_the_deadline_and_not_before(engine: Engine, clock: Clock) -> None:
     """A ring leaves the heap at its moment, once."""
     timer = make(1, 10 * SECOND)
     engine.set(timer)
@@ -248,7 +248,7 @@ def test_senders_work_side_by_side(running: Callable[..., Engine]) -> None:
     """A receiver that hangs does not keep another timer waiting."""
     hang, other = threading.Event(), threading.Event()
 
-    def deliver(ring: Ring, lease_until: datetime) -> None:
+    def deliver(ring: Ring, ends_at: datetime) -> None:
         if ring.id == make(1).id:
             hang.wait(10)
         else:
@@ -269,7 +269,7 @@ def test_a_sender_survives_what_goes_wrong(
     monkeypatch.setattr(engine_module, "SENDERS", 1)
     done = threading.Event()
 
-    def deliver(ring: Ring, lease_until: datetime) -> None:
+    def deliver(ring: Ring, ends_at: datetime) -> None:
         if ring.id == make(1).id:
             raise fault
         done.set()
@@ -286,7 +286,7 @@ def test_stop_waits_for_what_is_being_sent(engine: Engine, monkeypatch: pytest.M
     started, finish = threading.Event(), threading.Event()
     count: list[Ring] = []
 
-    def deliver(ring: Ring, lease_until: datetime) -> None:
+    def deliver(ring: Ring, ends_at: datetime) -> None:
         started.set()
         finish.wait(10)
         count.append(ring)
@@ -319,7 +319,7 @@ def test_upkeep_goes_on_when_it_fails(
         done.set()
         return True
 
-    running(lambda ring, lease_until: None, upkeep)
+    running(lambda ring, ends_at: None, upkeep)
     assert done.wait(10)
 
 
@@ -331,18 +331,18 @@ def test_check_tells_a_loop_that_is_stuck(engine: Engine) -> None:
         engine.check()
 
 
-def test_lease_outlives_every_attempt(running: Callable[..., Engine], clock: Clock) -> None:
-    """The engine gives each claim a lease far longer than a POST may take."""
-    leases: list[datetime] = []
+def test_a_sender_has_time_for_every_attempt(running: Callable[..., Engine], clock: Clock) -> None:
+    """The engine says of each sender that it lives far longer than a POST may take."""
+    ends: list[datetime] = []
     done = threading.Event()
 
-    def deliver(ring: Ring, lease_until: datetime) -> None:
-        leases.append(lease_until)
+    def deliver(ring: Ring, ends_at: datetime) -> None:
+        ends.append(ends_at)
         done.set()
 
     running(deliver).set(make(1, -SECOND))
     assert done.wait(10)
-    assert leases == [START + engine_module.LEASE]
+    assert ends == [START + engine_module.END]
 
 
 def test_ring_position_is_that_of_the_store(store: SqliteStore) -> None:

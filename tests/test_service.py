@@ -12,7 +12,15 @@ from chalicelib.errors import (
     TimerNotFound,
     Unavailable,
 )
-from chalicelib.service import LEASE_MARGIN, SWEEP_AGAIN, SWEEP_GRACE, WEBHOOK_TIMEOUT, Service
+from chalicelib.service import (
+    MARGIN,
+    SWEEP_AGAIN,
+    SWEEP_BATCH,
+    SWEEP_GRACE,
+    WAITED_OUT,
+    WEBHOOK_TIMEOUT,
+    Service,
+)
 from chalicelib.timers import DEFAULT_TENANT, Outcome, Ring, Status, Timer
 from tests.fakes import NO_CONTENT, Clock, FakeAlarm, FakeSender, FakeStore
 
@@ -56,6 +64,9 @@ class World:
     def ring(self, ring: Ring) -> None:
         self.service.deliver(ring, self.clock.now + LEASE)
 
+    def sweep(self) -> int:
+        return self.service.sweep(self.clock.now + MINUTE)
+
     def sent(self) -> list[str]:
         return [timer.id for timer, _ in self.sender.sent]
 
@@ -88,10 +99,10 @@ def test_create_holds_although_the_alarm_can_not_be_set(world: World) -> None:
     assert not world.read(timer).armed
     world.alarm.failure = None
     world.clock.forward(SWEEP_GRACE.total_seconds() + 1)
-    assert world.service.sweep() == 1
+    assert world.sweep() == 1
     assert world.read(timer).armed
     assert world.alarm.rings == [timers.ring(timer)]
-    assert world.service.sweep() == 0
+    assert world.sweep() == 0
 
 
 def test_create_is_taken_back_when_the_alarm_is_refused(world: World) -> None:
@@ -137,12 +148,40 @@ def test_deliver_sends_once_for_repeated_rings(world: World) -> None:
 
 
 def test_deliver_is_never_early(world: World) -> None:
-    """A ring before its time is forwarded, not sent and not dropped."""
+    """A ring well before its time is forwarded, not sent and not dropped."""
     timer = world.create(60)
-    world.clock.forward(59.999)
+    world.clock.forward(60 - WAITED_OUT.total_seconds() - 0.001)
     world.ring(timers.ring(timer))
     assert world.sent() == []
     assert world.alarm.rings == [timers.ring(timer)] * 2
+
+
+def test_deliver_waits_out_a_ring_that_is_nearly_due(world: World) -> None:
+    """A ring a few seconds early is sent at its moment by the worker that has it."""
+    timer = world.create(60)
+    world.clock.forward(60 - WAITED_OUT.total_seconds())
+    world.ring(timers.ring(timer))
+    assert [at for _, at in world.sender.sent] == [timer.deadline]
+
+
+@pytest.mark.parametrize("wake", [-300, 60])
+def test_fire_forwards_what_still_waits(world: World, wake: int) -> None:
+    """A schedule that goes off, early or as the backstop, rings for a timer that waits."""
+    timer = world.create(600)
+    world.clock.forward(600 + wake)
+    world.service.fire(timers.ring(timer))
+    assert world.alarm.rings == [timers.ring(timer)] * 2
+
+
+def test_fire_ignores_what_is_over(world: World) -> None:
+    """A schedule for a timer that is done, moved or unknown does nothing."""
+    done, moved = world.create(0), world.create(60)
+    world.ring(timers.ring(done))
+    world.service.reschedule(DEFAULT_TENANT, moved.id, moved.deadline + MINUTE)
+    world.alarm.rings.clear()
+    for ring in (timers.ring(done), timers.ring(moved), Ring("x", "default", 1, moved.deadline)):
+        world.service.fire(ring)
+    assert world.alarm.rings == []
 
 
 def test_deliver_does_not_believe_an_alarm_that_lies(world: World) -> None:
@@ -230,7 +269,7 @@ def test_reschedule_holds_although_the_alarm_can_not_be_set(world: World) -> Non
     assert world.read(timer).deadline == moved.deadline
     world.alarm.failure = None
     world.clock.forward(SWEEP_GRACE.total_seconds() + 1)
-    assert world.service.sweep() == 1
+    assert world.sweep() == 1
     assert world.alarm.rings[-1] == timers.ring(moved)
 
 
@@ -267,16 +306,16 @@ def test_changes_start_over_when_they_race(world: World, monkeypatch: pytest.Mon
 def test_stalled_worker_sends_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that is held up until too little of its lease is left does not start the POST."""
     timer = world.create(0)
-    lease_until = world.clock.now + LEASE
+    ends_at = world.clock.now + LEASE
     real_claim = world.store.claim
 
     def slow_claim(*args: object) -> Timer | None:
         claimed = real_claim(*args)  # type: ignore[arg-type]
-        world.clock.now = lease_until - WEBHOOK_TIMEOUT - LEASE_MARGIN + timedelta(microseconds=1)
+        world.clock.now = ends_at - WEBHOOK_TIMEOUT - MARGIN + timedelta(microseconds=1)
         return claimed
 
     monkeypatch.setattr(world.store, "claim", slow_claim)
-    world.service.deliver(timers.ring(timer), lease_until)
+    world.service.deliver(timers.ring(timer), ends_at)
     assert world.sent() == []
     assert world.read(timer).status is Status.DELIVERING
 
@@ -287,8 +326,8 @@ def test_stalled_worker_records_nothing(world: World) -> None:
 
     def stall() -> None:
         world.sender.during = lambda: None
-        world.clock.forward((LEASE + SWEEP_GRACE).total_seconds() + 1)
-        assert world.service.sweep() == 1
+        world.clock.forward((LEASE + SWEEP_GRACE).total_seconds() + 6)
+        assert world.sweep() == 1
         world.ring(world.alarm.rings[-1])
 
     world.sender.during = stall
@@ -353,7 +392,7 @@ def test_sweep_leaves_the_punctual_alone(world: World) -> None:
     """What is not overdue by more than the grace is not touched."""
     timer = world.create(60)
     world.clock.forward(60 + SWEEP_GRACE.total_seconds())
-    assert world.service.sweep() == 0
+    assert world.sweep() == 0
     assert world.read(timer) == timer
 
 
@@ -362,20 +401,20 @@ def test_sweep_rings_for_the_forgotten_once(world: World) -> None:
     timer = world.create(60)
     world.alarm.rings.clear()
     world.clock.forward(60 + SWEEP_GRACE.total_seconds() + 1)
-    assert (world.service.sweep(), world.service.sweep()) == (1, 0)
+    assert (world.sweep(), world.sweep()) == (1, 0)
     assert world.alarm.rings == [timers.ring(timer)]
-    world.clock.forward((SWEEP_AGAIN + SWEEP_GRACE).total_seconds() + 1)
-    assert world.service.sweep() == 1
+    world.clock.forward((SWEEP_AGAIN + SWEEP_GRACE).total_seconds() + 6)
+    assert world.sweep() == 1
     world.ring(world.alarm.rings[-1])
     assert world.sent() == [timer.id]
 
 
 def test_sweep_finds_more_than_one_batch(world: World) -> None:
     """However many are overdue, one sweep rings for all of them, oldest first."""
-    created = [world.create(second) for second in range(250)]
+    created = [world.create(second) for second in range(SWEEP_BATCH * 2 + 10)]
     world.alarm.rings.clear()
     world.clock.forward(3600)
-    assert world.service.sweep() == 250
+    assert world.sweep() == len(created)
     assert world.alarm.rings == [timers.ring(timer) for timer in created]
 
 
@@ -387,7 +426,7 @@ def test_sweep_adds_nothing_when_the_alarm_is_behind(world: World) -> None:
     world.alarm.rings.clear()
     world.alarm.behind = True
     world.clock.forward(3600)
-    assert world.service.sweep() == 1
+    assert world.sweep() == 1
     assert [ring.id for ring in world.alarm.rings] == [claimed.id]
     assert world.read(waiting).wake_at == waiting.wake_at
 
@@ -400,8 +439,8 @@ def test_timer_that_kills_its_worker_ends_as_failed(world: World) -> None:
         rounds += 1
         ring = world.alarm.rings[-1]
         assert world.store.claim(ring, world.clock.now, world.clock.now + MINUTE)
-        world.clock.forward((MINUTE + SWEEP_GRACE).total_seconds() + 1)
-        world.service.sweep()
+        world.clock.forward((MINUTE + SWEEP_GRACE).total_seconds() + 6)
+        world.sweep()
     assert rounds == retry.MAX_ATTEMPTS
     after = world.read(timer)
     assert after.failure is not None

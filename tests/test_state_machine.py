@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from chalicelib.errors import Conflict, TimerNotFound, Unavailable
-from chalicelib.service import SWEEP_GRACE
+from chalicelib.service import MARGIN, SWEEP_GRACE
 from chalicelib.timers import DEFAULT_TENANT, FINAL, Outcome, Ring, Status, Timer
 from tests.fakes import NO_CONTENT
 from tests.test_service import LEASE, World
@@ -91,7 +91,7 @@ class Machine(RuleBasedStateMachine):
         self.world.sender.during = stall
         self.world.ring(ring)
         self.world.sender.during = lambda: None
-        if self.world.clock.now > started + LEASE:
+        if self.world.clock.now > started + LEASE + MARGIN:
             self.crashes[ring.id] = self.crashes.get(ring.id, 0) + 1
 
     @rule(seconds=st.integers(1, 500))
@@ -100,7 +100,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        self.world.service.sweep()
+        self.world.sweep()
 
     @rule(seconds=SECONDS)
     def alarms_can_not_be_set(self, seconds: int) -> None:
@@ -141,8 +141,8 @@ class Machine(RuleBasedStateMachine):
         """However it went: once all alarms ring and the sweep runs, every timer is final."""
         self.world.sender.outcome = NO_CONTENT
         for _ in range(20):
-            self.world.clock.forward((LEASE + SWEEP_GRACE).total_seconds() * 2)
-            self.world.service.sweep()
+            self.world.clock.forward((LEASE + MARGIN + SWEEP_GRACE).total_seconds() * 2)
+            self.world.sweep()
             rings, self.world.alarm.rings = self.world.alarm.rings, []
             for ring in rings:
                 self.world.ring(ring)
