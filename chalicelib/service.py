@@ -55,7 +55,10 @@ class Store(Protocol):
         """Do `timers.claim` in one step that no other write can come between."""
 
     def replace(self, timer: Timer) -> bool:
-        """Write the timer if the stored version is `timer.version - 1`; say whether it was."""
+        """Write the timer if the stored version is `timer.version - 1`; say whether it was.
+
+        To write once more exactly what is stored may count as written.
+        """
 
     def replace_all(self, changed: Sequence[Timer]) -> list[Timer]:
         """Do `replace` for each; return those that were written, in their order."""
@@ -166,15 +169,14 @@ class Service:
         before, after = self._change(
             tenant, timer_id, lambda timer, _: timers.reschedule(timer, deadline)
         )
-        self._arm(after)
-        self._clear(before)
+        self._rearm(before, after)
         _log("timer rescheduled", after)
         return after
 
     def redrive(self, tenant: str, timer_id: str) -> Timer:
         """Put a failed timer back: due now, with all its attempts ahead of it."""
-        _, after = self._change(tenant, timer_id, timers.redrive)
-        self._arm(after)
+        before, after = self._change(tenant, timer_id, timers.redrive)
+        self._rearm(before, after)
         _log("timer redriven", after)
         return after
 
@@ -232,7 +234,7 @@ class Service:
             return False
         _log("claim taken back", after, logging.WARNING)
         if after.status is Status.RETRYING:
-            self._arm(after)
+            self._rearm(timer, after)
         return True
 
     def check(self) -> None:
@@ -258,7 +260,7 @@ class Service:
             return
         _log("webhook delivered" if outcome.succeeded else "webhook failed", after)
         if after.status is Status.RETRYING:
-            self._arm(after)
+            self._rearm(claimed, after)
 
     def _replace_while_leased(self, after: Timer, claimed: Timer) -> bool:
         # An outcome that is not recorded is a webhook sent twice: keep trying while we may.
@@ -286,12 +288,13 @@ class Service:
                 self._store.replace(timers.armed(timer))
         return sum(self.take_back(timer) for timer in lost) + len(kept)
 
-    def _arm(self, timer: Timer) -> None:
+    def _rearm(self, before: Timer, after: Timer) -> None:
         # The moment is stored and the answer is yes; an alarm that can't be set now is set later.
         try:
-            self._alarm.set(timer)
+            self._alarm.set(after)
         except Unavailable:
-            self._leave_to_sweep(timer)
+            self._leave_to_sweep(after)
+        self._clear(before)
 
     def _leave_to_sweep(self, timer: Timer) -> None:
         try:

@@ -1,0 +1,269 @@
+"""Alarm on AWS: an EventBridge schedule for each timer, and an SQS queue for the last stretch.
+
+The Scheduler keeps an alarm for years, but is precise to a minute only. An SQS message can be held
+back to the second, but for 15 minutes at most. Together:
+
+    more than 15 min ahead    schedule early ──► fire ──► message, held back ──► deliver
+    within 15 min             message, held back ──► deliver
+                              schedule late  ──► fire: finds it done (or the message lost)
+
+Every timer that waits has one schedule, named `<id>.<generation>`, which goes away when it is over.
+Emulators accept anything, so names, times and sizes are checked here.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from zlib import crc32
+
+import msgspec
+from botocore.exceptions import BotoCoreError, ClientError
+
+from chalicelib import timers
+from chalicelib.errors import AlarmRefused, Unavailable
+from chalicelib.timers import Ring, Timer
+
+if TYPE_CHECKING:
+    from mypy_boto3_scheduler import EventBridgeSchedulerClient
+    from mypy_boto3_scheduler.type_defs import RetryPolicyTypeDef
+    from mypy_boto3_sqs import SQSClient
+
+log = logging.getLogger(__name__)
+
+REACH = timedelta(minutes=15)
+"""How long SQS holds a message back at most."""
+
+LEAD = (timedelta(minutes=5), timedelta(minutes=13))
+"""How long before the deadline the schedule of a far timer goes off: spread over this range, for
+a million timers of one moment not to go off in one minute, and for retries of `fire` to fit."""
+
+BACKSTOP = timedelta(seconds=60)
+"""How long after the deadline the schedule of a near timer goes off."""
+
+SOONEST = timedelta(seconds=90)
+"""No schedule is set for a moment sooner than this: it may be refused, or go off at once."""
+
+MAX_HOPS = 20
+"""How often a ring is forwarded; the sweep finds its timer then."""
+
+DEEP = 10_000
+"""Messages in the queue from which on the sweep adds nothing."""
+
+RETRY_POLICY: "RetryPolicyTypeDef" = {
+    "MaximumEventAgeInSeconds": 86_400,
+    "MaximumRetryAttempts": 185,
+}
+"""Of the invocation of `fire`, as long as the Scheduler goes on trying."""
+
+SideBySide = Callable[[Sequence[Callable[[], object]]], list[BaseException | None]]
+"""Runs calls at the same time; returns what each has raised."""
+
+_NAME = re.compile(r"[0-9a-zA-Z_.-]{1,64}")
+_THROTTLED = re.compile(r"Throttl|TooManyRequests|RequestLimitExceeded|SlowDown|OverLimit")
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the parts of a stage are."""
+
+    group: str
+    """Name of the schedule group."""
+    fire_arn: str
+    role_arn: str
+    """The role in which the Scheduler invokes `fire`."""
+    dead_letter_arn: str
+    queue_url: str
+
+    def __post_init__(self) -> None:
+        for arn in (self.fire_arn, self.role_arn, self.dead_letter_arn):
+            if not re.fullmatch(r"arn:aws[a-z-]*:\w+:[a-z0-9-]*:\d{12}:\S{1,1500}", arn):
+                raise ValueError(f"{arn!r} is no ARN.")
+        if not _NAME.fullmatch(self.group):
+            raise ValueError(f"{self.group!r} is no name of a schedule group.")
+
+
+def threads(calls: Sequence[Callable[[], object]]) -> list[BaseException | None]:
+    """Run the calls in a thread each; all are over when this returns."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.exception() for future in [pool.submit(call) for call in calls]]
+
+
+class AwsAlarm:
+    """Rings by invoking `fire` and by messages to `deliver`.
+
+    `scheduler` makes the Scheduler's client, when it is first needed.
+    """
+
+    def __init__(
+        self,
+        scheduler: Callable[[], "EventBridgeSchedulerClient"],
+        sqs: "SQSClient",
+        addresses: Addresses,
+        clock: Callable[[], datetime],
+        side_by_side: SideBySide = threads,
+    ) -> None:
+        self._scheduler = scheduler
+        self._sqs = sqs
+        self._at = addresses
+        self._clock = clock
+        self._side_by_side = side_by_side
+
+    def set(self, timer: Timer) -> None:
+        now = self._clock()
+        if timer.due_at - now > REACH:
+            self._schedule(timer, timer.due_at - _lead(timer.id))
+            return
+        late = max(timer.due_at + BACKSTOP, now + SOONEST)
+        faults = self._side_by_side(
+            [lambda: self._send([timers.ring(timer)]), lambda: self._schedule(timer, late)]
+        )
+        # A refusal says more than a fault that may pass.
+        for fault in sorted(filter(None, faults), key=lambda f: not isinstance(f, AlarmRefused)):
+            raise fault
+
+    def clear(self, timer: Timer) -> None:
+        """Delete the schedule. A message on its way finds nothing to do."""
+        with _translated(but="ResourceNotFoundException"):
+            self._scheduler().delete_schedule(
+                Name=_name(timers.ring(timer)), GroupName=self._at.group
+            )
+
+    def forward(self, rings: Sequence[Ring]) -> None:
+        further = [msgspec.structs.replace(ring, hops=ring.hops + 1) for ring in rings]
+        for ring in further:
+            if ring.hops > MAX_HOPS:
+                log.error("alarm dropped", extra={"timer": ring.id, "hops": ring.hops})
+        kept = [ring for ring in further if ring.hops <= MAX_HOPS]
+        batches = [kept[start : start + 10] for start in range(0, len(kept), 10)]
+        for batch in batches:
+            self._send(batch)
+
+    def is_behind(self) -> bool:
+        """Say whether the queue is deep. The figure that SQS gives may be a minute old."""
+        return self._waiting_messages() > DEEP
+
+    def check(self) -> None:
+        self._waiting_messages()
+
+    def answer(
+        self, messages: Sequence[tuple[str, str]], deliver: Callable[[Ring], object]
+    ) -> None:
+        """Call `deliver` for a batch of (body, receipt handle), side by side.
+
+        Returns if all went well. Else deletes the messages that did and raises, so that only the
+        others come again.
+        """
+        calls = [lambda body=body: deliver(read(body)) for body, _ in messages]
+        faults = self._side_by_side(calls)
+        if not any(faults):
+            return
+        done = [handle for (_, handle), fault in zip(messages, faults, strict=True) if not fault]
+        if done:
+            entries = [{"Id": str(n), "ReceiptHandle": handle} for n, handle in enumerate(done)]
+            with _translated():
+                self._sqs.delete_message_batch(QueueUrl=self._at.queue_url, Entries=entries)  # type: ignore[arg-type]
+        for fault in filter(None, faults):
+            raise fault
+
+    def _schedule(self, timer: Timer, wake: datetime) -> None:
+        ring = timers.ring(timer)
+        name = _name(ring)
+        # Whole seconds, and none is lost by rounding down.
+        wake = wake.replace(microsecond=0) + timedelta(seconds=bool(wake.microsecond))
+        # That it exists already means that it was set: its name says for which moment.
+        with _translated(but="ConflictException"):
+            self._scheduler().create_schedule(
+                Name=name,
+                GroupName=self._at.group,
+                ClientToken=name.replace(".", "-"),
+                Description=_description(timer),
+                ScheduleExpression=f"at({wake:%Y-%m-%dT%H:%M:%S})",
+                ScheduleExpressionTimezone="UTC",
+                FlexibleTimeWindow={"Mode": "OFF"},
+                ActionAfterCompletion="DELETE",
+                Target={
+                    "Arn": self._at.fire_arn,
+                    "RoleArn": self._at.role_arn,
+                    "Input": _text(ring),
+                    "RetryPolicy": RETRY_POLICY,
+                    "DeadLetterConfig": {"Arn": self._at.dead_letter_arn},
+                },
+            )
+
+    def _send(self, rings: Sequence[Ring]) -> None:
+        now = self._clock()
+        entries: list[Any] = [
+            {"Id": str(n), "MessageBody": _text(ring), "DelaySeconds": _delay(ring, now)}
+            for n, ring in enumerate(rings)
+        ]
+        with _translated():
+            answer = self._sqs.send_message_batch(QueueUrl=self._at.queue_url, Entries=entries)
+        for failed in answer.get("Failed", []):
+            raise Unavailable(f"SQS did not take a message: {failed['Code']}.")
+
+    def _waiting_messages(self) -> int:
+        with _translated():
+            answer = self._sqs.get_queue_attributes(
+                QueueUrl=self._at.queue_url, AttributeNames=["ApproximateNumberOfMessages"]
+            )
+        return int(answer["Attributes"]["ApproximateNumberOfMessages"])
+
+
+def read(text: str) -> Ring:
+    """Return the ring that a message's body holds."""
+    return msgspec.json.decode(text, type=Ring)
+
+
+def read_event(event: object) -> Ring:
+    """Return the ring that `fire` was invoked with."""
+    return msgspec.convert(event, Ring)
+
+
+def _text(ring: Ring) -> str:
+    return msgspec.json.encode(ring).decode()
+
+
+def _name(ring: Ring) -> str:
+    name = f"{ring.id}.{ring.generation}"
+    if not _NAME.fullmatch(name):
+        raise AlarmRefused(f"A schedule can't be named {name!r}.")
+    return name
+
+
+def _lead(timer_id: str) -> timedelta:
+    shortest, longest = LEAD
+    return shortest + timedelta(seconds=crc32(timer_id.encode()) % (longest - shortest).seconds)
+
+
+def _delay(ring: Ring, now: datetime) -> int:
+    # A second short: the worker waits out the rest, which hides a cold start.
+    left = min(ring.due_at - now, REACH)
+    return max(0, int(left.total_seconds()) - 1)
+
+
+def _description(timer: Timer) -> str:
+    host = urlsplit(timer.target).hostname
+    return f"Timer {timer.id}: POST to {host}, due {timer.due_at:%Y-%m-%d %H:%M:%S} UTC"[:512]
+
+
+@contextmanager
+def _translated(but: str = "") -> Iterator[None]:
+    """Turn what AWS answers into our errors; the code `but` is as good as success."""
+    try:
+        yield
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if code == but:
+            return
+        if status >= 500 or status == 429 or _THROTTLED.search(code):
+            raise Unavailable(f"The alarm can't be set now: {code}.") from error
+        raise AlarmRefused(f"The alarm was refused: {code}.") from error
+    except BotoCoreError as error:
+        raise Unavailable(f"The alarm can't be set now: {error}.") from error

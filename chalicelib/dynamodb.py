@@ -1,0 +1,268 @@
+"""Store on one DynamoDB table.
+
+One item for each timer, its attributes named as the fields of `Timer`; moments are text of fixed
+width, so that they compare as they should. An item that has yet to wake up is also in the index
+`due`, under one of 32 shards, in the order of `wake_at`:
+
+    created ──► scheduled ──claim──► delivering ──record──► delivered, failed
+    wake_at     the deadline         the lease's end        none: it leaves the index
+    version     1                    2                      3
+
+Each condition is made of the clauses named below; where one fails, somebody else was first.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import msgspec
+from botocore.exceptions import BotoCoreError, ClientError
+
+from chalicelib.errors import Unavailable
+from chalicelib.timers import Ring, Status, Timer
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_dynamodb.type_defs import AttributeValueTypeDef
+
+    Item = dict[str, AttributeValueTypeDef]
+
+SHARDS = 32
+"""Partitions of the index `due`: so many times a thousand writes a second."""
+
+MAX_KEY = 2048
+"""Bytes of a key; a longer id is nobody's."""
+
+BATCH = 100
+"""Items that BatchGetItem returns at most."""
+
+THREADS = 32
+"""Calls side by side in a sweep; the client needs as many connections."""
+
+IS_NEW = "attribute_not_exists(#id)"
+IS_THE_TENANTS = "#tenant = :tenant"
+IS_WAITING = "#status IN (:scheduled, :retrying)"
+IS_OF_THE_GENERATION = "#generation = :generation"
+IS_DUE = "#due_at <= :now"
+IS_OF_THE_VERSION = "#version = :version"
+
+
+class DynamoStore:
+    """Store on the table of that name."""
+
+    def __init__(self, client: "DynamoDBClient", table: str) -> None:
+        self._client = client
+        self._table = table
+
+    def add(self, timer: Timer) -> bool:
+        failed = self._write(self._client.put_item, Item=_item(timer), when=[IS_NEW])
+        return failed is None or _was_ours(failed, timer)
+
+    def get(self, tenant: str, timer_id: str) -> Timer | None:
+        if not 0 < len(timer_id.encode()) <= MAX_KEY:
+            return None
+        with _translated():
+            answer = self._client.get_item(
+                TableName=self._table, Key={"id": {"S": timer_id}}, ConsistentRead=True
+            )
+        timer = _timer(answer["Item"]) if "Item" in answer else None
+        return timer if timer is not None and timer.tenant == tenant else None
+
+    def claim(self, ring: Ring, now: datetime, lease_until: datetime) -> Timer | None:
+        claimed: dict[str, Any] = {}
+
+        def update(**request: Any) -> None:
+            claimed.update(self._client.update_item(**request))
+
+        self._write(
+            update,
+            Key={"id": {"S": ring.id}},
+            UpdateExpression=(
+                "SET #status = :delivering, #attempt = #attempt + :one,"
+                " #version = #version + :one, #wake_at = :lease_until"
+            ),
+            ReturnValues="ALL_NEW",
+            when=[IS_THE_TENANTS, IS_WAITING, IS_OF_THE_GENERATION, IS_DUE],
+            values={
+                "tenant": ring.tenant,
+                "generation": ring.generation,
+                "scheduled": Status.SCHEDULED,
+                "retrying": Status.RETRYING,
+                "delivering": Status.DELIVERING,
+                "now": now,
+                "lease_until": lease_until,
+                "one": 1,
+            },
+        )
+        return _timer(claimed["Attributes"]) if claimed else None
+
+    def replace(self, timer: Timer) -> bool:
+        failed = self._write(
+            self._client.put_item,
+            Item=_item(timer),
+            when=[IS_THE_TENANTS, IS_OF_THE_VERSION],
+            values={"tenant": timer.tenant, "version": timer.version - 1},
+        )
+        return failed is None or _was_ours(failed, timer)
+
+    def replace_all(self, changed: Sequence[Timer]) -> list[Timer]:
+        faults: list[Unavailable] = []
+
+        def replace(timer: Timer) -> bool:
+            try:
+                return self.replace(timer)
+            except Unavailable as error:
+                faults.append(error)
+                return False
+
+        with ThreadPoolExecutor(THREADS) as threads:
+            results = list(threads.map(replace, changed))
+        written = [timer for timer, ok in zip(changed, results, strict=True) if ok]
+        if faults and not written:
+            raise faults[0]
+        return written
+
+    def remove(self, timer: Timer) -> bool:
+        failed = self._write(
+            self._client.delete_item,
+            Key={"id": {"S": timer.id}},
+            when=[IS_THE_TENANTS, IS_OF_THE_VERSION],
+            values={"tenant": timer.tenant, "version": timer.version},
+        )
+        return not failed
+
+    def overdue(self, before: datetime, limit: int) -> list[Timer]:
+        # Enough of each shard that the oldest of all are among them, however they are spread.
+        each = max(10, 2 * limit // SHARDS)
+        with ThreadPoolExecutor(THREADS) as threads:
+            shards = threads.map(lambda shard: self._due(shard, before, each), range(SHARDS))
+            hints = sorted(hint for shard in shards for hint in shard)[:limit]
+            ids = [id for _, id in hints]
+            pages = threads.map(self._read, [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)])
+            found = [(t.wake_at, t.id, t) for page in pages for t in page if t.wake_at is not None]
+        # The index may be behind: what counts is the item.
+        return [timer for wake_at, _, timer in sorted(found) if wake_at < before]
+
+    def check(self) -> None:
+        self.get("", "health")
+
+    def _due(self, shard: int, before: datetime, limit: int) -> list[tuple[str, str]]:
+        with _translated():
+            answer = self._client.query(
+                TableName=self._table,
+                IndexName="due",
+                KeyConditionExpression="#shard = :shard AND #wake_at < :before",
+                ExpressionAttributeNames={"#shard": "shard", "#wake_at": "wake_at"},
+                ExpressionAttributeValues={
+                    ":shard": _attribute(shard),
+                    ":before": _attribute(before),
+                },
+                Limit=limit,
+            )
+        return [(item["wake_at"]["S"], item["id"]["S"]) for item in answer["Items"]]
+
+    def _read(self, ids: Sequence[str]) -> list[Timer]:
+        keys = [{"id": _attribute(id)} for id in ids]
+        with _translated():
+            answer = self._client.batch_get_item(
+                RequestItems={self._table: {"Keys": keys, "ConsistentRead": True}}
+            )
+        # What it did not get round to is for the next sweep.
+        return [_timer(item) for item in answer["Responses"].get(self._table, [])]
+
+    def _write(
+        self,
+        call: Callable[..., object],
+        *,
+        when: Sequence[str],
+        values: dict[str, object] | None = None,
+        **request: Any,
+    ) -> "Item | None":
+        """Make a conditional call; None if it went through, else the item that forbade it.
+
+        That is {} where there is no item.
+        """
+        request["ConditionExpression"] = " AND ".join(when)
+        expressions = request["ConditionExpression"] + request.get("UpdateExpression", "")
+        request["ExpressionAttributeNames"] = {
+            f"#{name}": name for name in re.findall(r"#(\w+)", expressions)
+        }
+        if values:
+            request["ExpressionAttributeValues"] = {
+                f":{name}": _attribute(value) for name, value in values.items()
+            }
+        try:
+            with _translated():
+                call(
+                    TableName=self._table,
+                    ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                    **request,
+                )
+        except _ConditionFailed as failed:
+            return failed.item
+        return None
+
+
+class _ConditionFailed(Exception):
+    def __init__(self, item: "Item") -> None:
+        super().__init__()
+        self.item = item
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "ConditionalCheckFailedException":
+            item: Any = error.response.get("Item", {})
+            raise _ConditionFailed(item) from None
+        raise Unavailable(f"DynamoDB can't do this now: {error}.") from error
+    except BotoCoreError as error:
+        raise Unavailable(f"DynamoDB does not answer: {error}.") from error
+
+
+def _was_ours(stored: "Item", timer: Timer) -> bool:
+    # A call whose answer was lost on the way is made again, and finds what it wrote itself.
+    return bool(stored) and _timer(stored) == timer
+
+
+def _item(timer: Timer) -> "Item":
+    fields = msgspec.structs.asdict(timer)
+    fields["attempts"] = msgspec.json.encode(timer.attempts).decode()
+    if timer.wake_at is not None:
+        fields["shard"] = crc32(timer.id.encode()) % SHARDS
+    if (expires_at := fields.pop("expires_at")) is not None:
+        fields["expires"] = int(expires_at.timestamp())  # as DynamoDB's TTL wants it
+    return {name: _attribute(value) for name, value in fields.items() if value is not None}
+
+
+def _timer(item: "Item") -> Timer:
+    fields = {name: _value(attribute) for name, attribute in item.items()}
+    fields["attempts"] = msgspec.json.decode(fields["attempts"])
+    if "expires" in fields:
+        fields["expires_at"] = datetime.fromtimestamp(fields["expires"], UTC)
+    return msgspec.convert({"wake_at": None, **fields}, Timer)
+
+
+def _attribute(value: object) -> "AttributeValueTypeDef":
+    match value:
+        case bool():
+            return {"BOOL": value}
+        case int():
+            return {"N": str(value)}
+        case datetime():
+            return {"S": value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+        case str():
+            return {"S": str(value)}
+    raise TypeError(f"There is no attribute for {value!r}.")
+
+
+def _value(attribute: "AttributeValueTypeDef") -> Any:
+    if "N" in attribute:
+        return int(attribute["N"])
+    return attribute["BOOL"] if "BOOL" in attribute else attribute["S"]

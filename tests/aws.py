@@ -1,0 +1,145 @@
+"""An AWS account in moto: what the template makes, and every call that is made to it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+from moto import mock_aws
+
+from chalicelib.alarm import Addresses
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_scheduler import EventBridgeSchedulerClient
+    from mypy_boto3_sqs import SQSClient
+
+REGION = "eu-central-1"
+ACCOUNT = "123456789012"
+NAME = "timers-test"
+
+_LOCK = RLock()
+
+
+@dataclass
+class Account:
+    """Clients of one empty account, and what was called through them."""
+
+    dynamodb: "DynamoDBClient"
+    scheduler: "EventBridgeSchedulerClient"
+    sqs: "SQSClient"
+    addresses: Addresses
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    before: Callable[[str], object] = lambda operation: None
+    """Runs before each call takes effect; may raise."""
+    after: Callable[[str], object] = lambda operation: None
+    """Runs after each call took effect; may raise."""
+
+    def names(self) -> list[str]:
+        """Return the operations called, in their order."""
+        return [operation for operation, _ in self.calls]
+
+    def schedules(self) -> list[str]:
+        """Return the names of all schedules there are."""
+        with self.unobserved():
+            pages = self.scheduler.get_paginator("list_schedules").paginate(GroupName=NAME)
+            return sorted(item["Name"] for page in pages for item in page["Schedules"])
+
+    @contextmanager
+    def unobserved(self) -> Iterator[None]:
+        """Make calls that are neither counted nor disturbed."""
+        calls, before, after = self.calls, self.before, self.after
+        self.calls, self.before, self.after = [], lambda _: None, lambda _: None
+        yield
+        self.calls, self.before, self.after = calls, before, after
+
+
+@cache
+def _clients() -> tuple[Any, ...]:
+    # A client takes half a second to make: one set serves all tests.
+    session = boto3.Session("testing", "testing", region_name=REGION)
+    settings = Config(max_pool_connections=40, retries={"total_max_attempts": 1})
+    names: list[Any] = ["dynamodb", "scheduler", "sqs"]
+    clients = [session.client(name, config=settings) for name in names]
+    for client in clients:
+        client._make_api_call = _one_at_a_time(client._make_api_call)
+    return tuple(clients)
+
+
+def _one_at_a_time(call: Callable[..., Any]) -> Callable[..., Any]:
+    # DynamoDB makes a conditional write in one step; moto can be overtaken between check and write.
+    def locked(*args: Any) -> Any:
+        with _LOCK:
+            return call(*args)
+
+    return locked
+
+
+@contextmanager
+def account() -> Iterator[Account]:
+    """Give an account with the table, the schedule group and the queue of stage `test`."""
+    with mock_aws():
+        dynamodb, scheduler, sqs = _clients()
+        create_table(dynamodb, NAME)
+        scheduler.create_schedule_group(Name=NAME)
+        url = sqs.create_queue(QueueName=NAME)["QueueUrl"]
+        addresses = Addresses(
+            group=NAME,
+            fire_arn=f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{NAME}-fire",
+            role_arn=f"arn:aws:iam::{ACCOUNT}:role/{NAME}-scheduler",
+            dead_letter_arn=f"arn:aws:sqs:{REGION}:{ACCOUNT}:{NAME}-dead",
+            queue_url=url,
+        )
+        made = Account(dynamodb, scheduler, sqs, addresses)
+        with _observed(made):
+            yield made
+
+
+@contextmanager
+def _observed(made: Account) -> Iterator[None]:
+    def before(params: dict[str, Any], model: Any, **_: Any) -> None:
+        made.calls.append((model.name, params))
+        made.before(model.name)
+
+    def after(model: Any, **_: Any) -> None:
+        made.after(model.name)
+
+    clients = [made.dynamodb, made.scheduler, made.sqs]
+    for client in clients:
+        client.meta.events.register("provide-client-params", before, unique_id="before")
+        client.meta.events.register("after-call", after, unique_id="after")
+    yield
+    for client in clients:
+        client.meta.events.unregister("provide-client-params", before, unique_id="before")
+        client.meta.events.unregister("after-call", after, unique_id="after")
+
+
+def create_table(client: "DynamoDBClient", name: str) -> None:
+    """Make the table as the template makes it."""
+    client.create_table(
+        TableName=name,
+        BillingMode="PAY_PER_REQUEST",
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+        AttributeDefinitions=[
+            {"AttributeName": "id", "AttributeType": "S"},
+            {"AttributeName": "shard", "AttributeType": "N"},
+            {"AttributeName": "wake_at", "AttributeType": "S"},
+        ],
+        GlobalSecondaryIndexes=[
+            {
+                "IndexName": "due",
+                "KeySchema": [
+                    {"AttributeName": "shard", "KeyType": "HASH"},
+                    {"AttributeName": "wake_at", "KeyType": "RANGE"},
+                ],
+                "Projection": {
+                    "ProjectionType": "INCLUDE",
+                    "NonKeyAttributes": ["tenant", "generation"],
+                },
+            }
+        ],
+    )
