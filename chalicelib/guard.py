@@ -5,10 +5,13 @@ Allowed are http and https to public addresses on ports 80 and 443, and what the
 the network it runs in; on Lambda, to the runtime API and the credentials behind it.
 """
 
+import re
 import socket
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import urlsplit
+
+import idna
 
 from chalicelib.errors import InvalidRequest
 
@@ -37,6 +40,10 @@ _NOT_PUBLIC = tuple(
     )
 )
 _UNICAST_IPV6 = IPv6Network("2000::/3")
+# An IPv6 literal stands alone, without a zone; urlsplit overlooks what comes beside the brackets.
+_BRACKETS = re.compile(r"[^\[\]]*|\[[0-9A-Fa-f:.]*\](:[0-9]*)?")
+_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+_PORT = re.compile(r"[0-9]{1,5}")
 _ISATAP = (0x00005EFE, 0x02005EFE)
 
 
@@ -117,8 +124,8 @@ def split_url(url: str) -> tuple[str, int]:
         raise InvalidRequest("The URL must begin with http:// or https://.")
     if "@" in parts.netloc:
         raise InvalidRequest("The URL must not hold a user name or password.")
-    host = (parts.hostname or "").removesuffix(".")
-    if port == 0 or not _is_host(host):
+    host = _ascii(parts.hostname or "")
+    if port == 0 or not _is_host(host) or not _BRACKETS.fullmatch(parts.netloc):
         raise InvalidRequest("The URL has no valid host and port.")
     return host, _DEFAULT_PORTS[parts.scheme] if port is None else port
 
@@ -133,16 +140,22 @@ def is_public(address: Address) -> bool:
     return address in _UNICAST_IPV6 and (int(address) >> 32) & 0xFFFFFFFF not in _ISATAP
 
 
+def _ascii(host: str) -> str:
+    """Return a host as it will be resolved: requests' IDNA, without the final dot; "" if invalid.
+
+    That may turn what looks like a name into an address: `127。0。0。1`.
+    """
+    try:
+        host = host.lower() if host.isascii() else idna.encode(host, uts46=True).decode()
+    except UnicodeError:
+        return ""
+    return host.removesuffix(".")
+
+
 def _is_host(host: str) -> bool:
     if ":" in host:
         return True  # urlsplit lets colons through in a valid [IPv6] literal only
-    try:
-        labels = (host if host.isascii() else host.encode("idna").decode()).split(".")
-    except UnicodeError:
-        return False
-    return len(host) < 254 and all(
-        0 < len(label) < 64 and not set(label) & set("<>\"'`{}|^%,;()!$&*+=") for label in labels
-    )
+    return len(host) < 254 and all(_LABEL.fullmatch(label) for label in host.split("."))
 
 
 def _literal(host: str) -> Address | None:
@@ -165,7 +178,7 @@ def _entry(text: str) -> Entry:
         return Entry(None, ip_network(text.removeprefix("[").removesuffix("]")), None)
     except ValueError:
         host, _, port = text.rpartition(":")
-    if not port.isdecimal():
+    if not _PORT.fullmatch(port):
         host, port = text, ""
     if not (port == "" or 0 < int(port) < 65536) or not host:
         raise InvalidTargets(f"ALLOWED_TARGETS has an entry with no valid host and port: {text!r}.")
@@ -173,6 +186,7 @@ def _entry(text: str) -> Entry:
     try:
         return Entry(None, ip_network(host.removeprefix("[").removesuffix("]")), number)
     except ValueError as error:
-        if "/" in host or ":" in host or not _is_host(host):
+        name = _ascii(host)
+        if "/" in host or ":" in host or not _is_host(name):
             raise InvalidTargets(f"ALLOWED_TARGETS has a bad entry {text!r}: {error}.") from None
-    return Entry(host.lower(), None, number)
+    return Entry(name, None, number)

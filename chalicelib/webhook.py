@@ -10,7 +10,9 @@ import socket
 import ssl
 import threading
 import time
+from contextlib import suppress
 from datetime import datetime, timedelta
+from http.client import HTTPException
 from ipaddress import ip_address
 from typing import Any
 
@@ -28,8 +30,12 @@ from chalicelib.timers import Outcome, Timer
 
 USER_AGENT = "Timers/1"
 
-MAX_BYTES = 256 * 1024
-"""The most bytes that are read from a receiver, of whatever kind."""
+MAX_BYTES = 16 * 1024
+"""The most bytes that are read from a receiver, of whatever kind.
+
+As much as Node's clients take for the headers. The standard library parses those in quadratic time:
+256 KiB of them took a minute.
+"""
 
 ANSWER_KEPT = 1024
 """How many bytes of the answer's body are kept."""
@@ -53,7 +59,8 @@ class WebhookSender:
         began = time.monotonic()
         try:
             outcome = self._post(timer, at, timeout)
-        except (_Stopped, requests.RequestException, HTTPError) as error:
+        except Exception as error:
+            # Receivers can answer so that the standard library fails in any way: RecursionError …
             outcome = _failure(error)
         return msgspec.structs.replace(outcome, duration=round(time.monotonic() - began, 6))
 
@@ -82,15 +89,15 @@ class _Bounded:
     expires = float("inf")
     room = MAX_BYTES
 
-    def recv_into(self, *args: Any) -> int:
+    def recv_into(self, buffer: Any, *_: Any) -> int:
         self._keep_deadline()
+        if self.room == 0:
+            raise _Stopped("too large", f"more than {MAX_BYTES:,} bytes")
         try:
-            received: int = super().recv_into(*args)  # type: ignore[misc]
+            received: int = super().recv_into(buffer, min(len(buffer), self.room))  # type: ignore[misc]
         except TimeoutError:
             raise _too_late() from None
         self.room -= received
-        if self.room < 0:
-            raise _Stopped("too large", f"more than {MAX_BYTES:,} bytes")
         return received
 
     def send(self, *args: Any) -> int:
@@ -143,6 +150,8 @@ class _Connection:
         addresses = _resolve(self.targets, self.host, self.port)
         sock = _connect(addresses, self.port, self._expires)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # What the TLS handshake keeps to: it goes past `_Bounded`, and a new socket has no timeout.
+        sock.settimeout(max(self._expires - time.monotonic(), 0.001))
         return sock
 
 
@@ -173,6 +182,12 @@ class _Adapter(HTTPAdapter):
     def cert_verify(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the context verifies, and need not load the authorities each time."""
 
+    def build_response(self, _: Any, resp: Any) -> requests.Response:
+        """Return only what is used here; the original also parses the receiver's cookies."""
+        response = requests.Response()
+        response.status_code, response.raw = resp.status, resp
+        return response
+
 
 def _pool_class(pool: type, connection: type, targets: Targets) -> type:
     bound = type("Connection", (_Connection, connection), {"targets": targets})
@@ -180,6 +195,7 @@ def _pool_class(pool: type, connection: type, targets: Targets) -> type:
 
 
 def _resolve(targets: Targets, host: str, port: int) -> list[str]:
+    # The resolver keeps its own time limits (resolv.conf), which no other can cut short.
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -222,13 +238,14 @@ def _headers(timer: Timer, at: datetime) -> dict[str, str]:
 
 
 def _beginning(body: urllib3.HTTPResponse) -> str:
-    pieces = b""
-    try:
-        while piece := body.read1(ANSWER_KEPT - len(pieces), decode_content=False):
+    pieces, left = b"", ANSWER_KEPT
+    # The status has decided: however the rest fails, what has come is worth keeping.
+    with suppress(Exception):
+        while left > 0 and (piece := body.read1(left, decode_content=False)):
             pieces += piece
-    except (_Stopped, HTTPError):
-        pass  # the status has decided, and what has come is worth keeping
-    return pieces.decode(errors="replace")
+            # Below 0 after a chunk that claims a negative size: it comes longer than asked for.
+            left -= len(piece)
+    return pieces[:ANSWER_KEPT].decode(errors="replace")
 
 
 def _failure(error: Exception) -> Outcome:
@@ -246,11 +263,14 @@ def _too_late() -> _Stopped:
 
 
 def _root(error: BaseException) -> BaseException:
-    while error.__context__ is not None:
+    # What is none of these is how http.client found out: the ValueError of an int().
+    while isinstance(error.__context__, OSError | HTTPException | HTTPError):
         error = error.__context__
     return error
 
 
 def _words(error: BaseException) -> str:
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return words[:200]
+    if isinstance(error, HTTPException) and not isinstance(error, OSError):
+        words = f"no valid HTTP: {words}"
+    return words.strip()[:200]
