@@ -183,7 +183,7 @@ class Service:
     def fire(self, ring: Ring) -> None:
         """Answer an alarm that went off ahead of time, or behind it to make sure: ring when due."""
         timer = self._store.get(ring.tenant, ring.id)
-        if timer is None or timer.status not in timers.WAITING or timers.ring(timer) != ring:
+        if timer is None or not _waits_for(timer, ring):
             _log_ignored(ring)
             return
         self._alarm.forward([ring])
@@ -295,6 +295,16 @@ class Service:
         except Unavailable:
             self._leave_to_sweep(after)
         self._clear(before)
+        # Whoever was faster could not clear an alarm that was not set yet.
+        if self._is_overtaken(after):
+            self._clear(after)
+
+    def _is_overtaken(self, timer: Timer) -> bool:
+        try:
+            current = self._store.get(timer.tenant, timer.id)
+        except Unavailable:
+            return False
+        return current is None or not _waits_for(current, timers.ring(timer))
 
     def _leave_to_sweep(self, timer: Timer) -> None:
         try:
@@ -309,6 +319,10 @@ class Service:
         except Unavailable:
             # It will ring for an older generation or a finished timer, and do nothing.
             _log("alarm not cleared", timer, logging.WARNING)
+
+
+def _waits_for(timer: Timer, ring: Ring) -> bool:
+    return timer.status in timers.WAITING and timers.ring(timer) == ring
 
 
 def _log_ignored(ring: Ring) -> None:

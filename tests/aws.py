@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from botocore.config import Config
 from moto import mock_aws
 
 from chalicelib.alarm import Addresses
+from tests.fakes import START
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -34,6 +36,9 @@ class Account:
     sqs: "SQSClient"
     addresses: Addresses
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    done: list[tuple[str, dict[str, Any], datetime]] = field(default_factory=list)
+    """Those of the calls that took effect, and when by `clock`."""
+    clock: Callable[[], datetime] = lambda: START
     before: Callable[[str], object] = lambda operation: None
     """Runs before each call takes effect; may raise."""
     after: Callable[[str], object] = lambda operation: None
@@ -52,10 +57,12 @@ class Account:
     @contextmanager
     def unobserved(self) -> Iterator[None]:
         """Make calls that are neither counted nor disturbed."""
-        calls, before, after = self.calls, self.before, self.after
-        self.calls, self.before, self.after = [], lambda _: None, lambda _: None
-        yield
-        self.calls, self.before, self.after = calls, before, after
+        kept = self.calls, self.done, self.before, self.after
+        self.calls, self.done, self.before, self.after = [], [], lambda _: None, lambda _: None
+        try:
+            yield
+        finally:
+            self.calls, self.done, self.before, self.after = kept
 
 
 @cache
@@ -105,17 +112,21 @@ def _observed(made: Account) -> Iterator[None]:
         made.calls.append((model.name, params))
         made.before(model.name)
 
-    def after(model: Any, **_: Any) -> None:
+    def after(model: Any, parsed: Any, **_: Any) -> None:
+        if "Error" not in parsed:
+            made.done.append((*made.calls[-1], made.clock()))
         made.after(model.name)
 
     clients = [made.dynamodb, made.scheduler, made.sqs]
     for client in clients:
         client.meta.events.register("provide-client-params", before, unique_id="before")
         client.meta.events.register("after-call", after, unique_id="after")
-    yield
-    for client in clients:
-        client.meta.events.unregister("provide-client-params", before, unique_id="before")
-        client.meta.events.unregister("after-call", after, unique_id="after")
+    try:
+        yield
+    finally:
+        for client in clients:
+            client.meta.events.unregister("provide-client-params", before, unique_id="before")
+            client.meta.events.unregister("after-call", after, unique_id="after")
 
 
 def create_table(client: "DynamoDBClient", name: str) -> None:

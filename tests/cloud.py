@@ -1,0 +1,110 @@
+"""What AWS does with schedules and messages, on a moto account and a clock that is moved."""
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from chalicelib import alarm, timers
+from chalicelib.alarm import AwsAlarm
+from chalicelib.dynamodb import DynamoStore
+from chalicelib.service import Service
+from chalicelib.timers import DEFAULT_TENANT, Timer
+from tests.aws import NAME, Account
+from tests.fakes import Clock, FakeSender
+
+FUNCTION_TIMEOUT = timedelta(seconds=60)
+
+
+def one_by_one(calls: Sequence[object]) -> list[BaseException | None]:
+    """Run calls after one another, as `alarm.threads` does at once; what kills us escapes."""
+    faults: list[BaseException | None] = []
+    for call in calls:
+        try:
+            call()  # type: ignore[operator]
+        except Exception as fault:
+            faults.append(fault)
+        else:
+            faults.append(None)
+    return faults
+
+
+def moment(expression: str) -> datetime:
+    """Return the moment of `at(…)`, the only expression there may be."""
+    match = re.fullmatch(r"at\((\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\)", expression)
+    assert match, expression
+    return datetime.fromisoformat(match[1]).replace(tzinfo=UTC)
+
+
+class Cloud:
+    """The deployed service: each invocation is a new process."""
+
+    def __init__(self, aws: Account) -> None:
+        self.aws = aws
+        self.clock = aws.clock = Clock()
+        self.sender = FakeSender()
+        self._ids = 0
+        self._seen = 0
+        self._messages: list[tuple[datetime, str]] = []
+
+    @property
+    def service(self) -> Service:
+        clock = self.clock
+        alarms = AwsAlarm(
+            lambda: self.aws.scheduler, self.aws.sqs, self.aws.addresses, clock, one_by_one
+        )
+        store = DynamoStore(self.aws.dynamodb, NAME)
+        return Service(
+            store, alarms, self.sender, clock=clock, new_id=self._new_id, pause=self._pause
+        )
+
+    def create(self, seconds: float) -> Timer:
+        delay = timedelta(seconds=seconds)
+        return self.service.create(DEFAULT_TENANT, "https://example.com/hook", delay)
+
+    def read(self, timer_id: str) -> Timer:
+        with self.aws.unobserved():
+            return self.service.get(DEFAULT_TENANT, timer_id)
+
+    def sweep(self) -> int:
+        return self.service.sweep(self.clock.now + timedelta(seconds=50))
+
+    def messages(self) -> list[tuple[datetime, str]]:
+        """Return the messages on their way, with the moment at which each becomes visible."""
+        for operation, request, sent_at in self.aws.done[self._seen :]:
+            if operation == "SendMessageBatch":
+                for entry in request["Entries"]:
+                    at = sent_at + timedelta(seconds=entry["DelaySeconds"])
+                    self._messages.append((at, entry["MessageBody"]))
+        self._seen = len(self.aws.done)
+        return self._messages
+
+    def lose_messages(self) -> None:
+        """Let no message on its way arrive."""
+        self.messages().clear()
+
+    def turn(self, seconds: float = 0) -> None:
+        """Let time pass; then all that is due goes off, and again what that sets off."""
+        self.clock.forward(seconds)
+        self._fire_schedules()
+        while due := [entry for entry in self.messages() if entry[0] <= self.clock.now]:
+            for entry in due:
+                self._messages.remove(entry)
+                ends_at = self.clock.now + FUNCTION_TIMEOUT
+                self.service.deliver(alarm.read(entry[1]), ends_at)
+
+    def _fire_schedules(self) -> None:
+        for name in self.aws.schedules():
+            with self.aws.unobserved():
+                schedule = self.aws.scheduler.get_schedule(GroupName=NAME, Name=name)
+            if moment(schedule["ScheduleExpression"]) <= self.clock.now:
+                with self.aws.unobserved():
+                    self.aws.scheduler.delete_schedule(GroupName=NAME, Name=name)
+                self.service.fire(alarm.read_event(json.loads(schedule["Target"]["Input"])))
+
+    def _pause(self, seconds: float) -> None:
+        self.clock.forward(seconds)
+
+    def _new_id(self) -> str:
+        self._ids += 1
+        return timers.timer_id(self.clock.now, self._ids.to_bytes(10, "big"))

@@ -1,0 +1,214 @@
+"""A failure between any two writes, before or after its effect: nothing is lost, nothing doubled.
+
+Each use case is run once to count its calls, then again with the n-th call failing: as an error
+that the process sees, or by the death of the process. Afterwards alarms ring, or all that are set
+are lost, and the sweep runs as it does every minute.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from botocore.exceptions import ReadTimeoutError
+
+from chalicelib import dynamodb
+from chalicelib.errors import TimersError
+from chalicelib.timers import DEFAULT_TENANT, FINAL, Outcome, Status, Timer
+from tests.aws import NAME, account
+from tests.cloud import Cloud
+from tests.fakes import START
+
+DELAY = 600
+HOUR = timedelta(hours=1)
+CHANGE = ["GetItem", "PutItem", "CreateSchedule", "DeleteSchedule", "GetItem"]
+CHANGE_TO_NOW = [*CHANGE[:2], "SendMessageBatch", *CHANGE[2:]]
+SWEEP = ["Query", "Query", "BatchGetItem"]
+
+
+class Killed(BaseException):
+    """The process died here."""
+
+
+FAILURES: dict[str, Callable[[], BaseException]] = {
+    "error": lambda: ReadTimeoutError(endpoint_url="https://aws"),
+    "death": Killed,
+}
+
+
+def create(cloud: Cloud) -> Timer:
+    return cloud.create(DELAY)
+
+
+def cancel(cloud: Cloud) -> Timer:
+    return cloud.service.cancel(DEFAULT_TENANT, _only(cloud).id)
+
+
+def reschedule(cloud: Cloud) -> Timer:
+    return cloud.service.reschedule(DEFAULT_TENANT, _only(cloud).id, START + HOUR)
+
+
+def redrive(cloud: Cloud) -> Timer:
+    return cloud.service.redrive(DEFAULT_TENANT, _only(cloud).id)
+
+
+def deliver(cloud: Cloud) -> None:
+    cloud.turn(DELAY)
+
+
+def lose_worker(cloud: Cloud) -> None:
+    cloud.sweep()
+
+
+def _only(cloud: Cloud) -> Timer:
+    with cloud.aws.unobserved():
+        (found,) = cloud.service._store.overdue(START + timedelta(days=9999), 2) or [
+            cloud.service.get(DEFAULT_TENANT, cloud.sender.sent[-1][0].id)
+        ]
+    return found
+
+
+def nothing(cloud: Cloud) -> None:
+    pass
+
+
+def waiting(cloud: Cloud) -> None:
+    create(cloud)
+
+
+def failed(cloud: Cloud) -> None:
+    create(cloud)
+    cloud.sender.outcome = Outcome(status=500)
+    deliver(cloud)
+    cloud.sender.outcome = Outcome(status=204)
+
+
+def claimed_by_the_dead(cloud: Cloud) -> None:
+    create(cloud)
+    cloud.sender.during = _die
+    with pytest.raises(Killed):
+        deliver(cloud)
+    cloud.sender.during = lambda: None
+    cloud.clock.forward(600)
+
+
+def _die() -> None:
+    raise Killed
+
+
+UseCase = Callable[[Cloud], object]
+
+USE_CASES: dict[str, tuple[UseCase, UseCase, list[str]]] = {
+    "create": (nothing, create, ["PutItem", "SendMessageBatch", "CreateSchedule"]),
+    "cancel": (waiting, cancel, ["GetItem", "PutItem", "DeleteSchedule"]),
+    "reschedule": (waiting, reschedule, CHANGE),
+    "deliver": (waiting, deliver, ["UpdateItem", "PutItem"]),
+    "redrive": (failed, redrive, CHANGE_TO_NOW),
+    "take back": (claimed_by_the_dead, lose_worker, [*SWEEP, *CHANGE_TO_NOW[1:], *SWEEP[:-1]]),
+}
+"""What comes before, the use case itself, and the AWS calls that it makes."""
+
+POINTS = [
+    (name, number, side, failure)
+    for name, (_, _, calls) in USE_CASES.items()
+    for number in range(len(calls))
+    for side in ("before", "after")
+    for failure in FAILURES
+]
+
+
+def label(point: tuple[str, int, str, str]) -> str:
+    name, number, side, failure = point
+    return f"{name}: {failure} {side} {USE_CASES[name][2][number]} {number}"
+
+
+@pytest.mark.parametrize("name", USE_CASES)
+def test_use_cases_make_these_calls(name: str) -> None:
+    """The points that are struck are all there are."""
+    before, use_case, calls = USE_CASES[name]
+    with account() as aws:
+        cloud = Cloud(aws)
+        before(cloud)
+        aws.calls.clear()
+        use_case(cloud)
+        assert aws.names() == calls
+
+
+@pytest.fixture(autouse=True)
+def few_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a sweep ask two shards: with 32 these tests would do little else."""
+    monkeypatch.setattr(dynamodb, "SHARDS", 2)
+
+
+@pytest.mark.parametrize("alarms", ["ring", "are lost"])
+@pytest.mark.parametrize("point", POINTS, ids=label)
+def test_failure_between_two_writes(point: tuple[str, int, str, str], alarms: str) -> None:
+    """The webhook is sent at least once; twice only if the failure fell between POST and record,
+    and then under the same id; never after a cancel that was answered."""
+    name, number, side, failure = point
+    before, use_case, _ = USE_CASES[name]
+    with account() as aws:
+        cloud = Cloud(aws)
+        before(cloud)
+        sent_before = len(cloud.sender.sent)
+        answered, failed_at = _fail(cloud, use_case, number, side, failure)
+        if alarms == "are lost":
+            cloud.lose_messages()
+            for schedule in aws.schedules():
+                aws.scheduler.delete_schedule(Name=schedule, GroupName=NAME)
+        stored = _settle(cloud)
+        sent = Counter(timer.id for timer, _ in cloud.sender.sent[sent_before:])
+        assert all(timer.status in FINAL for timer in stored)
+        assert all(at >= timer.due_at for timer, at in cloud.sender.sent)
+        assert not answered or stored
+        for timer in stored:
+            if timer.status is Status.CANCELLED:
+                assert sent[timer.id] == 0
+            elif (name, timer.generation) == ("redrive", 1):
+                assert not answered
+            else:
+                assert sent[timer.id] >= 1
+        between_post_and_record = failed_at > sent_before
+        assert max(sent.values(), default=0) <= 1 + between_post_and_record
+        if name == "cancel" and answered:
+            assert not sent
+        assert aws.schedules() == []
+
+
+def _settle(cloud: Cloud) -> list[Timer]:
+    """Let time pass until nothing waits any more; return all timers."""
+    for _ in range(20):
+        cloud.turn(400)
+        cloud.sweep()
+        with cloud.aws.unobserved():
+            items = cloud.aws.dynamodb.scan(TableName=NAME)["Items"]
+        stored = [cloud.read(item["id"]["S"]) for item in items]
+        if all(timer.status in FINAL for timer in stored) and not cloud.aws.schedules():
+            break
+    return stored
+
+
+def _fail(
+    cloud: Cloud, use_case: UseCase, number: int, side: str, failure: str
+) -> tuple[bool, int]:
+    """Run the use case with its n-th call failing; say whether it answered, and how much had been
+    sent by then."""
+    made = 0
+    sent_by_then = -1
+
+    def strike(operation: str) -> None:
+        nonlocal made, sent_by_then
+        made += 1
+        if made == number + 1:
+            sent_by_then = len(cloud.sender.sent)
+            raise FAILURES[failure]()  # noqa: RSE102  # it makes one
+
+    setattr(cloud.aws, side, strike)
+    answered = True
+    try:
+        use_case(cloud)
+    except (Killed, TimersError):
+        answered = False
+    cloud.aws.before = cloud.aws.after = lambda operation: None
+    assert sent_by_then >= 0
+    return answered, sent_by_then
