@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check clean
+.PHONY: run test check simulate clean
 
 run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, TIMERS_DB, ALLOWED_TARGETS)
 	@exec $(BIN)/python -m embedded
@@ -16,6 +16,9 @@ check: $(VENV)/dev.done  ## lint, format, types, then all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(MAKE) --no-print-directory test
+
+simulate: $(VENV)/dev.done  ## run the AWS side in simulated time, at full size, and print its lateness
+	$(BIN)/python -m tests.simulation
 
 clean:  ## remove what the other commands made; not your timers in .data/
 	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,13 +1,16 @@
-"""Timers: the routes. A view parses, calls the service, renders."""
+"""Timers: the routes and the functions. Each parses, calls the service, renders."""
 
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
-from chalice.app import Chalice, Request, Response
+from chalice.app import Chalice, CloudWatchEvent, Request, Response, SQSEvent
 
-from chalicelib import api
+from chalicelib import api, functions
+from chalicelib.guard import Targets
+from chalicelib.service import Service
 from chalicelib.timers import DEFAULT_TENANT
-from chalicelib.wiring import service, targets
+from chalicelib.wiring import NAME, parts
 
 app = Chalice(app_name="timers", configure_logs=False)
 
@@ -42,3 +45,29 @@ def cancel_timer(timer_id: str) -> Response:
 def health() -> Response:
     service().check()
     return api.healthy()
+
+
+@app.lambda_function(name="fire")
+def fire(event: Any, context: Any) -> None:
+    """A schedule went off."""
+    functions.fire(parts(context), event)
+
+
+@app.on_sqs_message(queue=NAME, batch_size=10, name="deliver")
+def deliver(event: SQSEvent) -> None:
+    """Timers are due: up to ten messages, answered side by side."""
+    functions.deliver(parts(event.context), event, event.context)
+
+
+@app.schedule("rate(1 minute)", name="sweep")
+def sweep(event: CloudWatchEvent) -> None:
+    """Look after what was forgotten."""
+    functions.sweep(parts(event.context), event.context)
+
+
+def service() -> Service:
+    return parts(app.lambda_context).service
+
+
+def targets() -> Targets:
+    return parts(app.lambda_context).targets

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from zlib import crc32
@@ -61,6 +62,9 @@ RETRY_POLICY: "RetryPolicyTypeDef" = {
 }
 """Of the invocation of `fire`, as long as the Scheduler goes on trying."""
 
+MOST_THREADS = 32
+"""Calls that are made at the same time; the clients have as many connections."""
+
 SideBySide = Callable[[Sequence[Callable[[], object]]], list[BaseException | None]]
 """Runs calls at the same time; returns what each has raised."""
 
@@ -90,7 +94,7 @@ class Addresses:
 
 def threads(calls: Sequence[Callable[[], object]]) -> list[BaseException | None]:
     """Run the calls in a thread each; all are over when this returns."""
-    with ThreadPoolExecutor(len(calls)) as pool:
+    with ThreadPoolExecutor(min(len(calls), MOST_THREADS) or 1) as pool:
         return [future.exception() for future in [pool.submit(call) for call in calls]]
 
 
@@ -123,9 +127,7 @@ class AwsAlarm:
         faults = self._side_by_side(
             [lambda: self._send([timers.ring(timer)]), lambda: self._schedule(timer, late)]
         )
-        # A refusal says more than a fault that may pass.
-        for fault in sorted(filter(None, faults), key=lambda f: not isinstance(f, AlarmRefused)):
-            raise fault
+        _raise_worst(faults)
 
     def clear(self, timer: Timer) -> None:
         """Delete the schedule. A message on its way finds nothing to do."""
@@ -141,8 +143,7 @@ class AwsAlarm:
                 log.error("alarm dropped", extra={"timer": ring.id, "hops": ring.hops})
         kept = [ring for ring in further if ring.hops <= MAX_HOPS]
         batches = [kept[start : start + 10] for start in range(0, len(kept), 10)]
-        for batch in batches:
-            self._send(batch)
+        _raise_worst(self._side_by_side([partial(self._send, batch) for batch in batches]))
 
     def is_behind(self) -> bool:
         """Say whether the queue is deep. The figure that SQS gives may be a minute old."""
@@ -159,7 +160,7 @@ class AwsAlarm:
         Returns if all went well. Else deletes the messages that did and raises, so that only the
         others come again.
         """
-        calls = [lambda body=body: deliver(read(body)) for body, _ in messages]
+        calls = [partial(lambda text: deliver(read(text)), body) for body, _ in messages]
         faults = self._side_by_side(calls)
         if not any(faults):
             return
@@ -168,8 +169,7 @@ class AwsAlarm:
             entries = [{"Id": str(n), "ReceiptHandle": handle} for n, handle in enumerate(done)]
             with _translated():
                 self._sqs.delete_message_batch(QueueUrl=self._at.queue_url, Entries=entries)  # type: ignore[arg-type]
-        for fault in filter(None, faults):
-            raise fault
+        _raise_worst(faults)
 
     def _schedule(self, timer: Timer, wake: datetime) -> None:
         ring = timers.ring(timer)
@@ -220,11 +220,6 @@ def read(text: str) -> Ring:
     return msgspec.json.decode(text, type=Ring)
 
 
-def read_event(event: object) -> Ring:
-    """Return the ring that `fire` was invoked with."""
-    return msgspec.convert(event, Ring)
-
-
 def _text(ring: Ring) -> str:
     return msgspec.json.encode(ring).decode()
 
@@ -250,6 +245,12 @@ def _delay(ring: Ring, now: datetime) -> int:
 def _description(timer: Timer) -> str:
     host = urlsplit(timer.target).hostname
     return f"Timer {timer.id}: POST to {host}, due {timer.due_at:%Y-%m-%d %H:%M:%S} UTC"[:512]
+
+
+def _raise_worst(faults: Sequence[BaseException | None]) -> None:
+    # A refusal says more than a fault that may pass.
+    for fault in sorted(filter(None, faults), key=lambda f: not isinstance(f, AlarmRefused)):
+        raise fault
 
 
 @contextmanager

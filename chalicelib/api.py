@@ -144,9 +144,13 @@ def own_errors_as_problems(response: Response) -> Response:
         return response
     status = HTTPStatus(response.status_code)
     detail = response.body.get("Message") if isinstance(response.body, dict) else None
+    if status is HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
+        detail = _WANTS_JSON  # Chalice looks at the Content-Type first, and says less
     sentence = (detail or status.phrase).removesuffix(".") + "."
     return problem(status, sentence, None, response.headers)
 
+
+_WANTS_JSON = "Declare the body as JSON, with the header `Content-Type: application/json`."
 
 _ANY_ID = "00000000-0000-7000-8000-000000000000"
 
@@ -157,9 +161,7 @@ _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 def _read(request: Request | None, body_type: type[T]) -> T:
     kind = "" if request is None else request.headers.get("content-type", "")
     if request is None or kind.partition(";")[0].strip().lower() != "application/json":
-        raise errors.UnsupportedMediaType(
-            "The body must be declared as JSON, with the header `Content-Type: application/json`."
-        )
+        raise errors.UnsupportedMediaType(_WANTS_JSON)
     body = request.raw_body
     if len(body) > MAX_BODY:
         raise errors.BodyTooLarge(f"The body is larger than {MAX_BODY:,} bytes.")

@@ -191,8 +191,8 @@ class Service:
     def deliver(self, ring: Ring, ends_at: datetime) -> None:
         """Answer an alarm: claim the timer, post its webhook, record what came of it.
 
-        `ends_at` is when this worker will be gone, at the latest. Only Unavailable escapes; then the
-        alarm may ring again.
+        `ends_at` is when this worker will be gone, at the latest. Only Unavailable escapes, and
+        then the alarm may ring again.
         """
         if ring.due_at - self._clock() > WAITED_OUT:
             self._alarm.forward([ring])

@@ -1,31 +1,103 @@
-"""Composition root for AWS, and the place where the application finds its service."""
+"""Composition root for AWS, and the place where the application finds its service.
 
+Everything on AWS is named by rule from the stage; account and region are those of the function that
+runs. Clients are made when a request first needs them: making one takes longer than using it.
+"""
+
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from chalicelib import timers
 from chalicelib.errors import NotConfigured
 from chalicelib.guard import Targets
 from chalicelib.service import Service
 
-_installed: tuple[Service, Targets] | None = None
+if TYPE_CHECKING:
+    from chalicelib.alarm import AwsAlarm
+
+NAME = f"timers-{os.environ.get('STAGE', '')}"
+"""What everything of this stage is called, the table, the queue and the schedule group first."""
+
+CLIENT_SETTINGS = {
+    "connect_timeout": 2,
+    "read_timeout": 5,
+    "retries": {"mode": "standard", "total_max_attempts": 3},
+    "max_pool_connections": 40,
+}
+"""Seconds. All tries together stay far below the 29 s that API Gateway waits."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The application, put together; `alarm` is there on AWS only."""
+
+    service: Service
+    targets: Targets
+    alarm: "AwsAlarm | None" = None
+
+
+_installed: Parts | None = None
 
 
 def install(service: Service, targets: Targets) -> None:
-    """Make this the service that app.py works with, and these the targets that it accepts."""
+    """Make this the service that app.py works with, instead of one on AWS."""
     global _installed  # noqa: PLW0603  # one application in a process, as Chalice has it
-    _installed = service, targets
+    _installed = Parts(service, targets)
 
 
-def service() -> Service:
-    """Return the service, or raise NotConfigured."""
-    return _parts()[0]
-
-
-def targets() -> Targets:
-    """Return which targets a timer may name, or raise NotConfigured."""
-    return _parts()[1]
-
-
-def _parts() -> tuple[Service, Targets]:
-    if _installed is None:
+def parts(context: Any) -> Parts:
+    """Return the parts for a Lambda invocation's context, or raise NotConfigured."""
+    if _installed is not None:
+        return _installed
+    arn = getattr(context, "invoked_function_arn", "")
+    if not os.environ.get("STAGE") or not arn:
         raise NotConfigured(
             "There are no AWS settings here; run `make run` to serve Timers on this machine."
         )
-    return _installed
+    _, partition, _, region, account, *_ = arn.split(":")
+    return _on_aws(partition, region, account)
+
+
+def now() -> datetime:
+    """Return the wall time."""
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """Return an id that no timer has."""
+    return timers.timer_id(now(), secrets.token_bytes(10))
+
+
+@cache
+def _on_aws(partition: str, region: str, account: str) -> Parts:
+    # Not at the top: importing the application must not load what a request may not need.
+    import boto3  # noqa: PLC0415
+    from botocore.config import Config  # noqa: PLC0415
+
+    from chalicelib.alarm import Addresses, AwsAlarm  # noqa: PLC0415
+    from chalicelib.dynamodb import DynamoStore  # noqa: PLC0415
+    from chalicelib.webhook import WebhookSender  # noqa: PLC0415
+
+    session = boto3.Session(region_name=region)
+    settings = Config(**CLIENT_SETTINGS)  # type: ignore[arg-type]
+    sqs = session.client("sqs", config=settings)
+    addresses = Addresses(
+        group=NAME,
+        fire_arn=f"arn:{partition}:lambda:{region}:{account}:function:{NAME}-fire",
+        role_arn=f"arn:{partition}:iam::{account}:role/{NAME}-scheduler",
+        dead_letter_arn=f"arn:{partition}:sqs:{region}:{account}:{NAME}-dead",
+        queue_url=f"{sqs.meta.endpoint_url}/{account}/{NAME}",
+    )
+    alarm = AwsAlarm(
+        cache(lambda: session.client("scheduler", config=settings)), sqs, addresses, now
+    )
+    store = DynamoStore(session.client("dynamodb", config=settings), NAME)
+    targets = Targets.parse(os.environ.get("ALLOWED_TARGETS", ""))
+    sender = WebhookSender(targets)
+    service = Service(store, alarm, sender, clock=now, new_id=new_id, pause=time.sleep)
+    return Parts(service, targets, alarm)

@@ -1,22 +1,22 @@
 """Composition root of the embedded engine: `python -m embedded` serves Timers on this machine."""
 
 import os
-import secrets
 import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 try:
     from app import app
-    from chalicelib import timers, wiring
+    from chalicelib import wiring
     from chalicelib.guard import LOOPBACK, InvalidTargets, Targets
     from chalicelib.service import Service
     from chalicelib.webhook import WebhookSender
+    from chalicelib.wiring import new_id, now
     from embedded import terminal
     from embedded.engine import Engine
     from embedded.server import LOCAL_HOSTS, Server, application
@@ -63,14 +63,6 @@ class Settings:
         return cls(host, int(port), database, targets)
 
 
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
-def new_id() -> str:
-    return timers.timer_id(now(), secrets.token_bytes(10))
-
-
 def main() -> None:
     """Serve until SIGTERM or Ctrl-C; what can't be started ends with one sentence and status 1."""
     try:
@@ -91,6 +83,8 @@ def main() -> None:
 
 def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.Event) -> None:
     """Take up what an earlier process left, then fire and serve until `stop` is set."""
+    # glibc's resolver is the one part of a webhook that no deadline of ours can cut short.
+    os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:2")
     engine = Engine(store, now)
     sender = WebhookSender(settings.targets)
     service = Service(store, engine, sender, clock=now, new_id=new_id, pause=time.sleep)

@@ -6,12 +6,12 @@ bounds what it reads. The gateway turns each into the event that the views get o
 
 import base64
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
 
 from chalice.app import Chalice, Response
 from chalice.config import Config
@@ -30,7 +30,7 @@ THREADS = 64
 """How many requests are worked on at the same time; most of their time is waiting for the disk."""
 
 CONNECTIONS = 500
-"""How many may be open; a process often has 1,024 files, and the database and webhooks need some."""
+"""How many may be open: of 1,024 files that a process may have, database and webhooks need some."""
 
 MAX_HEADER = 10 * 1024
 """Bytes, as on API Gateway; waitress takes a time to match spaces that grows with their square."""
@@ -48,6 +48,9 @@ RECEIVER = "/_receiver/"
 
 LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 """The names under which a server without keys answers: no web page can get at it by another one."""
+
+_LOCAL_AUTHORITY = re.compile(r"(127\.0\.0\.1|(?i:localhost)|\[::1])(:[0-9]{1,5})?")
+"""They as an authority, with a port or without. urlsplit would find ::1 in `evil[::1]`."""
 
 Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
@@ -186,22 +189,13 @@ def _refusal(environ: Environ) -> Response | None:
     asked = [environ.get("HTTP_HOST", "")]
     if found and "/" not in target:  # the absolute form, whose host overrules the header
         asked.append(rest.partition("/")[0])
-    if not all(_is_local(authority) for authority in asked):
+    if not all(map(_LOCAL_AUTHORITY.fullmatch, asked)):
         detail = f"This server answers to {', '.join(sorted(LOCAL_HOSTS))} only."
         return api.problem(HTTPStatus.MISDIRECTED_REQUEST, detail)
     origin = environ.get("HTTP_ORIGIN")
-    if origin is not None and not _is_local(origin.partition("://")[2]):
+    if origin is not None and not _LOCAL_AUTHORITY.fullmatch(origin.partition("://")[2]):
         return api.problem(HTTPStatus.FORBIDDEN, "Web pages of other hosts may not use this.")
     return None
-
-
-def _is_local(authority: str) -> bool:
-    try:
-        parts = urlsplit(f"//{authority}")
-        whole = parts.netloc == authority and parts.username is None and parts.port != 0
-    except ValueError:  # brackets that do not match, a port that is no number
-        return False
-    return whole and parts.hostname in LOCAL_HOSTS
 
 
 def _receive(environ: Environ, now: datetime) -> Response:

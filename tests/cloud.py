@@ -1,6 +1,5 @@
 """What AWS does with schedules and messages, on a moto account and a clock that is moved."""
 
-import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -100,7 +99,7 @@ class Cloud:
             if moment(schedule["ScheduleExpression"]) <= self.clock.now:
                 with self.aws.unobserved():
                     self.aws.scheduler.delete_schedule(GroupName=NAME, Name=name)
-                self.service.fire(alarm.read_event(json.loads(schedule["Target"]["Input"])))
+                self.service.fire(alarm.read(schedule["Target"]["Input"]))
 
     def _pause(self, seconds: float) -> None:
         self.clock.forward(seconds)

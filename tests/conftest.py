@@ -8,7 +8,8 @@ import pytest
 
 from app import app
 from chalicelib.guard import LOOPBACK, Targets
-from embedded.__main__ import Settings, now, run
+from chalicelib.wiring import now
+from embedded.__main__ import Settings, run
 from embedded.server import Server, application
 from embedded.sqlite import SqliteStore
 

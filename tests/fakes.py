@@ -1,5 +1,6 @@
 """Hand-written stand-ins for what the service needs from outside: smaller than the real things."""
 
+import heapq
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -66,7 +67,8 @@ class FakeStore:
     def overdue(self, before: datetime, limit: int) -> list[Timer]:
         self.check()
         waiting = [(t.wake_at, t.id, t) for t in self.timers.values() if t.wake_at is not None]
-        return [timer for wake_at, _, timer in sorted(waiting) if wake_at < before][:limit]
+        overdue = [entry for entry in waiting if entry[0] < before]
+        return [timer for _, _, timer in heapq.nsmallest(limit, overdue)]
 
     def check(self) -> None:
         if self.down:

@@ -87,9 +87,9 @@ def test_exact_requests_of_a_new_timer(
         },
     }
     assert wake(created[0]) == wakes - lead
-    event = json.loads(created[0]["Target"]["Input"])
-    assert set(event) == {"id", "tenant", "generation", "due_at"}
-    assert alarm.read_event(event) == timers.ring(timer)
+    event = created[0]["Target"]["Input"]
+    assert set(json.loads(event)) == {"id", "tenant", "generation", "due_at"}
+    assert alarm.read(event) == timers.ring(timer)
     sent = requests(cloud.aws, "SendMessageBatch")
     assert [entry["DelaySeconds"] for request in sent for entry in request["Entries"]] == (
         [] if delay is None else [delay]

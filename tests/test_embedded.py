@@ -23,7 +23,7 @@ import requests
 from chalicelib.errors import Conflict
 from chalicelib.service import Service
 from chalicelib.timers import DEFAULT_TENANT, Outcome, Timer
-from embedded.__main__ import new_id, now
+from chalicelib.wiring import new_id, now
 from embedded.engine import SENDERS, Engine
 from embedded.sqlite import MIGRATIONS, SqliteStore
 from tests.fakes import NO_CONTENT

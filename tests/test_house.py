@@ -19,6 +19,9 @@ MAY_IMPORT = {
     "guard": {"errors"},
     "webhook": {"timers", "errors", "guard"},
     "api": {"service", "retry", "timers", "errors", "guard"},
+    "alarm": {"timers", "errors"},
+    "dynamodb": {"timers", "errors"},
+    "functions": {"wiring", "timers", "errors"},
     "wiring": None,  # a composition root
 }
 """Which modules of chalicelib each one may import."""

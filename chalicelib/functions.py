@@ -1,0 +1,44 @@
+"""The functions beside the API: what their events mean, and how long they have."""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+import msgspec
+
+from chalicelib.errors import NotConfigured
+from chalicelib.timers import Ring
+from chalicelib.wiring import Parts
+
+SWEEP_RESERVE = timedelta(seconds=15)
+"""How long before its end the sweep begins no further batch."""
+
+
+class Record(Protocol):
+    """What is used of a message."""
+
+    body: str
+    receipt_handle: str
+
+
+def fire(parts: Parts, event: Any) -> None:
+    """Answer a schedule that went off; `event` is its target's Input."""
+    parts.service.fire(msgspec.convert(event, Ring))
+
+
+def deliver(parts: Parts, records: Iterable[Record], context: Any) -> None:
+    """Answer a batch of messages; raises if some must come again."""
+    if parts.alarm is None:
+        raise NotConfigured("There are no queues here: the messages are nobody's.")
+    ends_at = _ends_at(parts, context)
+    messages = [(record.body, record.receipt_handle) for record in records]
+    parts.alarm.answer(messages, lambda ring: parts.service.deliver(ring, ends_at))
+
+
+def sweep(parts: Parts, context: Any) -> None:
+    """Look after what was forgotten, as long as this invocation lasts."""
+    parts.service.sweep(_ends_at(parts, context) - SWEEP_RESERVE)
+
+
+def _ends_at(parts: Parts, context: Any) -> datetime:
+    return parts.service.now() + timedelta(milliseconds=context.get_remaining_time_in_millis())

@@ -1,0 +1,512 @@
+"""The deployed service in simulated time: the real service and alarm, between fake clients.
+
+The clients do what AWS documents, and the worst of it: the Scheduler fires anywhere in its minute,
+twice at times, and no faster than its quota; SQS holds messages back by whole seconds and gives
+some twice; Lambda's poller starts with 5 batches at once and adds 300 a minute, a batch is held
+until its slowest POST ends; functions start cold and their errors are retried.
+
+Each invocation is a greenlet that sleeps in simulated time, so all interleave as they would.
+`make simulate` runs it at full size and prints the lateness of each scenario.
+"""
+
+import heapq
+import logging
+import random
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import count
+from typing import Any
+
+from botocore.exceptions import ClientError
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from chalicelib import alarm, timers
+from chalicelib.alarm import Addresses, AwsAlarm
+from chalicelib.errors import Unavailable
+from chalicelib.service import Service
+from chalicelib.timers import DEFAULT_TENANT, FINAL, Outcome, Ring, Status, Timer
+from tests.cloud import moment
+from tests.fakes import NO_CONTENT, START, FakeStore
+
+PRECISION = 60.0
+"""Seconds within which the Scheduler fires."""
+
+INVOCATIONS = 1000
+"""How many schedules it fires a second."""
+
+POLLERS, RAMP, MOST_POLLERS = 5, 5.0, 1000
+"""Batches that Lambda's poller starts with, how many it adds a second, and has at most."""
+
+BATCH = 10
+VISIBILITY = 360.0
+RECEIVES = 5
+FUNCTION_TIMEOUT = 60.0
+
+DUPLICATES = 0.002
+THROTTLED = 0.03
+TRIES = 3
+"""How many of all calls are refused, and how often one is made."""
+
+COLD = (0.4, 1.2)
+"""Seconds that a cold start takes."""
+
+CALL = (0.003, 0.012)
+"""Seconds that a call to DynamoDB, SQS or the Scheduler takes."""
+
+POST = (0.02, 0.3)
+"""Seconds that a receiver takes; one in a hundred takes ten times as long."""
+
+
+class Simulation:
+    """Simulated time, and greenlets that sleep in it."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)  # noqa: S311
+        self.time = 0.0
+        self._hub = getcurrent()
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = count()
+
+    def clock(self) -> datetime:
+        return START + timedelta(seconds=self.time)
+
+    def seconds(self, at: datetime) -> float:
+        return (at - START).total_seconds()
+
+    def at(self, time: float, do: Callable[[], object]) -> None:
+        """Start `do` at that time, where it may sleep."""
+        task = greenlet(do, self._hub)
+        heapq.heappush(self._events, (max(time, self.time), next(self._numbers), task.switch))
+
+    def sleep(self, seconds: float) -> None:
+        task = getcurrent()
+        wake = self.time + max(0.0, seconds)
+        heapq.heappush(self._events, (wake, next(self._numbers), task.switch))
+        self._hub.switch()
+
+    def take(self, span: tuple[float, float]) -> None:
+        self.sleep(self.dice.uniform(*span))
+
+    def call(self, operation: str) -> None:
+        """Make a call to AWS with the retries that wiring.py sets; raise when all are throttled."""
+        for tries in range(TRIES):
+            self.take(CALL)
+            if self.dice.random() >= THROTTLED:
+                return
+            self.sleep(self.dice.uniform(0, 2**tries))
+        raise client_error("ThrottlingException", 429, operation)
+
+    def side_by_side(self, calls: Sequence[Callable[[], object]]) -> list[BaseException | None]:
+        """Run the calls at the same time; see `alarm.threads`."""
+        faults: list[BaseException | None] = [None] * len(calls)
+        if not calls:
+            return faults
+        left = len(calls)
+        parent = getcurrent()
+
+        def run(number: int) -> None:
+            nonlocal left
+            try:
+                calls[number]()
+            except Exception as fault:
+                faults[number] = fault
+            left -= 1
+            if left == 0:
+                heapq.heappush(self._events, (self.time, next(self._numbers), parent.switch))
+
+        for number in range(len(calls)):
+            self.at(self.time, lambda number=number: run(number))  # type: ignore[misc]
+        self._hub.switch()
+        return faults
+
+    def run(self, until: float) -> None:
+        """Let time pass."""
+        while self._events and self._events[0][0] <= until:
+            self.time, _, resume = heapq.heappop(self._events)
+            resume()
+        self.time = until
+
+
+@dataclass
+class Message:
+    """One message in the queue."""
+
+    body: str
+    visible_at: float
+    handle: str
+    receives: int = 0
+    deleted: bool = False
+
+
+class Queue:
+    """SQS and the poller that invokes `deliver`."""
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        deliver: Callable[[Sequence[tuple[str, str]]], None],
+        rate: float | None,
+    ) -> None:
+        self._sim = simulation
+        self._deliver = deliver
+        self._rate = rate
+        self._next_slot = 0.0
+        self._visible: deque[Message] = deque()
+        self._messages: dict[str, Message] = {}
+        self._handles = count()
+        self._running = 0
+        self._pollers = float(POLLERS)
+        self._looked_at = 0.0
+        self._poll_is_set = False
+        self._warm = 0
+        self.sent = 0
+        self.dead: list[str] = []
+        self._depth = (0.0, 0)
+
+    def send_message_batch(self, **request: Any) -> dict[str, Any]:
+        self._sim.call("SendMessageBatch")
+        assert 0 < len(request["Entries"]) <= 10
+        for entry in request["Entries"]:
+            delay = entry["DelaySeconds"]
+            assert isinstance(delay, int)
+            assert 0 <= delay <= 900
+            self.sent += 1
+            copies = 1 + (self._sim.dice.random() < DUPLICATES)
+            for _ in range(copies):
+                message = Message(entry["MessageBody"], 0, str(next(self._handles)))
+                self._show(message, delay + self._sim.dice.uniform(0, 0.05))
+        return {}
+
+    def delete_message_batch(self, **request: Any) -> None:
+        self._sim.call("DeleteMessageBatch")
+        for entry in request["Entries"]:
+            self._messages.pop(entry["ReceiptHandle"], Message("", 0, "")).deleted = True
+
+    def get_queue_attributes(self, **_: Any) -> Any:
+        self._sim.call("GetQueueAttributes")
+        if self._sim.time - self._depth[0] > 30:  # the figure is approximate, and old
+            self._depth = self._sim.time, len(self._visible)
+        return {"Attributes": {"ApproximateNumberOfMessages": str(self._depth[1])}}
+
+    def _show(self, message: Message, delay: float) -> None:
+        def show() -> None:
+            if not message.deleted:
+                self._visible.append(message)
+                self._poll()
+
+        self._sim.at(self._sim.time + delay, show)
+
+    def _poll(self) -> None:
+        elapsed = self._sim.time - self._looked_at
+        self._looked_at = self._sim.time
+        busy = self._running >= int(self._pollers)
+        grown = self._pollers + RAMP * elapsed if busy else max(POLLERS, self._pollers - elapsed)
+        self._pollers = min(MOST_POLLERS, grown)
+        while self._visible and self._running < int(self._pollers):
+            if self._rate and self._next_slot > self._sim.time:
+                self._poll_at(self._next_slot)
+                return
+            batch = [self._visible.popleft() for _ in range(min(BATCH, len(self._visible)))]
+            if self._rate:
+                self._next_slot = max(self._next_slot, self._sim.time) + len(batch) / self._rate
+            self._running += 1
+            self._sim.at(self._sim.time, lambda batch=batch: self._invoke(batch))  # type: ignore[misc]
+        if self._visible:
+            self._poll_at(self._sim.time + 0.1)
+
+    def _poll_at(self, time: float) -> None:
+        def poll() -> None:
+            self._poll_is_set = False
+            self._poll()
+
+        if not self._poll_is_set:
+            self._poll_is_set = True
+            self._sim.at(time, poll)
+
+    def _invoke(self, batch: Sequence[Message]) -> None:
+        self._sim.sleep(self._sim.dice.uniform(0.005, 0.03))
+        if self._running > self._warm:
+            self._warm = self._running
+            self._sim.take(COLD)
+        for message in batch:
+            message.receives += 1
+            self._messages[message.handle] = message
+        try:
+            self._deliver([(message.body, message.handle) for message in batch])
+        except (Exception, GreenletExit):
+            for message in batch:
+                if not message.deleted and message.receives < RECEIVES:
+                    self._show(message, VISIBILITY)
+                elif not message.deleted:
+                    self.dead.append(message.body)
+        finally:
+            self._running -= 1
+        self._poll()
+
+
+class Scheduler:
+    """EventBridge Scheduler, which invokes `fire` asynchronously."""
+
+    def __init__(self, simulation: Simulation, fire: Callable[[str], None]) -> None:
+        self._sim = simulation
+        self._fire = fire
+        self._schedules: dict[str, str] = {}
+        self._next_slot = 0.0
+
+    def create_schedule(self, **request: Any) -> None:
+        self._sim.call("CreateSchedule")
+        at = self._sim.seconds(moment(request["ScheduleExpression"]))
+        assert at >= self._sim.time + 60
+        name = request["Name"]
+        if name in self._schedules:
+            raise client_error("ConflictException", 409, "CreateSchedule")
+        self._schedules[name] = request["Target"]["Input"]
+        for _ in range(1 + (self._sim.dice.random() < DUPLICATES)):
+            when = at + self._sim.dice.uniform(-0.5, PRECISION)
+            self._sim.at(when, lambda: self._go_off(name))
+
+    def delete_schedule(self, **request: Any) -> None:
+        self._sim.call("DeleteSchedule")
+        if self._schedules.pop(request["Name"], None) is None:
+            raise client_error("ResourceNotFoundException", 404, "DeleteSchedule")
+
+    def names(self) -> list[str]:
+        return list(self._schedules)
+
+    def _go_off(self, name: str) -> None:
+        if name not in self._schedules:
+            return
+        self._next_slot = max(self._next_slot, self._sim.time) + 1 / INVOCATIONS
+        self._sim.sleep(self._next_slot - self._sim.time)
+        text = self._schedules.get(name)
+        if text is None:
+            return
+        self._invoke(text, 0)
+        self._schedules.pop(name, None)
+
+    def _invoke(self, text: str, retries: int) -> None:
+        self._sim.take(COLD if self._sim.dice.random() < 0.1 else CALL)
+        try:
+            self._fire(text)
+        except Exception:
+            if retries < 2:
+                wait = 60.0 * (retries + 1)
+                self._sim.at(self._sim.time + wait, lambda: self._invoke(text, retries + 1))
+
+
+class SlowStore(FakeStore):
+    """The fake store, each call taking its time first and then happening in one step."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__()
+        self._sim = simulation
+
+    def check(self) -> None:
+        try:
+            self._sim.call("PutItem")
+        except ClientError as error:
+            raise Unavailable("The simulated store is throttled.") from error
+
+    def replace(self, timer: Timer) -> bool:
+        self.check()
+        return self._replace_now(timer)
+
+    def claim(self, ring: Ring, now: datetime, lease_until: datetime) -> Timer | None:
+        self.check()
+        stored = self.timers.get(ring.id)
+        claimed = timers.claim(stored, ring, now, lease_until) if stored else None
+        return claimed if claimed is not None and self._replace_now(claimed) else None
+
+    def replace_all(self, changed: Sequence[Timer]) -> list[Timer]:
+        self.check()
+        return [timer for timer in changed if self._replace_now(timer)]
+
+    def remove(self, timer: Timer) -> bool:
+        self.check()
+        stored = self.timers.get(timer.id)
+        if stored is not None and stored.version == timer.version:
+            del self.timers[timer.id]
+        return timer.id not in self.timers
+
+    def _replace_now(self, timer: Timer) -> bool:
+        stored = self.timers.get(timer.id)
+        if stored is None or stored.version != timer.version - 1:
+            return False
+        self.timers[timer.id] = timer
+        return True
+
+
+@dataclass
+class Deployment:
+    """The stage: one service, its functions, and what was sent."""
+
+    seed: int = 1
+    rate: float | None = None
+    """Messages a second that `deliver` gets at most."""
+    crashes: float = 0.0
+    """How many of the invocations of `deliver` die on the way."""
+    sent: list[tuple[Timer, datetime]] = field(default_factory=list)
+    crashed: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.sim = Simulation(self.seed)
+        self.store = SlowStore(self.sim)
+        self.queue = Queue(self.sim, self._deliver, self.rate)
+        self.scheduler = Scheduler(self.sim, self._fire)
+        queue: Any = self.queue
+        scheduler: Any = self.scheduler
+        self._alarm = AwsAlarm(
+            lambda: scheduler, queue, ADDRESSES, self.sim.clock, self.sim.side_by_side
+        )
+        self._ids = count(1)
+        self.service = Service(
+            self.store,
+            self._alarm,
+            self,
+            clock=self.sim.clock,
+            new_id=lambda: timers.timer_id(START, next(self._ids).to_bytes(10, "big")),
+            pause=self.sim.sleep,
+        )
+        self.sim.at(30.0, self._sweep)
+
+    def create_at(self, time: float, delay: float) -> None:
+        """Have a client create a timer at that time; told that it can't be, it asks again."""
+
+        def create() -> None:
+            try:
+                span = timedelta(seconds=delay)
+                self.service.create(DEFAULT_TENANT, "https://example.com/x", span)
+            except Unavailable:
+                self.create_at(self.sim.time + 1, delay)
+
+        self.sim.at(time, create)
+
+    def send(self, timer: Timer, at: datetime, timeout: timedelta) -> Outcome:
+        """Be the Sender: a receiver that takes its time."""
+        self.sent.append((timer, at))
+        slow = 10 if self.sim.dice.random() < 0.01 else 1
+        self.sim.sleep(slow * self.sim.dice.uniform(*POST))
+        if self.sim.dice.random() < self.crashes:
+            self.crashed.add(timer.id)
+            raise GreenletExit
+        return NO_CONTENT
+
+    def lateness(self) -> list[float]:
+        """Return how many seconds late each first attempt was, in order.
+
+        What fell due while all was down counts from the moment at which it is back.
+        """
+        first = [(max(timer.due_at, START), at) for timer, at in self.sent if timer.attempt == 1]
+        return sorted((at - due_at).total_seconds() for due_at, at in first)
+
+    def check(self) -> None:
+        """Fail unless every promise was kept."""
+        assert all(at >= timer.due_at for timer, at in self.sent), "early"
+        unfinished = [t for t in self.store.timers.values() if t.status not in FINAL]
+        assert not unfinished, f"lost: {len(unfinished)}"
+        assert all(t.status is Status.DELIVERED for t in self.store.timers.values())
+        times = Counter(timer.id for timer, _ in self.sent)
+        assert set(times) == set(self.store.timers)
+        repeated = {id for id, number in times.items() if number > 1}
+        assert repeated <= self.crashed, "sent twice"
+        assert not self.queue.dead
+
+    def _deliver(self, messages: Sequence[tuple[str, str]]) -> None:
+        ends_at = self.sim.clock() + timedelta(seconds=FUNCTION_TIMEOUT)
+        self._alarm.answer(messages, lambda ring: self.service.deliver(ring, ends_at))
+
+    def _fire(self, text: str) -> None:
+        self.service.fire(alarm.read(text))
+
+    def _sweep(self) -> None:
+        self.sim.at(self.sim.time + 60.0, self._sweep)
+        with suppress(Unavailable):  # Lambda logs it; the next one is a minute away
+            self.service.sweep(self.sim.clock() + timedelta(seconds=50))
+
+
+ADDRESSES = Addresses(
+    group="timers-sim",
+    fire_arn="arn:aws:lambda:eu-central-1:123456789012:function:timers-sim-fire",
+    role_arn="arn:aws:iam::123456789012:role/timers-sim-scheduler",
+    dead_letter_arn="arn:aws:sqs:eu-central-1:123456789012:timers-sim-dead",
+    queue_url="https://sqs/timers-sim",
+)
+
+
+def client_error(code: str, status: int, operation: str) -> ClientError:
+    answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, operation)
+
+
+def steady(number: int, seed: int = 1) -> Deployment:
+    """Timers of mixed deadlines, up to two hours, created over an hour."""
+    world = Deployment(seed)
+    for _ in range(number):
+        delay = world.sim.dice.choice([5, 30, 300, 890, 901, 1200, 3600, 7200])
+        world.create_at(world.sim.dice.uniform(0, 3600), delay * world.sim.dice.random())
+    world.sim.run(4 * 3600)
+    return world
+
+
+def burst(number: int, seed: int = 1) -> Deployment:
+    """Timers created an hour ahead, all due within one second."""
+    world = Deployment(seed)
+    for _ in range(number):
+        created = world.sim.dice.uniform(0, 1800)
+        world.create_at(created, 3600 - created + world.sim.dice.random())
+    world.sim.run(2 * 3600)
+    return world
+
+
+def outage(number: int, rate: float = 500.0, seed: int = 1) -> Deployment:
+    """Timers that fell due during an outage in which every alarm was lost."""
+    world = Deployment(seed, rate)
+    for n in range(number):
+        due_at = START - timedelta(seconds=3600) + timedelta(seconds=3500 * n / number)
+        id = timers.timer_id(START, n.to_bytes(10, "big"))
+        world.store.timers[id] = timers.new(id, DEFAULT_TENANT, "https://x.example", due_at, due_at)
+    world.sim.run(max(3600.0, number / rate * 4))
+    return world
+
+
+def crashing(number: int, seed: int = 1) -> Deployment:
+    """Steady load in which one invocation in a hundred dies while it sends."""
+    world = Deployment(seed, crashes=0.001)
+    for _ in range(number):
+        world.create_at(world.sim.dice.uniform(0, 3600), world.sim.dice.uniform(0, 1800))
+    world.sim.run(5 * 3600)
+    return world
+
+
+def report(title: str, world: Deployment) -> str:
+    """Check the promises; return a line with the lateness and the messages for each timer."""
+    world.check()
+    late = world.lateness()
+    figures = [late[min(len(late) - 1, int(len(late) * part))] for part in (0.5, 0.99, 1.0)]
+    messages = world.queue.sent / len(world.store.timers)
+    return (
+        f"{title:<34} {len(late):>7} timers   late p50 {figures[0]:8.3f} s  p99 {figures[1]:8.3f} s"
+        f"  max {figures[2]:8.3f} s   {messages:.2f} messages each"
+    )
+
+
+def main(scale: float = 1.0) -> None:
+    """Run all scenarios and print a line for each."""
+    logging.disable()
+    scenarios: list[tuple[str, Callable[[], Deployment]]] = [
+        ("steady load, mixed deadlines", lambda: steady(int(10_000 * scale))),
+        ("1,000 due in one second", lambda: burst(int(1_000 * scale))),
+        ("10,000 due in one second", lambda: burst(int(10_000 * scale))),
+        ("workers that die while sending", lambda: crashing(int(10_000 * scale))),
+        ("100,000 overdue after an outage", lambda: outage(int(100_000 * scale))),
+    ]
+    for title, scenario in scenarios:
+        print(report(title, scenario()), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0)

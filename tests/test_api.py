@@ -1,0 +1,758 @@
+"""JSON ↔ values and errors: the routes on fakes, called as API Gateway calls them."""
+
+import json
+import logging
+from datetime import datetime, timedelta
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from chalice.app import Request, Response
+from chalice.test import Client, HTTPResponse
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app import app
+from chalicelib import api, errors, timers, wiring
+from chalicelib.errors import AlarmRefused, InvalidRequest, TimersError, Unavailable
+from chalicelib.guard import LOOPBACK, MAX_URL, Targets
+from chalicelib.service import Service
+from chalicelib.timers import DEFAULT_TENANT, MAX_DELAY, Outcome, Status, Timer
+from tests.fakes import START, Clock, FakeAlarm, FakeSender, FakeStore
+
+URL = "http://localhost/hook"
+YEARS = int(MAX_DELAY.total_seconds())
+JSON = {"Content-Type": "application/json"}
+LEASE = timedelta(minutes=5)
+
+CLIENT = Client(app)
+
+
+class Api:
+    """The routes over a service on fakes."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.store = FakeStore()
+        self.alarm = FakeAlarm()
+        self.sender = FakeSender()
+        ids = iter(f"timer-{number}" for number in range(1_000_000))
+        self.service = Service(
+            self.store,
+            self.alarm,
+            self.sender,
+            clock=self.clock,
+            new_id=lambda: next(ids),
+            pause=lambda _: None,
+        )
+
+    def ask(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> HTTPResponse:
+        return CLIENT.http.request(method, path, headers or {}, body)
+
+    def post(self, body: bytes, headers: dict[str, str] = JSON) -> HTTPResponse:
+        return self.ask("POST", "/timers", body, headers)
+
+    def create(self, seconds: int = 60, url: str = URL) -> dict[str, Any]:
+        answer = self.post(json.dumps({"seconds": seconds, "url": url}).encode())
+        assert answer.status_code == 201, answer.body
+        return dict(answer.json_body)
+
+    def read(self, id: str) -> dict[str, Any]:
+        answer = self.ask("GET", f"/timers/{id}")
+        assert answer.status_code == 200, answer.body
+        return dict(answer.json_body)
+
+    def ring(self) -> None:
+        self.service.deliver(self.alarm.rings[-1], self.clock.now + LEASE)
+
+    def delivering(self) -> str:
+        """Return the id of a timer whose webhook is being sent."""
+        id = str(self.create(0)["id"])
+        assert self.store.claim(self.alarm.rings[-1], self.clock.now, self.clock.now + LEASE)
+        return id
+
+    def retrying(self) -> str:
+        """Return the id of a timer whose worker was lost a second after its deadline."""
+        id = self.delivering()
+        self.clock.forward(1)
+        self.service.take_back(self.store.timers[id])
+        return id
+
+
+@pytest.fixture
+def api_on_fakes(monkeypatch: pytest.MonkeyPatch) -> Api:
+    made = Api()
+    # What another test has installed comes back afterwards.
+    monkeypatch.setattr(wiring, "_installed", None)
+    wiring.install(made.service, Targets.parse(LOOPBACK))
+    return made
+
+
+def problem(status: int, kind: object, content: bytes) -> dict[str, Any]:
+    """Return the members of an error; fail if it is not one as RFC 9457 and the house have it."""
+    assert kind == "application/problem+json"
+    body: dict[str, Any] = json.loads(content)
+    assert set(body) - {"pointer"} == {"title", "status", "detail"}
+    assert body["status"] == status
+    assert body["title"] == HTTPStatus(status).phrase
+    sentence = body["detail"]
+    assert sentence.endswith(".")
+    assert not sentence.endswith("..")
+    assert ". " not in sentence
+    return body
+
+
+def refused(answer: HTTPResponse, status: int) -> dict[str, Any]:
+    """Return the members of the problem that an answer has to be."""
+    assert answer.status_code == status, answer.body
+    return problem(answer.status_code, answer.headers.get("Content-Type"), answer.body)
+
+
+def members(text: str) -> bytes:
+    """Return a body with a good URL and these members more."""
+    return f'{{"url": "{URL}", {text}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("when", "seconds"),
+    [
+        ('"hours": 1', 3600),
+        ('"minutes": 2', 120),
+        ('"seconds": 3', 3),
+        ('"hours": 1, "minutes": 2, "seconds": 3', 3723),
+        ('"hours": 0, "minutes": 0, "seconds": 0', 0),
+        ('"seconds": 0', 0),
+        ('"seconds": -0', 0),
+        ('"minutes": 90', 5400),
+        ('"seconds": 100000', 100000),
+        (f'"seconds": {YEARS}', YEARS),
+        (f'"hours": {YEARS // 3600}', YEARS),
+        (f'"hours": {YEARS // 3600 - 1}, "minutes": 59, "seconds": 60', YEARS),
+        ('"seconds": 1, "seconds": 2', 2),
+    ],
+)
+def test_delay(api_on_fakes: Api, when: str, seconds: int) -> None:
+    """Hours, minutes and seconds add up to the delay; of a repeated member the last counts."""
+    answer = api_on_fakes.post(members(when))
+    assert answer.status_code == 201
+    timer = api_on_fakes.store.timers[answer.json_body["id"]]
+    assert timer.deadline - timer.created_at == timedelta(seconds=seconds)
+
+
+DIGITS = "9" * 5000
+
+BAD_BODIES = {
+    "empty": (b"", "", "not valid JSON"),
+    "blank": (b" \n", "", "not valid JSON"),
+    "null": (b"null", "", "Expected `object`, got `null` in the body"),
+    "boolean": (b"true", "", "Expected `object`, got `bool` in the body"),
+    "number": (b"1", "", "Expected `object`, got `int` in the body"),
+    "string": (b'"x"', "", "Expected `object`, got `str` in the body"),
+    "array": (b"[]", "", "Expected `object`, got `array` in the body"),
+    "array of one": (b"[" + members('"seconds": 1') + b"]", "", "Expected `object`"),
+    "cut off": (members('"seconds": 1')[:-1], "", "truncated"),
+    "two documents": (members('"seconds": 1') * 2, "", "trailing characters"),
+    "trailing comma": (members('"seconds": 1,'), "", "trailing comma"),
+    "single quotes": (b"{'seconds': 1}", "", "not valid JSON"),
+    "comment": (members('"seconds": 1 /* soon */'), "", "not valid JSON"),
+    "BOM": (b"\xef\xbb\xbf" + members('"seconds": 1'), "", "invalid character (byte 0)"),
+    "UTF-16": (members('"seconds": 1').decode().encode("utf-16"), "", "not valid JSON"),
+    "invalid UTF-8": (b'{"seconds": 1, "url": "http://localhost/\xff"}', "", "UTF-8"),
+    "invalid UTF-8 in a name": (b'{"\xff": 1}', "", "UTF-8"),
+    "surrogate as bytes": (b'{"url": "\xed\xa0\x80"}', "", "UTF-8"),
+    "lone high surrogate": (members('"x": "\\ud800"'), "/x", "unknown field `x`"),
+    "lone high surrogate in url": (
+        b'{"seconds": 1, "url": "http://local\\ud800host"}',
+        "",
+        "surrogate",
+    ),
+    "lone low surrogate in url": (b'{"seconds": 1, "url": "http://\\udc00"}', "", "surrogate"),
+    "lone surrogate in a name": (b'{"\\ud800": 1}', "", "not valid JSON"),
+    "deep array": (b"[" * 100_000, "", "Expected `object`, got `array`"),
+    "deep array in a member": (b'{"url": ' + b"[" * 100_000, "/url", "got `array` in /url"),
+    "deep object in a member": (b'{"url": ' + b'{"a":' * 50_000, "/url", "got `object`"),
+    "deep array in a number": (members('"hours": ' + "[" * 100_000), "/hours", "got `array`"),
+    "deep array in an unknown member": (b'{"x": ' + b"[" * 100_000, "/x", "unknown field `x`"),
+    "boolean seconds": (members('"seconds": true'), "/seconds", "Expected `int`, got `bool`"),
+    "string minutes": (members('"minutes": "1"'), "/minutes", "Expected `int`, got `str`"),
+    "null hours": (members('"hours": null'), "/hours", "Expected `int`, got `null`"),
+    "object seconds": (members('"seconds": {}'), "/seconds", "Expected `int`, got `object`"),
+    "float": (members('"seconds": 1.5'), "/seconds", "Expected `int`, got `float`"),
+    "whole float": (members('"seconds": 1.0'), "/seconds", "Expected `int`, got `float`"),
+    "exponent": (members('"seconds": 1e3'), "/seconds", "Expected `int`, got `float`"),
+    "float zero": (members('"seconds": -0.0'), "/seconds", "Expected `int`, got `float`"),
+    "float out of range": (members('"seconds": 1e400'), "/seconds", "out of range"),
+    "NaN": (members('"seconds": NaN'), "", "not valid JSON"),
+    "Infinity": (members('"seconds": Infinity'), "", "not valid JSON"),
+    "minus Infinity": (members('"seconds": -Infinity'), "", "not valid JSON"),
+    "negative": (members('"seconds": -1'), "/seconds", "Expected `int` >= 0 in /seconds"),
+    "negative part": (members('"hours": 1, "minutes": -1'), "/minutes", ">= 0"),
+    "negative of 30 digits": (members(f'"seconds": -{DIGITS[:30]}'), "/seconds", ">= 0"),
+    "leading zero": (members('"seconds": 01'), "", "not valid JSON"),
+    "hexadecimal": (members('"seconds": 0x1'), "", "not valid JSON"),
+    "plus sign": (members('"seconds": +1'), "", "not valid JSON"),
+    "19 digits": (members(f'"seconds": {DIGITS[:19]}'), "", "more than 5 years"),
+    "20 digits": (members(f'"hours": {DIGITS[:20]}'), "", "more than 5 years"),
+    "4,000 digits": (members(f'"hours": {DIGITS[:4000]}'), "", "more than 5 years"),
+    "5,000 digits": (members(f'"hours": {DIGITS}'), "/hours", "out of range in /hours"),
+    "a second too far": (members(f'"seconds": {YEARS + 1}'), "", "more than 5 years"),
+    "together too far": (members(f'"hours": {YEARS // 3600}, "seconds": 1'), "", "more than 5"),
+    "no moment": (members("").replace(b", }", b"}"), "", "give hours, minutes or seconds"),
+    "no url": (b'{"seconds": 1}', "/url", "missing required field `url` in the body"),
+    "empty object": (b"{}", "/url", "missing required field `url`"),
+    "unknown member": (members('"second": 1'), "/second", "unknown field `second` in the body"),
+    "upper case": (members('"Seconds": 1'), "/Seconds", "unknown field `Seconds`"),
+    "empty name": (members('"": 1'), "/", "unknown field ``"),
+    "name with ~ and /": (members('"~a/b~1": 1'), "/~0a~1b~01", "unknown field `~a/b~1`"),
+    "name with a line break": (members('"a\\nb": 1'), "/a\nb", "unknown field `a\nb`"),
+    "name with dots": (members('"a.b[0]": 1'), "/a.b[0]", "unknown field `a.b[0]`"),
+    "name beyond ASCII": (members('"sécondes": 1'), "/sécondes", "unknown field `sécondes`"),
+    "number as url": (b'{"seconds": 1, "url": 1}', "/url", "Expected `str`, got `int` in /url"),
+    "null as url": (b'{"seconds": 1, "url": null}', "/url", "Expected `str`, got `null`"),
+}
+
+
+@pytest.mark.parametrize(("body", "pointer", "fragment"), BAD_BODIES.values(), ids=BAD_BODIES)
+def test_bad_body(api_on_fakes: Api, body: bytes, pointer: str, fragment: str) -> None:
+    """A body that is no timer is a 400 that says what is wrong and where."""
+    answer = refused(api_on_fakes.post(body), 400)
+    assert answer["pointer"] == pointer
+    assert fragment in answer["detail"]
+    assert not api_on_fakes.store.timers
+
+
+@pytest.mark.parametrize(
+    ("url", "fragment"),
+    [
+        ("", "must begin with http"),
+        ("localhost", "must begin with http"),
+        ("//localhost/", "must begin with http"),
+        ("ftp://localhost/", "must begin with http"),
+        ("javascript:alert(1)", "must begin with http"),
+        ("file:///etc/passwd", "must begin with http"),
+        ("{id}://localhost/", "must begin with http"),
+        ("http://", "no valid host"),
+        ("http:///path", "no valid host"),
+        ("http://:80/", "no valid host"),
+        ("http://localhost:0/", "no valid host and port"),
+        ("http://localhost:65536/", "can't be understood"),
+        ("http://localhost:x/", "can't be understood"),
+        ("http://localhost:{id}/", "can't be understood"),
+        ("http://[::1/", "can't be understood"),
+        ("http://user@localhost/", "user name"),
+        ("http://user:secret@localhost/", "user name"),
+        ("http://localhost@example.com/", "user name"),
+        ("http://localhost/a b", "space"),
+        (" http://localhost/", "space"),
+        ("http://localhost/ ", "space"),
+        ("http://localhost/\n", "control character"),
+        ("http://localhost/\r\nX: y", "control character"),
+        ("http://localhost/\t", "control character"),
+        ("http://localhost/\0", "control character"),
+        ("http://localhost/\x7f", "control character"),
+        ("http://localhost/\u202e", "control character"),
+        ("http://localhost\\@example.com/", "backslash"),
+        ("http://localhost/" + "a" * MAX_URL, "longer than 2,048 characters"),
+        ("http://10.0.0.1/", "not allowed here (ALLOWED_TARGETS)"),
+        ("http://169.254.169.254/latest/meta-data", "not allowed here"),
+    ],
+)
+def test_impossible_url(api_on_fakes: Api, url: str, fragment: str) -> None:
+    """A URL that no webhook could ever go to is refused at creation, with its pointer."""
+    body = json.dumps({"seconds": 1, "url": url}).encode()
+    answer = refused(api_on_fakes.post(body), 400)
+    assert answer["pointer"] == "/url"
+    assert fragment in answer["detail"]
+    assert not api_on_fakes.store.timers
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost",
+        "HTTP://LOCALHOST:8080/hook?a=1&b=2#part",
+        "http://127.0.0.1:9/{id}",
+        "http://[::1]:9/",
+        "https://example.com/{id}/{id}",
+        "https://{id}.example.com/",
+        "https://bücher.example/straße?ü=😀",
+        "http://localhost/" + "a" * (MAX_URL - len("http://localhost/")),
+    ],
+)
+def test_url_is_kept_as_given(api_on_fakes: Api, url: str) -> None:
+    """A possible URL, with {id} or without, is shown just as it was given."""
+    created = api_on_fakes.create(url=url)
+    assert created["url"] == url
+    assert api_on_fakes.read(created["id"])["url"] == url
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/json",
+        "Application/JSON",
+        "application/json; charset=utf-8",
+        "application/json;charset=UTF-8",
+        "application/json ; x=y",
+    ],
+)
+def test_declared_as_json(api_on_fakes: Api, kind: str) -> None:
+    """application/json is accepted in any case and with any parameter."""
+    answer = api_on_fakes.post(members('"seconds": 1'), {"content-type": kind})
+    assert answer.status_code == 201
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        *(
+            {"Content-Type": kind}
+            for kind in (
+                "",
+                "text/plain",
+                "text/plain; charset=utf-8",
+                "text/plain, application/json",
+                "application/json, text/plain",
+                "text/plain; application/json",
+                "application/x-www-form-urlencoded",
+                "multipart/form-data; boundary=x",
+                "application/problem+json",
+                "application/jsonp",
+                "application",
+                "*/*",
+                "application/octet-stream",
+                "image/png",
+                "é",
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_not_declared_as_json(api_on_fakes: Api, headers: dict[str, str]) -> None:
+    """A body declared as anything else is a 415 that says what to declare, whatever it is."""
+    answer = refused(api_on_fakes.post(members('"seconds": 1'), headers), 415)
+    assert "Content-Type: application/json" in answer["detail"]
+    assert not api_on_fakes.store.timers
+
+
+def test_largest_body(api_on_fakes: Api) -> None:
+    """A body of 256 KB is read."""
+    answer = api_on_fakes.post(members('"seconds": 1').ljust(256 * 1024))
+    assert answer.status_code == 201
+
+
+def test_body_too_large(api_on_fakes: Api) -> None:
+    """A body of a byte more than 256 KB is a 413."""
+    answer = refused(api_on_fakes.post(members('"seconds": 1').ljust(256 * 1024 + 1)), 413)
+    assert "larger than 262,144 bytes" in answer["detail"]
+
+
+def request(body: str | None) -> Request:
+    """Return a request with its body as API Gateway hands it over: as text, or null."""
+    return Request(
+        {
+            "multiValueQueryStringParameters": None,
+            "headers": JSON,
+            "pathParameters": {},
+            "requestContext": {"httpMethod": "POST", "resourcePath": "/timers"},
+            "body": body,
+            "stageVariables": None,
+        }
+    )
+
+
+def test_body_as_text() -> None:
+    """API Gateway hands over text, and it is read like bytes."""
+    body = '{"seconds": 1, "url": "https://bücher.example/"}'
+    wanted = api.read_new_timer(request(body), Targets())
+    assert wanted == api.NewTimer(url="https://bücher.example/", seconds=1)
+
+
+def test_body_in_bytes_not_characters() -> None:
+    """The limit counts the bytes of a body that comes as text."""
+    with pytest.raises(errors.BodyTooLarge):
+        api.read_new_timer(request("é" * (api.MAX_BODY // 2 + 1)), Targets())
+
+
+def test_no_body_at_all() -> None:
+    """API Gateway hands over null for an empty body: it is refused like an empty one."""
+    with pytest.raises(InvalidRequest) as caught:
+        api.read_new_timer(request(None), Targets())
+    assert caught.value.pointer == ""
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=10,
+)
+names = st.sampled_from(["url", "hours", "minutes", "seconds"]) | st.text(max_size=5)
+on_one_api = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+@on_one_api
+@given(st.binary() | st.dictionaries(names, anything).map(lambda value: json.dumps(value).encode()))
+def test_any_body_is_answered(api_on_fakes: Api, body: bytes) -> None:
+    """Whatever the body, the answer is a timer or a problem that is the client's."""
+    answer = api_on_fakes.post(body)
+    if answer.status_code != 201:
+        assert json.loads(answer.body)["detail"]
+        assert answer.status_code in (400, 413)
+
+
+@on_one_api
+@given(anything | st.integers(-2, 2) | st.integers(YEARS - 2, YEARS + 2))
+def test_only_a_count_is_a_moment(api_on_fakes: Api, value: Any) -> None:
+    """`seconds` is an integer from 0 to 5 years, and nothing else is."""
+    answer = api_on_fakes.post(members(f'"seconds": {json.dumps(value)}'))
+    possible = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= YEARS
+    assert answer.status_code == (201 if possible else 400)
+
+
+@on_one_api
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_unknown_member_can_be_found(api_on_fakes: Api, name: str) -> None:
+    """The pointer to an unknown member leads to it, whatever its name."""
+    name += "?"
+    answer = refused_anyhow(api_on_fakes.post(json.dumps({"url": URL, name: 1}).encode()))
+    assert answer["pointer"].startswith("/")
+    assert answer["pointer"][1:].replace("~1", "/").replace("~0", "~") == name
+
+
+def refused_anyhow(answer: HTTPResponse) -> dict[str, Any]:
+    """Return the members of a 400 whose detail quotes what may hold any punctuation."""
+    assert answer.status_code == 400
+    return dict(answer.json_body)
+
+
+@on_one_api
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_unknown_id_is_not_found(api_on_fakes: Api, id: str) -> None:
+    """No timer has an id that was not given out, whatever it looks like."""
+    path = f"/timers/{quote(id, safe='')}"
+    if path != "/timers/":  # that is the route of POST
+        assert (
+            refused(api_on_fakes.ask("GET", path), 404)["detail"]
+            == "There is no timer with this id."
+        )
+        refused(api_on_fakes.ask("DELETE", path), 404)
+
+
+def test_created_timer_can_be_read(api_on_fakes: Api) -> None:
+    """201 has a Location, and what is there is the timer of the answer."""
+    answer = api_on_fakes.post(members('"seconds": 1'))
+    assert answer.status_code == 201
+    read = api_on_fakes.ask("GET", answer.headers["Location"])
+    assert read.status_code == 200
+    assert read.json_body == answer.json_body
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_only_creation_has_a_location(api_on_fakes: Api, method: str) -> None:
+    """A 200 has no Location."""
+    id = api_on_fakes.create()["id"]
+    assert "Location" not in api_on_fakes.ask(method, f"/timers/{id}").headers
+
+
+def test_timer_as_json(api_on_fakes: Api) -> None:
+    """A new timer has these members and values, all times in UTC."""
+    assert api_on_fakes.create(90) == {
+        "id": "timer-0",
+        "status": "scheduled",
+        "time_left": 90,
+        "url": URL,
+        "fire_at": "2026-01-31T12:01:30Z",
+        "created_at": "2026-01-31T12:00:00Z",
+        "next_attempt_at": "2026-01-31T12:01:30Z",
+        "failure": None,
+        "attempts": [],
+    }
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 86_400, YEARS])
+def test_fire_at_is_created_at_and_the_delay(api_on_fakes: Api, seconds: int) -> None:
+    """The deadline lies the delay after the creation, to the microsecond."""
+    api_on_fakes.clock.forward(0.123456)
+    timer = api_on_fakes.create(seconds)
+    moments = [datetime.fromisoformat(timer[name]) for name in ("created_at", "fire_at")]
+    assert moments == [api_on_fakes.clock.now, api_on_fakes.clock.now + timedelta(seconds=seconds)]
+
+
+@pytest.mark.parametrize(
+    ("passed", "left"),
+    [
+        (0, 60),
+        (0.000001, 60),
+        (0.999999, 60),
+        (1, 59),
+        (59, 1),
+        (59.999999, 1),
+        (60, 0),
+        (61, 0),
+        (1e9, 0),
+        (-1, 61),
+    ],
+)
+def test_time_left(api_on_fakes: Api, passed: float, left: int) -> None:
+    """Of 60 seconds the time left is rounded up to whole seconds, and 0 once due."""
+    id = api_on_fakes.create(60)["id"]
+    api_on_fakes.clock.forward(passed)
+    assert api_on_fakes.read(id)["time_left"] == left
+
+
+def test_no_time_is_left_to_a_cancelled_timer(api_on_fakes: Api) -> None:
+    """A cancelled timer has no time left and no next attempt, though its deadline is to come."""
+    id = api_on_fakes.create(60)["id"]
+    api_on_fakes.ask("DELETE", f"/timers/{id}")
+    timer = api_on_fakes.read(id)
+    assert (timer["time_left"], timer["next_attempt_at"]) == (0, None)
+
+
+def test_delivered_timer_as_json(api_on_fakes: Api) -> None:
+    """A delivered timer shows its attempt: when, how late, how long and with what answer."""
+    id = api_on_fakes.create(60)["id"]
+    api_on_fakes.clock.forward(60.25)
+    api_on_fakes.sender.outcome = Outcome(status=200, duration=0.5, answer="thanks")
+    api_on_fakes.ring()
+    timer = api_on_fakes.read(id)
+    assert (timer["status"], timer["failure"], timer["next_attempt_at"]) == (
+        "delivered",
+        None,
+        None,
+    )
+    assert timer["attempts"] == [
+        {
+            "number": 1,
+            "at": "2026-01-31T12:01:00.250000Z",
+            "lateness": 0.25,
+            "duration": 0.5,
+            "status": 200,
+            "error": None,
+            "detail": "",
+            "answer": "thanks",
+        }
+    ]
+
+
+def test_retrying_timer_as_json(api_on_fakes: Api) -> None:
+    """A retrying timer shows the error of its attempt, and a next one later than the deadline."""
+    timer = api_on_fakes.read(api_on_fakes.retrying())
+    assert (timer["status"], timer["failure"], timer["time_left"]) == ("retrying", None, 0)
+    assert timer["next_attempt_at"] > timer["fire_at"]
+    assert (timer["attempts"][0]["status"], timer["attempts"][0]["error"]) == (None, "worker lost")
+
+
+def test_failed_timer_as_json(api_on_fakes: Api) -> None:
+    """A failed timer says why."""
+    id = api_on_fakes.create(0)["id"]
+    api_on_fakes.sender.outcome = Outcome(status=404)
+    api_on_fakes.ring()
+    timer = api_on_fakes.read(id)
+    assert (timer["status"], timer["failure"]) == ("failed", "HTTP 404")
+
+
+def test_delete_may_be_repeated(api_on_fakes: Api) -> None:
+    """DELETE of a timer answers with the timer, cancelled, each time."""
+    id = api_on_fakes.create()["id"]
+    for _ in range(2):
+        answer = api_on_fakes.ask("DELETE", f"/timers/{id}")
+        assert (answer.status_code, answer.json_body["status"]) == (200, "cancelled")
+
+
+def test_delete_while_retrying(api_on_fakes: Api) -> None:
+    """A timer that waits for its next attempt can be cancelled."""
+    answer = api_on_fakes.ask("DELETE", f"/timers/{api_on_fakes.retrying()}")
+    assert (answer.status_code, answer.json_body["status"]) == (200, "cancelled")
+
+
+@pytest.mark.parametrize(("status", "word"), [(204, "delivered"), (404, "failed")])
+def test_delete_too_late(api_on_fakes: Api, status: int, word: str) -> None:
+    """DELETE of a timer that is over is a 409 that says so, and does not ask to try again."""
+    id = api_on_fakes.create(0)["id"]
+    api_on_fakes.sender.outcome = Outcome(status=status)
+    api_on_fakes.ring()
+    answer = api_on_fakes.ask("DELETE", f"/timers/{id}")
+    assert word in refused(answer, 409)["detail"]
+    assert "Retry-After" not in answer.headers
+    assert api_on_fakes.read(id)["status"] == word
+
+
+def test_delete_while_delivering(api_on_fakes: Api) -> None:
+    """DELETE of a timer whose webhook is being sent is a 409 that asks to try again."""
+    id = api_on_fakes.delivering()
+    answer = api_on_fakes.ask("DELETE", f"/timers/{id}")
+    assert "is being sent" in refused(answer, 409)["detail"]
+    assert answer.headers["Retry-After"] == "1"
+
+
+def test_strangers_timer_is_not_found(api_on_fakes: Api) -> None:
+    """A timer of another tenant is a 404, like one that does not exist."""
+    api_on_fakes.store.add(timers.new("theirs", "stranger", URL, START, START))
+    for method in ("GET", "DELETE"):
+        refused(api_on_fakes.ask(method, "/timers/theirs"), 404)
+
+
+def test_finished_timer_is_forgotten(api_on_fakes: Api) -> None:
+    """After the retention a finished timer is a 404."""
+    id = api_on_fakes.create()["id"]
+    api_on_fakes.ask("DELETE", f"/timers/{id}")
+    api_on_fakes.clock.forward(timers.RETENTION.total_seconds())
+    refused(api_on_fakes.ask("GET", f"/timers/{id}"), 404)
+
+
+def test_healthy(api_on_fakes: Api) -> None:
+    """GET /health is 200 when the store and the alarm work."""
+    answer = api_on_fakes.ask("GET", "/health")
+    assert (answer.status_code, answer.json_body) == (200, {"status": "ok"})
+
+
+def test_unhealthy_without_a_store(api_on_fakes: Api) -> None:
+    """GET /health is 503 when the store does not work."""
+    api_on_fakes.store.down = True
+    answer = api_on_fakes.ask("GET", "/health")
+    assert refused(answer, 503)["detail"] == "The fake store is down."
+
+
+def test_unhealthy_when_nothing_fires(api_on_fakes: Api) -> None:
+    """GET /health is 503 when the firing loop is stuck."""
+    api_on_fakes.alarm.failure = Unavailable("The firing loop does not respond.")
+    answer = api_on_fakes.ask("GET", "/health")
+    assert refused(answer, 503)["detail"] == "The firing loop does not respond."
+
+
+ROUTES = [
+    ("POST", "/timers"),
+    ("GET", "/timers/x"),
+    ("DELETE", "/timers/x"),
+    ("GET", "/health"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_unavailable(api_on_fakes: Api, method: str, path: str) -> None:
+    """While the store does not answer every route is a 503 that asks to try again."""
+    api_on_fakes.store.down = True
+    answer = api_on_fakes.ask(method, path, members('"seconds": 1'), JSON)
+    refused(answer, 503)
+    assert answer.headers["Retry-After"] == "1"
+
+
+def test_refused_alarm(api_on_fakes: Api) -> None:
+    """If the alarm is refused, POST is a 503 and no timer is left."""
+    api_on_fakes.alarm.failure = AlarmRefused("The schedule may not be made.")
+    answer = refused(api_on_fakes.post(members('"seconds": 1')), 503)
+    assert answer["detail"] == "The schedule may not be made."
+    assert not api_on_fakes.store.timers
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_not_configured(monkeypatch: pytest.MonkeyPatch, method: str, path: str) -> None:
+    """Without a service behind it every route is a 503 that says what to do."""
+    monkeypatch.setattr(wiring, "_installed", None)
+    answer = refused(CLIENT.http.request(method, path, JSON, members('"seconds": 1')), 503)
+    assert "make run" in answer["detail"]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_fault_of_ours(
+    api_on_fakes: Api,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+) -> None:
+    """An unexpected exception is a 500 that gives nothing away, and is logged with all of it."""
+
+    def broken(*_: object) -> Timer:
+        raise KeyError("secret")
+
+    for name in ("create", "get", "cancel", "check"):
+        monkeypatch.setattr(Service, name, broken)
+    answer = api_on_fakes.ask(method, path, members('"seconds": 1'), JSON)
+    assert refused(answer, 500)["detail"] == "This is a fault of the service."
+    assert b"secret" not in answer.body
+    assert [record.getMessage() for record in caplog.records] == ["view broke"]
+    assert "secret" in caplog.text
+
+
+def below(kind: type[TimersError]) -> list[type[TimersError]]:
+    """Return all classes that come from this one."""
+    return [found for child in kind.__subclasses__() for found in (child, *below(child))]
+
+
+@pytest.mark.parametrize("kind", below(TimersError), ids=lambda kind: kind.__name__)
+def test_every_error_has_a_status(kind: type[TimersError]) -> None:
+    """Every error of the domain becomes a problem with its sentence, and none of them a 500."""
+
+    @api.problems
+    def view() -> Response:
+        raise kind("This is the reason.")
+
+    answer = view()
+    body = problem(answer.status_code, answer.headers["Content-Type"], answer.body.encode())
+    assert body["detail"] == "This is the reason."
+    assert answer.status_code == 503 or 400 <= answer.status_code < 500
+
+
+def test_every_status_belongs_to_an_error() -> None:
+    """The table holds only errors that exist, and the nearest class above decides."""
+    assert set(api.STATUS) <= set(below(TimersError))
+
+    @api.problems
+    def view() -> Response:
+        raise errors.BodyTooLarge("It is a special InvalidRequest.")
+
+    assert view().status_code == 413
+
+
+@pytest.mark.parametrize(("method", "path"), [("PUT", "/timers"), ("POST", "/health")])
+def test_methods_of_a_route(api_on_fakes: Api, method: str, path: str) -> None:
+    """What Chalice itself refuses is a problem, and keeps the headers of the refusal."""
+    answer = api_on_fakes.ask(method, path)
+    assert method in refused(answer, 405)["detail"]
+    assert answer.headers["Allow"]
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        Response({"Code": "X", "Message": "It broke."}, {}, 500),
+        Response({"Code": "X", "Message": "It broke"}, {}, 500),
+        Response({"message": None}, {}, 500),
+        Response("Traceback: secret", {"Content-Type": "text/plain"}, 500),
+        Response(None, {"content": "nothing"}, 404),
+    ],
+)
+def test_errors_of_chalice(response: Response) -> None:
+    """An error that Chalice made has the form of ours, whatever it looked like."""
+    answer = api.own_errors_as_problems(response)
+    assert answer.status_code == response.status_code
+    body = problem(answer.status_code, answer.headers["Content-Type"], answer.body.encode())
+    assert "secret" not in body["detail"]
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 302])
+def test_success_is_left_alone(status: int) -> None:
+    """What is no error goes out as the view made it."""
+    response = Response("x", {"Content-Type": "text/html"}, status)
+    assert api.own_errors_as_problems(response) is response
+
+
+def test_status_words() -> None:
+    """The words of the states are those of the documents; clients compare with them."""
+    words = {"scheduled", "delivering", "delivered", "retrying", "failed", "cancelled"}
+    assert {status.value for status in Status} == words
+
+
+def test_a_log_of_bad_requests_is_not_kept(
+    api_on_fakes: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mistake of the client is no event in the service's log."""
+    caplog.set_level(logging.INFO)
+    refused(api_on_fakes.post(b"{"), 400)
+    refused(api_on_fakes.ask("GET", f"/timers/{DEFAULT_TENANT}"), 404)
+    assert not caplog.records

@@ -1,0 +1,59 @@
+"""The simulated deployment keeps every promise; `make simulate` runs it at full size."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests import simulation
+from tests.simulation import Deployment, burst, crashing, outage, steady
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(
+    "scenario", [steady, burst, outage, crashing], ids=lambda scenario: scenario.__name__
+)
+def test_promises_hold(scenario: Callable[..., Deployment], seed: int) -> None:
+    """None early, none lost, none sent twice without a crash, whatever the scenario."""
+    scenario(400, seed=seed).check()
+
+
+def test_steady_load_is_to_the_second() -> None:
+    """With the Scheduler anywhere in its minute, p99 lateness is under a second."""
+    late = steady(600).lateness()
+    assert late[int(len(late) * 0.99)] < 1
+
+
+def test_without_the_queue_it_would_not_be() -> None:
+    """The scheduler alone is as coarse as its minute: what the second tier is for."""
+    world = Deployment()
+    dice = world.sim.dice
+    spread = [dice.uniform(0, simulation.PRECISION) for _ in range(100)]
+    assert sorted(spread)[99] > 30
+
+
+def test_outage_drains_without_multiplying() -> None:
+    """After an outage each timer costs little more than one message, and the oldest go first."""
+    world = outage(2000)
+    assert world.queue.sent <= 1.1 * len(world.store.timers)
+    assert world.lateness()[-1] < 900
+    half = len(world.sent) // 2
+    early, late = (
+        sorted(timer.due_at for timer, _ in part) for part in (world.sent[:half], world.sent[half:])
+    )
+    assert early[half // 2] < late[half // 2]
+
+
+@pytest.mark.parametrize("fault", ["early", "lost", "twice"])
+def test_check_can_fail(fault: str) -> None:
+    """Each broken promise is noticed."""
+    world = steady(50)
+    timer, at = world.sent[0]
+    match fault:
+        case "early":
+            world.sent[0] = (timer, timer.due_at.replace(year=2000))
+        case "lost":
+            world.store.timers[timer.id] = timer
+        case "twice":
+            world.sent.append((timer, at))
+    with pytest.raises(AssertionError):
+        world.check()
