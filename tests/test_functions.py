@@ -162,6 +162,8 @@ class Context:
 parts = wiring.parts(Context())
 assert wiring.parts(Context()) is parts
 at = parts.alarm._at
+seconds = parts.alarm._sqs.meta.config
+made += [seconds.connect_timeout, seconds.read_timeout]
 print(json.dumps([made, at.group, at.fire_arn, at.role_arn, at.dead_letter_arn, at.queue_url]))
 """
     ended = subprocess.run(
@@ -173,7 +175,7 @@ print(json.dumps([made, at.group, at.fire_arn, at.role_arn, at.dead_letter_arn, 
         check=True,
     )
     assert msgspec.json.decode(ended.stdout) == [
-        ["sqs", "dynamodb"],
+        ["sqs", "dynamodb", 2, 5],
         "timers-dev",
         f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:timers-dev-fire",
         f"arn:aws:iam::{ACCOUNT}:role/timers-dev-scheduler",

@@ -192,10 +192,20 @@ def test_deliver_does_not_believe_an_alarm_that_lies(world: World) -> None:
     assert world.read(timer) == timer
 
 
-def test_deliver_ignores_what_is_gone(world: World) -> None:
-    """A ring for an unknown or removed timer does nothing."""
-    world.ring(Ring("unknown", DEFAULT_TENANT, 1, world.clock.now))
-    assert world.sent() == []
+def test_deliver_ignores_what_is_gone(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A ring repeated, stale, or of a cancelled or unknown timer does nothing and says so."""
+    done, moved, gone = world.create(0), world.create(0), world.create(0)
+    world.ring(timers.ring(done))
+    world.service.reschedule(DEFAULT_TENANT, moved.id, moved.deadline)
+    world.cancel(gone)
+    caplog.set_level("INFO")
+    caplog.clear()
+    unknown = Ring("unknown", DEFAULT_TENANT, 1, world.clock.now)
+    for ring in (timers.ring(done), timers.ring(moved), timers.ring(gone), unknown):
+        world.ring(ring)
+        world.service.fire(ring)
+    assert world.sent() == [done.id]
+    assert caplog.messages == ["alarm ignored"] * 8
 
 
 def test_failed_attempt_ends_the_timer(world: World) -> None:
