@@ -22,8 +22,11 @@ ROOT = Path(__file__).parent.parent
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """Return this process's environment without Timers' settings but for those given."""
-    ours = {"HOST", "PORT", "TIMERS_DB", "ALLOWED_TARGETS"}
+    """Return this process's environment without Timers' settings but for those given.
+
+    Nor does it tell a `make` in it that another one stands above.
+    """
+    ours = {"HOST", "PORT", "TIMERS_DB", "ALLOWED_TARGETS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     return {**kept, **settings}
 

@@ -311,6 +311,7 @@ def test_make_says_what_python_lacks(checkout: Path, script: str, words: str) ->
     ended = subprocess.run(
         ["make", "run", f"PYTHON={python}"],
         cwd=checkout,
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,
