@@ -15,7 +15,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -28,12 +28,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from chalicelib import timers
 from chalicelib.errors import AlarmRefused, Unavailable
-from chalicelib.timers import Ring, Timer
+from chalicelib.timers import MAX_DELAY, Ring, Timer
 
 if TYPE_CHECKING:
     from mypy_boto3_scheduler import EventBridgeSchedulerClient
     from mypy_boto3_scheduler.type_defs import RetryPolicyTypeDef
     from mypy_boto3_sqs import SQSClient
+
+    from chalicelib.service import SideBySide
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +67,8 @@ RETRY_POLICY: "RetryPolicyTypeDef" = {
 MOST_THREADS = 32
 """Calls that are made at the same time; the clients have as many connections."""
 
-SideBySide = Callable[[Sequence[Callable[[], object]]], list[BaseException | None]]
-"""Runs calls at the same time; returns what each has raised."""
+MAX_INPUT = 8192
+"""Characters of a ring as text: far more than any has, far less than the Scheduler takes."""
 
 _NAME = re.compile(r"[0-9a-zA-Z_.-]{1,64}")
 _THROTTLED = re.compile(r"Throttl|TooManyRequests|RequestLimitExceeded|SlowDown|OverLimit")
@@ -82,7 +84,8 @@ class Addresses:
     role_arn: str
     """The role in which the Scheduler invokes `fire`."""
     dead_letter_arn: str
-    queue_url: str
+    queue_path: str
+    """Account and name of the queue, as they stand in its URL."""
 
     def __post_init__(self) -> None:
         for arn in (self.fire_arn, self.role_arn, self.dead_letter_arn):
@@ -101,16 +104,16 @@ def threads(calls: Sequence[Callable[[], object]]) -> list[BaseException | None]
 class AwsAlarm:
     """Rings by invoking `fire` and by messages to `deliver`.
 
-    `scheduler` makes the Scheduler's client, when it is first needed.
+    `scheduler` and `sqs` return the client, which they make when it is first needed.
     """
 
     def __init__(
         self,
         scheduler: Callable[[], "EventBridgeSchedulerClient"],
-        sqs: "SQSClient",
+        sqs: Callable[[], "SQSClient"],
         addresses: Addresses,
         clock: Callable[[], datetime],
-        side_by_side: SideBySide = threads,
+        side_by_side: "SideBySide" = threads,
     ) -> None:
         self._scheduler = scheduler
         self._sqs = sqs
@@ -164,11 +167,16 @@ class AwsAlarm:
         faults = self._side_by_side(calls)
         if not any(faults):
             return
+        for fault in filter(None, faults):
+            log.error("message not answered", exc_info=fault)
         done = [handle for (_, handle), fault in zip(messages, faults, strict=True) if not fault]
         if done:
-            entries = [{"Id": str(n), "ReceiptHandle": handle} for n, handle in enumerate(done)]
-            with _translated():
-                self._sqs.delete_message_batch(QueueUrl=self._at.queue_url, Entries=entries)  # type: ignore[arg-type]
+            entries: list[Any] = [
+                {"Id": str(n), "ReceiptHandle": handle} for n, handle in enumerate(done)
+            ]
+            # What stays comes again, and finds nothing to do.
+            with suppress(Unavailable), _translated():
+                self._sqs().delete_message_batch(QueueUrl=self._queue_url(), Entries=entries)
         _raise_worst(faults)
 
     def _schedule(self, timer: Timer, wake: datetime) -> None:
@@ -176,6 +184,8 @@ class AwsAlarm:
         name = _name(ring)
         # Whole seconds, and none is lost by rounding down.
         wake = wake.replace(microsecond=0) + timedelta(seconds=bool(wake.microsecond))
+        if not SOONEST <= wake - self._clock() < MAX_DELAY + timedelta(days=1):
+            raise AlarmRefused(f"No schedule can be set for {wake:%Y-%m-%d %H:%M:%S} UTC.")
         # That it exists already means that it was set: its name says for which moment.
         with _translated(but="ConflictException"):
             self._scheduler().create_schedule(
@@ -203,14 +213,17 @@ class AwsAlarm:
             for n, ring in enumerate(rings)
         ]
         with _translated():
-            answer = self._sqs.send_message_batch(QueueUrl=self._at.queue_url, Entries=entries)
+            answer = self._sqs().send_message_batch(QueueUrl=self._queue_url(), Entries=entries)
         for failed in answer.get("Failed", []):
             raise Unavailable(f"SQS did not take a message: {failed['Code']}.")
 
+    def _queue_url(self) -> str:
+        return f"{self._sqs().meta.endpoint_url}/{self._at.queue_path}"
+
     def _waiting_messages(self) -> int:
         with _translated():
-            answer = self._sqs.get_queue_attributes(
-                QueueUrl=self._at.queue_url, AttributeNames=["ApproximateNumberOfMessages"]
+            answer = self._sqs().get_queue_attributes(
+                QueueUrl=self._queue_url(), AttributeNames=["ApproximateNumberOfMessages"]
             )
         return int(answer["Attributes"]["ApproximateNumberOfMessages"])
 
@@ -221,7 +234,10 @@ def read(text: str) -> Ring:
 
 
 def _text(ring: Ring) -> str:
-    return msgspec.json.encode(ring).decode()
+    text = msgspec.json.encode(ring).decode()
+    if len(text) > MAX_INPUT:
+        raise AlarmRefused("The alarm would have to carry too much.")
+    return text
 
 
 def _name(ring: Ring) -> str:

@@ -12,10 +12,12 @@ Each condition is made of the clauses named below; where one fails, somebody els
 """
 
 import re
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -74,16 +76,17 @@ class DynamoStore:
 
     def claim(self, ring: Ring, now: datetime, lease_until: datetime) -> Timer | None:
         claimed: dict[str, Any] = {}
+        token = secrets.token_hex(8)
 
         def update(**request: Any) -> None:
             claimed.update(self._client.update_item(**request))
 
-        self._write(
+        failed = self._write(
             update,
             Key={"id": {"S": ring.id}},
             UpdateExpression=(
                 "SET #status = :delivering, #attempt = #attempt + :one,"
-                " #version = #version + :one, #wake_at = :lease_until"
+                " #version = #version + :one, #wake_at = :lease_until, #claimed_by = :token"
             ),
             ReturnValues="ALL_NEW",
             when=[IS_THE_TENANTS, IS_WAITING, IS_OF_THE_GENERATION, IS_DUE],
@@ -96,8 +99,11 @@ class DynamoStore:
                 "now": now,
                 "lease_until": lease_until,
                 "one": 1,
+                "token": token,
             },
         )
+        if failed and failed.get("claimed_by") == _attribute(token):
+            return _timer(failed)  # the answer was lost, and the client asked again
         return _timer(claimed["Attributes"]) if claimed else None
 
     def replace(self, timer: Timer) -> bool:
@@ -136,21 +142,33 @@ class DynamoStore:
         return not failed
 
     def overdue(self, before: datetime, limit: int) -> list[Timer]:
-        # Enough of each shard that the oldest of all are among them, however they are spread.
-        each = max(10, 2 * limit // SHARDS)
+        found: list[Timer] = []
+        # None where a shard is read from its beginning. The index may be behind: if all that it
+        # shows has been dealt with already, read on.
+        positions: dict[int, Any] = dict.fromkeys(range(SHARDS))
         with ThreadPoolExecutor(THREADS) as threads:
-            shards = threads.map(lambda shard: self._due(shard, before, each), range(SHARDS))
-            hints = sorted(hint for shard in shards for hint in shard)[:limit]
-            ids = [id for _, id in hints]
-            pages = threads.map(self._read, [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)])
-            found = [(t.wake_at, t.id, t) for page in pages for t in page if t.wake_at is not None]
-        # The index may be behind: what counts is the item.
-        return [timer for wake_at, _, timer in sorted(found) if wake_at < before]
+            while positions and not found:
+                pages = list(threads.map(partial(self._due, before, limit), positions.items()))
+                ids = [id for _, id in sorted(hint for page, _ in pages for hint in page)[:limit]]
+                chunks = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
+                found = [timer for chunk in threads.map(self._read, chunks) for timer in chunk]
+                found = [t for t in found if t.wake_at is not None and t.wake_at < before]
+                nexts = zip(positions, pages, strict=True)
+                positions = {shard: position for shard, (_, position) in nexts if position}
+        return sorted(found, key=lambda timer: (timer.wake_at, timer.id))
 
     def check(self) -> None:
         self.get("", "health")
 
-    def _due(self, shard: int, before: datetime, limit: int) -> list[tuple[str, str]]:
+    def _due(
+        self, before: datetime, limit: int, at: tuple[int, Any]
+    ) -> tuple[list[tuple[str, str]], Any]:
+        """Return hints of one shard, in order, and the position after them, if there may be more.
+
+        Twice its share of `limit`, for hashing spreads timers over the shards.
+        """
+        shard, position = at
+        further = {"ExclusiveStartKey": position} if position else {}
         with _translated():
             answer = self._client.query(
                 TableName=self._table,
@@ -161,9 +179,11 @@ class DynamoStore:
                     ":shard": _attribute(shard),
                     ":before": _attribute(before),
                 },
-                Limit=limit,
+                Limit=max(10, 2 * limit // SHARDS),
+                **further,
             )
-        return [(item["wake_at"]["S"], item["id"]["S"]) for item in answer["Items"]]
+        hints = [(item["wake_at"]["S"], item["id"]["S"]) for item in answer["Items"]]
+        return hints, answer.get("LastEvaluatedKey")
 
     def _read(self, ids: Sequence[str]) -> list[Timer]:
         keys = [{"id": _attribute(id)} for id in ids]

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Protocol
 
 from chalicelib import retry, timers
@@ -35,8 +36,28 @@ SWEEP_LIMIT = 20_000
 RECORD_PAUSE = 0.5
 """Seconds between two tries to record an outcome while the store does not answer."""
 
+RECORD_RESERVE = timedelta(seconds=10)
+"""How long before its worker's end no further try begins."""
+
 RACES = 10
 """How often a change starts over because another one came between its read and its write."""
+
+
+SideBySide = Callable[[Sequence[Callable[[], object]]], list[BaseException | None]]
+"""Makes calls, at the same time or not; returns what each has raised, in their order."""
+
+
+def one_by_one(calls: Sequence[Callable[[], object]]) -> list[BaseException | None]:
+    """Make the calls after one another."""
+    faults: list[BaseException | None] = []
+    for call in calls:
+        try:
+            call()
+        except Exception as fault:
+            faults.append(fault)
+        else:
+            faults.append(None)
+    return faults
 
 
 class Store(Protocol):
@@ -109,7 +130,8 @@ class Sender(Protocol):
 class Service:
     """What can be done with timers, whatever they are kept in and sent by.
 
-    `clock` returns the aware UTC time, `new_id` an unused timer id, `pause` sleeps for seconds.
+    `clock` returns the aware UTC time, `new_id` an unused timer id, `pause` sleeps for seconds,
+    `side_by_side` makes the calls of a sweep.
     """
 
     def __init__(
@@ -121,6 +143,7 @@ class Service:
         clock: Callable[[], datetime],
         new_id: Callable[[], str],
         pause: Callable[[float], None],
+        side_by_side: SideBySide = one_by_one,
     ) -> None:
         self._store = store
         self._alarm = alarm
@@ -128,6 +151,7 @@ class Service:
         self._clock = clock
         self._new_id = new_id
         self._pause = pause
+        self._side_by_side = side_by_side
 
     def now(self) -> datetime:
         """Return the time that deadlines are measured against."""
@@ -143,6 +167,7 @@ class Service:
             self._alarm.set(timer)
         except AlarmRefused:
             if self._store.remove(timer):
+                self._clear(timer)
                 raise
         except Unavailable:
             self._leave_to_sweep(timer)
@@ -159,8 +184,9 @@ class Service:
     def cancel(self, tenant: str, timer_id: str) -> Timer:
         """Cancel a waiting timer; no webhook leaves after this returns. Raise Conflict else."""
         before, after = self._change(tenant, timer_id, timers.cancel)
+        # Also when it is repeated: the alarm may have stayed when it could not be cleared.
+        self._clear(before)
         if after is not before:
-            self._clear(before)
             _log("timer cancelled", after)
         return after
 
@@ -205,8 +231,10 @@ class Service:
             return
         at = self._clock()
         if not timer.due_at <= at <= ends_at - WEBHOOK_TIMEOUT - MARGIN:
-            # The worker was held up, or the clock stepped back: the sweep takes the claim back.
-            _log("claim abandoned", timer, logging.WARNING)
+            # The worker was held up, or the clock stepped back: leave it to the next ring.
+            _log("claim released", timer, logging.WARNING)
+            if self._store.replace(timers.released(timer)):
+                self._alarm.forward([ring])
             return
         outcome = self._sender.send(timer, at, WEBHOOK_TIMEOUT)
         self._record(timer, outcome, at)
@@ -215,6 +243,7 @@ class Service:
         """Look after timers that their alarm has forgotten, until that moment; return how many.
 
         Those are the overdue, those whose alarm could not be set, and those whose worker is lost.
+        While the alarm is behind, the overdue are left to it, and what comes after them waits too.
         """
         found = 0
         while found < SWEEP_LIMIT and self._clock() < until:
@@ -268,25 +297,41 @@ class Service:
             try:
                 return self._store.replace(after)
             except Unavailable:
-                if claimed.wake_at is None or self._clock() >= claimed.wake_at - MARGIN:
+                if (
+                    claimed.wake_at is None
+                    or self._clock() >= claimed.wake_at - MARGIN - RECORD_RESERVE
+                ):
                     raise
                 self._pause(RECORD_PAUSE)
 
     def _revive(self, batch: Sequence[Timer]) -> int:
         lost = [timer for timer in batch if timer.status is Status.DELIVERING]
-        forgotten = [timer for timer in batch if timer.status in timers.WAITING]
-        if forgotten and self._alarm.is_behind():
-            forgotten = []
+        waiting = [timer for timer in batch if timer.status in timers.WAITING]
+        if any(timer.armed for timer in waiting) and self._alarm.is_behind():
+            waiting = [timer for timer in waiting if not timer.armed]
+        freed: list[bool] = []
+        self._attempt([partial(lambda t: freed.append(self.take_back(t)), timer) for timer in lost])
         # First out of the sweep's sight, then rung: overlapping sweeps ring once.
         again_at = self._clock() + SWEEP_AGAIN
-        kept = self._store.replace_all([timers.postponed(timer, again_at) for timer in forgotten])
-        self._alarm.forward([timers.ring(timer) for timer in kept if timer.armed])
+        kept = self._store.replace_all([timers.postponed(timer, again_at) for timer in waiting])
         for timer in kept:
             _log("timer revived", timer, logging.WARNING)
-            if not timer.armed:
-                self._alarm.set(timer)
-                self._store.replace(timers.armed(timer))
-        return sum(self.take_back(timer) for timer in lost) + len(kept)
+        self._attempt([partial(self._arm_late, timer) for timer in kept if not timer.armed])
+        # Last, since a fault here ends the sweep: with no way to ring, more would only be put off.
+        self._alarm.forward([timers.ring(timer) for timer in kept if timer.armed])
+        return sum(freed) + len(kept)
+
+    def _attempt(self, calls: Sequence[Callable[[], object]]) -> None:
+        # One timer that can't be helped now must not keep the sweep from the others.
+        for fault in filter(None, self._side_by_side(calls)):
+            if not isinstance(fault, Unavailable):
+                raise fault
+            log.warning("sweep put off", extra={"error": str(fault)})
+
+    def _arm_late(self, timer: Timer) -> None:
+        self._alarm.set(timer)
+        if not self._store.replace(timers.armed(timer)) and self._is_overtaken(timer):
+            self._clear(timer)
 
     def _rearm(self, before: Timer, after: Timer) -> None:
         # The moment is stored and the answer is yes; an alarm that can't be set now is set later.

@@ -141,7 +141,7 @@ class Timer(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return max(0, ceil((self.deadline - now).total_seconds()))
 
 
-class Ring(Struct, frozen=True, omit_defaults=True):
+class Ring(Struct, frozen=True, omit_defaults=True, order=True):
     """What an alarm says when it goes off: which timer, of which generation, due when."""
 
     id: str
@@ -185,6 +185,17 @@ def claim(timer: Timer, rung: Ring, now: datetime, lease_until: datetime) -> Tim
     return _next(timer, status=Status.DELIVERING, attempt=timer.attempt + 1, wake_at=lease_until)
 
 
+def released(timer: Timer) -> Timer:
+    """Return the claimed timer as it was before the claim: nothing was sent."""
+    tried = timer.attempt - 1 > timer.attempts_before
+    return _next(
+        timer,
+        status=Status.RETRYING if tried else Status.SCHEDULED,
+        attempt=timer.attempt - 1,
+        wake_at=timer.due_at,
+    )
+
+
 def record(timer: Timer, outcome: Outcome, at: datetime, retry_at: datetime | None) -> Timer:
     """Return the claimed timer after an attempt begun at `at`.
 
@@ -225,8 +236,8 @@ def unarmed(timer: Timer, now: datetime) -> Timer:
 
 
 def armed(timer: Timer) -> Timer:
-    """Return the timer as one whose alarm is set."""
-    return _next(timer, armed=True, wake_at=timer.due_at)
+    """Return the timer as one whose alarm is set; the sweep leaves it alone as long as before."""
+    return _next(timer, armed=True, wake_at=max(timer.due_at, timer.wake_at or timer.due_at))
 
 
 def postponed(timer: Timer, until: datetime) -> Timer:

@@ -7,29 +7,36 @@ runs. Clients are made when a request first needs them: making one takes longer 
 import os
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime, timedelta
+from functools import cache, partial
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from chalicelib import timers
 from chalicelib.errors import NotConfigured
 from chalicelib.guard import Targets
 from chalicelib.service import Service
+from chalicelib.timers import Outcome, Timer
 
 if TYPE_CHECKING:
     from chalicelib.alarm import AwsAlarm
+    from chalicelib.webhook import WebhookSender
+
+T = TypeVar("T")
 
 NAME = f"timers-{os.environ.get('STAGE', '')}"
 """What everything of this stage is called, the table, the queue and the schedule group first."""
 
 CLIENT_SETTINGS = {
-    "connect_timeout": 2,
-    "read_timeout": 5,
+    "connect_timeout": 1,
+    "read_timeout": 2,
     "retries": {"mode": "standard", "total_max_attempts": 3},
     "max_pool_connections": 40,
 }
-"""Seconds. All tries together stay far below the 29 s that API Gateway waits."""
+"""Seconds. One call with all its tries takes 10 s at most: API Gateway waits 29 s, and a worker
+that can't record its outcome gives up 10 s before its end."""
 
 
 @dataclass(frozen=True)
@@ -73,31 +80,63 @@ def new_id() -> str:
     return timers.timer_id(now(), secrets.token_bytes(10))
 
 
+class _Sender:
+    """The Sender, made when a webhook is first sent: most requests send none."""
+
+    def __init__(self, targets: Targets) -> None:
+        self._real = _once(partial(_make_sender, targets))
+
+    def send(self, timer: Timer, at: datetime, timeout: timedelta) -> Outcome:
+        return self._real().send(timer, at, timeout)
+
+
+def _make_sender(targets: Targets) -> "WebhookSender":
+    from chalicelib.webhook import WebhookSender  # noqa: PLC0415  # requests takes 60 ms to import
+
+    return WebhookSender(targets)
+
+
+def _once(make: Callable[[], T]) -> Callable[[], T]:
+    """Return a function that makes a thing when it is first called, in one thread only."""
+    lock, made = Lock(), cache(make)
+
+    def get() -> T:
+        with lock:
+            return made()
+
+    return get
+
+
 @cache
 def _on_aws(partition: str, region: str, account: str) -> Parts:
     # Not at the top: importing the application must not load what a request may not need.
     import boto3  # noqa: PLC0415
     from botocore.config import Config  # noqa: PLC0415
 
-    from chalicelib.alarm import Addresses, AwsAlarm  # noqa: PLC0415
+    from chalicelib.alarm import Addresses, AwsAlarm, threads  # noqa: PLC0415
     from chalicelib.dynamodb import DynamoStore  # noqa: PLC0415
-    from chalicelib.webhook import WebhookSender  # noqa: PLC0415
 
     session = boto3.Session(region_name=region)
     settings = Config(**CLIENT_SETTINGS)  # type: ignore[arg-type]
-    sqs = session.client("sqs", config=settings)
     addresses = Addresses(
         group=NAME,
         fire_arn=f"arn:{partition}:lambda:{region}:{account}:function:{NAME}-fire",
         role_arn=f"arn:{partition}:iam::{account}:role/{NAME}-scheduler",
         dead_letter_arn=f"arn:{partition}:sqs:{region}:{account}:{NAME}-dead",
-        queue_url=f"{sqs.meta.endpoint_url}/{account}/{NAME}",
+        queue_path=f"{account}/{NAME}",
     )
-    alarm = AwsAlarm(
-        cache(lambda: session.client("scheduler", config=settings)), sqs, addresses, now
-    )
+    scheduler = _once(lambda: session.client("scheduler", config=settings))
+    sqs = _once(lambda: session.client("sqs", config=settings))
+    alarm = AwsAlarm(scheduler, sqs, addresses, now)
     store = DynamoStore(session.client("dynamodb", config=settings), NAME)
     targets = Targets.parse(os.environ.get("ALLOWED_TARGETS", ""))
-    sender = WebhookSender(targets)
-    service = Service(store, alarm, sender, clock=now, new_id=new_id, pause=time.sleep)
+    service = Service(
+        store,
+        alarm,
+        _Sender(targets),
+        clock=now,
+        new_id=new_id,
+        pause=time.sleep,
+        side_by_side=threads,
+    )
     return Parts(service, targets, alarm)

@@ -1,18 +1,21 @@
 """Composition root of the embedded engine: `python -m embedded` serves Timers on this machine."""
 
 import os
+import re
+import resource
 import signal
 import sys
 import threading
-import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 try:
     from app import app
-    from chalicelib import wiring
+    from chalicelib import timers, wiring
+    from chalicelib.errors import Unavailable
     from chalicelib.guard import LOOPBACK, InvalidTargets, Targets
     from chalicelib.service import Service
     from chalicelib.webhook import WebhookSender
@@ -28,6 +31,10 @@ except ModuleNotFoundError as missing:
 
 UPKEEP = timedelta(seconds=10)
 """How long one sweep may take before others that wait for the same thread have their turn."""
+
+
+FILES = 4096
+"""How many files this process may have open, if the system lets it."""
 
 
 class BadSetting(Exception):
@@ -53,8 +60,8 @@ class Settings:
                 " use 127.0.0.1, localhost or ::1."
             )
         port = environ.get("PORT", "8000")
-        if not (port.isascii() and port.isdecimal() and int(port) < 65536):
-            raise BadSetting(f"PORT must be a number from 0 to 65535, not {port!r}.")
+        if not (re.fullmatch("[0-9]{1,5}", port) and int(port) < 65536):
+            raise BadSetting(f"PORT must be a number from 0 to 65535, not {port[:20]!r}.")
         try:
             targets = Targets.parse(environ.get("ALLOWED_TARGETS", LOOPBACK))
         except InvalidTargets as error:
@@ -68,7 +75,7 @@ def main() -> None:
     try:
         settings = Settings.read(os.environ)
         store = SqliteStore(settings.database)
-    except (BadSetting, Unusable) as error:
+    except (BadSetting, Unusable, Unavailable) as error:
         sys.exit(str(error))
     try:
         server = Server(application(app, now), settings.host, settings.port)
@@ -77,8 +84,12 @@ def main() -> None:
         sys.exit(f"Port {settings.port} of {settings.host} can't be used: {error.strerror}.")
     stop = threading.Event()
     _stop_on_signals(stop)
+    _allow_many_files()
     with terminal.attached():
-        run(settings, store, server, stop)
+        try:
+            run(settings, store, server, stop)
+        except Unavailable as error:  # while it starts: later on it is met where it happens
+            sys.exit(str(error))
 
 
 def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.Event) -> None:
@@ -87,19 +98,25 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
     os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:2")
     engine = Engine(store, now)
     sender = WebhookSender(settings.targets)
-    service = Service(store, engine, sender, clock=now, new_id=new_id, pause=time.sleep)
+
+    def pause(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise Unavailable("Timers is being stopped.")
+
+    service = Service(store, engine, sender, clock=now, new_id=new_id, pause=pause)
     wiring.install(service, settings.targets)
     for timer in store.claimed():
         service.take_back(timer)
+    store.replace_all([timers.postponed(timer, timer.due_at) for timer in store.postponed()])
 
     def upkeep() -> bool:
         return service.sweep(now() + UPKEEP) + store.purge(now()) > 0
 
     engine.start(service.deliver, upkeep)
     threading.Thread(target=_serve, args=(server, stop), name="http", daemon=True).start()
-    _greet(settings.host, server.effective_port)
+    _say(_greeting(settings.host, server.effective_port))
     stop.wait()
-    print("Finishing what is being sent …", flush=True)
+    _say("Finishing what is being sent …")
     # The engine first: what it is sending may be on its way to the receiver of this very server.
     engine.stop()
     server.finish()
@@ -123,11 +140,27 @@ def _serve(server: Server, stop: threading.Event) -> None:
         stop.set()
 
 
-def _greet(host: str, port: int) -> None:
+def _greeting(host: str, port: int) -> str:
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(f"Timers is ready at {url}. Set a timer of 5 seconds and watch it arrive here:")
     body = f'{{"seconds": 5, "url": "{url}/_receiver/hello"}}'
-    print(f"  curl {url}/timers -H 'content-type: application/json' -d '{body}'", flush=True)
+    return (
+        f"Timers is ready at {url}. Set a timer of 5 seconds and watch it arrive here:\n"
+        f"  curl {url}/timers -H 'content-type: application/json' -d '{body}'"
+    )
+
+
+def _say(words: str) -> None:
+    # A terminal that is gone, or has no such letters, must not keep us from stopping cleanly.
+    with suppress(OSError, UnicodeError):
+        print(words, flush=True)
+
+
+def _allow_many_files() -> None:
+    # Each connection and each webhook is one; where 256 is the habit, a burst would run out.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 if __name__ == "__main__":

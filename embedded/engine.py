@@ -30,9 +30,9 @@ SENDERS = 64
 LONGEST_WAIT = 1.0
 """Seconds after which the clock is read again, in case it was stepped or the machine slept."""
 
-END = timedelta(hours=1)
-"""When a sender counts as gone. Far longer than any attempt: the file lock proves that the senders
-of a dead process are dead, so nobody waits for this."""
+END = timedelta(days=1)
+"""When a sender counts as gone. Far longer than any attempt, and than a night with the lid closed:
+the file lock proves that the senders of a dead process are dead, so nobody waits for this."""
 
 UPKEEP = 10.0
 """Seconds between two sweeps."""
@@ -98,7 +98,7 @@ class Engine:
         """Say whether what is due already has to wait for a sender; it all gets its turn."""
         with self._changed:
             late = self._heap and self._heap[0][0][0] < micros(self._clock() - BEHIND)
-        return bool(late) or self._due.full()
+        return bool(late) or not self._due.empty()
 
     def check(self) -> None:
         if time.monotonic() - self._alive_at > STUCK and not self._due.full():

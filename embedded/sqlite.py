@@ -37,11 +37,13 @@ MIGRATIONS = (
         version INTEGER NOT NULL,
         generation INTEGER NOT NULL,
         status TEXT NOT NULL,
-        wake_at INTEGER,      -- microseconds since 1970; see Timer.wake_at
-        expires_at INTEGER,   -- likewise
+        due_at INTEGER NOT NULL, -- microseconds since 1970, as the next two
+        wake_at INTEGER,
+        expires_at INTEGER,
         timer TEXT NOT NULL
     );
     CREATE INDEX timers_wake ON timers (wake_at, id, tenant, generation) WHERE wake_at IS NOT NULL;
+    CREATE INDEX timers_postponed ON timers (id) WHERE wake_at > due_at AND status <> 'delivering';
     CREATE INDEX timers_expiry ON timers (expires_at) WHERE expires_at IS NOT NULL;
     CREATE TABLE health (checks INTEGER NOT NULL);
     INSERT INTO health VALUES (0);
@@ -67,7 +69,10 @@ class SqliteStore:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path.resolve()
+        try:
+            self._path = path.resolve()
+        except (OSError, RuntimeError) as error:  # links that lead in a circle
+            raise Unusable(f"The database {path} can't be found: {error}.") from error
         self._lock = _lock(self._path)
         try:
             _migrate(self._path)
@@ -88,8 +93,8 @@ class SqliteStore:
     def add(self, timer: Timer) -> bool:
         row = _row(timer)
         sql = (
-            "INSERT INTO timers (tenant, version, generation, status, wake_at, expires_at, timer,"
-            " id) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+            "INSERT INTO timers (tenant, version, generation, status, due_at, wake_at, expires_at,"
+            " timer, id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
         )
         return self._writer.call(lambda db: db.execute(sql, row).rowcount == 1)
 
@@ -144,6 +149,11 @@ class SqliteStore:
         """Return the timers that are being delivered; at start those whose worker has died."""
         sql = "SELECT timer FROM timers WHERE wake_at IS NOT NULL AND status = ?"
         return [_decode(row[0]) for row in self._read(sql, (Status.DELIVERING,))]
+
+    def postponed(self) -> list[Timer]:
+        """Return the timers that a sweep has rung for; at start those rings are lost."""
+        sql = "SELECT timer FROM timers WHERE wake_at > due_at AND status <> 'delivering'"
+        return [_decode(row[0]) for row in self._read(sql, ())]
 
     def purge(self, now: datetime, limit: int = 1000) -> int:
         """Delete timers that expired before `now`; return how many."""
@@ -241,6 +251,7 @@ def _row(timer: Timer) -> tuple[Any, ...]:
         timer.version,
         timer.generation,
         timer.status,
+        micros(timer.due_at),
         None if timer.wake_at is None else micros(timer.wake_at),
         None if timer.expires_at is None else micros(timer.expires_at),
         msgspec.json.encode(timer).decode(),
@@ -250,8 +261,8 @@ def _row(timer: Timer) -> tuple[Any, ...]:
 
 def _replace(db: sqlite3.Connection, timer: Timer) -> bool:
     sql = (
-        "UPDATE timers SET tenant = ?, version = ?, generation = ?, status = ?, wake_at = ?,"
-        " expires_at = ?, timer = ? WHERE id = ? AND tenant = ? AND version = ?"
+        "UPDATE timers SET tenant = ?, version = ?, generation = ?, status = ?, due_at = ?,"
+        " wake_at = ?, expires_at = ?, timer = ? WHERE id = ? AND tenant = ? AND version = ?"
     )
     return db.execute(sql, (*_row(timer), timer.tenant, timer.version - 1)).rowcount == 1
 

@@ -44,6 +44,10 @@ class Account:
     after: Callable[[str], object] = lambda operation: None
     """Runs after each call took effect; may raise."""
 
+    def queue_url(self) -> str:
+        """Return the URL of the queue."""
+        return f"{self.sqs.meta.endpoint_url}/{self.addresses.queue_path}"
+
     def names(self) -> list[str]:
         """Return the operations called, in their order."""
         return [operation for operation, _ in self.calls]
@@ -99,7 +103,7 @@ def account() -> Iterator[Account]:
             fire_arn=f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{NAME}-fire",
             role_arn=f"arn:aws:iam::{ACCOUNT}:role/{NAME}-scheduler",
             dead_letter_arn=f"arn:aws:sqs:{REGION}:{ACCOUNT}:{NAME}-dead",
-            queue_url=url,
+            queue_path=url.partition("amazonaws.com/")[2],
         )
         made = Account(dynamodb, scheduler, sqs, addresses)
         with _observed(made):

@@ -1,31 +1,17 @@
 """What AWS does with schedules and messages, on a moto account and a clock that is moved."""
 
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from chalicelib import alarm, timers
 from chalicelib.alarm import AwsAlarm
 from chalicelib.dynamodb import DynamoStore
-from chalicelib.service import Service
+from chalicelib.service import Service, one_by_one
 from chalicelib.timers import DEFAULT_TENANT, Timer
 from tests.aws import NAME, Account
 from tests.fakes import Clock, FakeSender
 
 FUNCTION_TIMEOUT = timedelta(seconds=60)
-
-
-def one_by_one(calls: Sequence[object]) -> list[BaseException | None]:
-    """Run calls after one another, as `alarm.threads` does at once; what kills us escapes."""
-    faults: list[BaseException | None] = []
-    for call in calls:
-        try:
-            call()  # type: ignore[operator]
-        except Exception as fault:
-            faults.append(fault)
-        else:
-            faults.append(None)
-    return faults
 
 
 def moment(expression: str) -> datetime:
@@ -50,7 +36,7 @@ class Cloud:
     def service(self) -> Service:
         clock = self.clock
         alarms = AwsAlarm(
-            lambda: self.aws.scheduler, self.aws.sqs, self.aws.addresses, clock, one_by_one
+            lambda: self.aws.scheduler, lambda: self.aws.sqs, self.aws.addresses, clock, one_by_one
         )
         store = DynamoStore(self.aws.dynamodb, NAME)
         return Service(

@@ -35,7 +35,7 @@ def cloud(aws: Account) -> Cloud:
 
 @pytest.fixture
 def alarms(aws: Account) -> AwsAlarm:
-    return AwsAlarm(lambda: aws.scheduler, aws.sqs, aws.addresses, Clock())
+    return AwsAlarm(lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, Clock())
 
 
 def requests(aws: Account, operation: str) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ def test_exact_requests_of_a_new_timer(
         [] if delay is None else [delay]
     )
     for request in sent:
-        assert request["QueueUrl"] == cloud.aws.addresses.queue_url
+        assert request["QueueUrl"] == cloud.aws.queue_url()
         assert alarm.read(request["Entries"][0]["MessageBody"]) == timers.ring(timer)
 
 
@@ -263,6 +263,7 @@ def test_faults_are_refusals_or_not(
         with pytest.raises(AlarmRefused):
             cloud.create(5)
         assert cloud.aws.dynamodb.scan(TableName=NAME)["Items"] == []
+        assert cloud.aws.schedules() == []
     else:
         timer = cloud.create(5)
         assert not cloud.read(timer.id).armed
@@ -271,9 +272,7 @@ def test_faults_are_refusals_or_not(
 def test_a_schedule_that_exists_was_set(cloud: Cloud) -> None:
     """Setting the same alarm twice is as good as once."""
     timer = cloud.create(3600)
-    AwsAlarm(lambda: cloud.aws.scheduler, cloud.aws.sqs, cloud.aws.addresses, cloud.clock).set(
-        timer
-    )
+    cloud.service._alarm.set(timer)
     assert cloud.aws.schedules() == [f"{timer.id}.1"]
 
 
@@ -315,9 +314,9 @@ def received(aws: Account, count: int) -> list[tuple[str, str]]:
     """Send rings to the queue and return them as received, with their handles."""
     for number in range(count):
         body = alarm._text(rung(make(number)))
-        aws.sqs.send_message(QueueUrl=aws.addresses.queue_url, MessageBody=body)
+        aws.sqs.send_message(QueueUrl=aws.queue_url(), MessageBody=body)
     answer = aws.sqs.receive_message(
-        QueueUrl=aws.addresses.queue_url, MaxNumberOfMessages=10, VisibilityTimeout=0
+        QueueUrl=aws.queue_url(), MaxNumberOfMessages=10, VisibilityTimeout=0
     )
     return [(message["Body"], message["ReceiptHandle"]) for message in answer["Messages"]]
 
@@ -343,7 +342,7 @@ def test_only_what_failed_comes_again(aws: Account, alarms: AwsAlarm) -> None:
     with pytest.raises(Unavailable):
         alarms.answer(messages, deliver)
     left = aws.sqs.receive_message(
-        QueueUrl=aws.addresses.queue_url, MaxNumberOfMessages=10, VisibilityTimeout=0
+        QueueUrl=aws.queue_url(), MaxNumberOfMessages=10, VisibilityTimeout=0
     )
     assert {alarm.read(message["Body"]).id for message in left["Messages"]} == {
         make(1).id,

@@ -16,10 +16,11 @@ from chalicelib import alarm, functions, timers, wiring
 from chalicelib.alarm import AwsAlarm
 from chalicelib.errors import NotConfigured, Unavailable
 from chalicelib.guard import Targets
+from chalicelib.service import one_by_one
 from chalicelib.timers import DEFAULT_TENANT, Ring, Status
 from chalicelib.wiring import Parts
 from tests.aws import ACCOUNT, REGION, account
-from tests.cloud import Cloud, one_by_one
+from tests.cloud import Cloud
 from tests.processes import ROOT, environment
 
 
@@ -37,7 +38,9 @@ class Context:
 def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     with account() as aws:
         cloud = Cloud(aws)
-        alarms = AwsAlarm(lambda: aws.scheduler, aws.sqs, aws.addresses, cloud.clock, one_by_one)
+        alarms = AwsAlarm(
+            lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, cloud.clock, one_by_one
+        )
         monkeypatch.setattr(wiring, "_installed", Parts(cloud.service, Targets(), alarms))
         yield cloud
 
@@ -103,8 +106,8 @@ def test_deliver_raises_so_that_the_rest_comes_again(
 
 
 def test_deliver_starts_nothing_that_it_can_not_finish(cloud: Cloud) -> None:
-    """With too little of the invocation left the webhook is not posted; the lease ends soon after
-    the invocation, and the timer is sent then."""
+    """With too little of the invocation left the webhook is not posted; the claim is released and
+    the timer rung for again."""
 
     class Record:
         receipt_handle = "handle"
@@ -115,9 +118,9 @@ def test_deliver_starts_nothing_that_it_can_not_finish(cloud: Cloud) -> None:
     timer = cloud.create(0)
     functions.deliver(wiring.parts(None), [Record(body(timers.ring(timer)))], Context(30_000))
     assert cloud.sender.sent == []
-    claimed = cloud.read(timer.id)
-    assert claimed.status is Status.DELIVERING
-    assert claimed.wake_at == cloud.clock.now + timedelta(seconds=35)
+    assert cloud.read(timer.id).status is Status.SCHEDULED
+    cloud.turn()
+    assert cloud.read(timer.id).status is Status.DELIVERED
 
 
 def test_sweep_finds_the_forgotten(cloud: Cloud, client: Client) -> None:
@@ -162,9 +165,11 @@ class Context:
 parts = wiring.parts(Context())
 assert wiring.parts(Context()) is parts
 at = parts.alarm._at
-seconds = parts.alarm._sqs.meta.config
+assert made == ["dynamodb"]
+seconds = parts.alarm._sqs().meta.config
 made += [seconds.connect_timeout, seconds.read_timeout]
-print(json.dumps([made, at.group, at.fire_arn, at.role_arn, at.dead_letter_arn, at.queue_url]))
+url = parts.alarm._queue_url()
+print(json.dumps([made, at.group, at.fire_arn, at.role_arn, at.dead_letter_arn, url]))
 """
     ended = subprocess.run(
         [sys.executable, "-c", program],
@@ -175,7 +180,7 @@ print(json.dumps([made, at.group, at.fire_arn, at.role_arn, at.dead_letter_arn, 
         check=True,
     )
     assert msgspec.json.decode(ended.stdout) == [
-        ["sqs", "dynamodb", 2, 5],
+        ["dynamodb", "sqs", 1, 2],
         "timers-dev",
         f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:timers-dev-fire",
         f"arn:aws:iam::{ACCOUNT}:role/timers-dev-scheduler",

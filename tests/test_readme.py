@@ -37,7 +37,7 @@ def test_first_timer(tmp_path: Path, way: str) -> None:
     port = str(free_port())
     run, curl = (block.replace("8000", port) for block in blocks())
     if way == "without make":
-        line = re.search(r"Without make: `(.*)`", README)
+        line = re.search(r"Without make, .*: `(.*)`", README)
         assert line is not None
         run = line[1]
         assert run.startswith("pip install -r requirements-run.txt && python -m embedded")

@@ -702,11 +702,10 @@ def still(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def turn(server: Server, until: Callable[[], object]) -> None:
     """Turn the server's loop until something is true."""
-    for _ in range(300):
-        if until():
-            return
+    give_up = time.monotonic() + WAIT
+    while not until():
+        assert time.monotonic() < give_up
         wasyncore.loop(0.1, use_poll=True, map=server._map, count=1)
-    pytest.fail("It did not come true.")
 
 
 def begin(server: Server, client: Connection, data: bytes) -> Any:

@@ -1,5 +1,6 @@
 """The use cases, on fakes and a clock that stands until it is moved."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -228,10 +229,13 @@ def test_cancel_wins_over_an_alarm_on_its_way(world: World) -> None:
 
 
 def test_cancel_may_be_repeated(world: World) -> None:
-    """The second cancel answers as the first did and changes nothing."""
+    """The second cancel answers as the first did, and clears an alarm that the first could not."""
     timer = world.create(60)
-    assert world.cancel(timer) == world.cancel(timer)
-    assert len(world.alarm.cleared) == 1
+    world.alarm.failure = Unavailable("throttled")
+    first = world.cancel(timer)
+    world.alarm.failure = None
+    assert world.cancel(timer) == first
+    assert world.alarm.cleared == [timers.ring(timer)]
 
 
 def test_cancel_holds_although_the_alarm_can_not_be_cleared(world: World) -> None:
@@ -314,7 +318,8 @@ def test_changes_start_over_when_they_race(world: World, monkeypatch: pytest.Mon
 
 
 def test_stalled_worker_sends_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that is held up until too little of its lease is left does not start the POST."""
+    """A worker that is held up until too little of its time is left does not start the POST: it
+    releases its claim, and the timer is rung for again."""
     timer = world.create(0)
     ends_at = world.clock.now + LEASE
     real_claim = world.store.claim
@@ -327,7 +332,30 @@ def test_stalled_worker_sends_nothing(world: World, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(world.store, "claim", slow_claim)
     world.service.deliver(timers.ring(timer), ends_at)
     assert world.sent() == []
-    assert world.read(timer).status is Status.DELIVERING
+    after = world.read(timer)
+    assert (after.status, after.attempt, after.wake_at) == (Status.SCHEDULED, 0, timer.due_at)
+    world.ring(world.alarm.rings[-1])
+    assert world.sent() == [timer.id]
+
+
+def test_stalled_worker_without_its_lease_does_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that comes back when its claim was taken from it sends and changes nothing."""
+    timer = world.create(0)
+    real_claim = world.store.claim
+
+    def slow_claim(*args: object) -> Timer | None:
+        claimed = real_claim(*args)  # type: ignore[arg-type]
+        monkeypatch.undo()
+        world.clock.forward((LEASE + MARGIN + SWEEP_GRACE).total_seconds() + 1)
+        assert world.sweep() == 1
+        return claimed
+
+    monkeypatch.setattr(world.store, "claim", slow_claim)
+    world.ring(timers.ring(timer))
+    assert world.sent() == []
+    assert world.read(timer).generation == 2
 
 
 def test_stalled_worker_records_nothing(world: World) -> None:
@@ -363,6 +391,10 @@ def test_clock_stepped_back_sends_nothing_early(
     monkeypatch.setattr(world.store, "claim", claim)
     world.ring(timers.ring(timer))
     assert world.sent() == []
+    monkeypatch.undo()
+    world.clock.forward(1)
+    world.ring(world.alarm.rings[-1])
+    assert world.sent() == [timer.id]
 
 
 def test_outcome_is_recorded_after_an_outage(world: World) -> None:
@@ -439,6 +471,74 @@ def test_sweep_adds_nothing_when_the_alarm_is_behind(world: World) -> None:
     assert world.sweep() == 1
     assert [ring.id for ring in world.alarm.rings] == [claimed.id]
     assert world.read(waiting).wake_at == waiting.wake_at
+
+
+def test_sweep_helps_the_others(world: World) -> None:
+    """While no alarm can be set, lost claims are freed all the same, and nothing is forgotten."""
+    claimed, unarmed = world.create(0), world.create(600)
+    world.store.claim(timers.ring(claimed), world.clock.now, world.clock.now)
+    world.store.replace(timers.unarmed(unarmed, world.clock.now))
+    world.alarm.failure = Unavailable("throttled")
+    world.clock.forward(SWEEP_GRACE.total_seconds() + 1)
+    with pytest.raises(Unavailable):
+        world.sweep()
+    assert world.read(claimed).status is Status.RETRYING
+    world.alarm.failure = None
+    world.clock.forward((SWEEP_AGAIN + SWEEP_GRACE).total_seconds() + 1)
+    world.sweep()
+    assert world.read(unarmed).armed
+    assert {ring.id for ring in world.alarm.rings[-2:]} == {claimed.id, unarmed.id}
+
+
+def test_sweep_rings_once_for_the_unarmed(world: World) -> None:
+    """An overdue timer whose alarm was never set is rung for once, not again at once."""
+    timer = world.create(60)
+    world.store.replace(timers.unarmed(timer, world.clock.now))
+    world.alarm.rings.clear()
+    world.clock.forward(120)
+    assert world.sweep() == 1
+    assert world.alarm.rings == [timers.ring(timer)]
+
+
+def test_overlapping_sweeps_ring_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep moves a timer out of the way before it rings, so that another one beside it does
+    not ring as well."""
+    created = [world.create(60) for _ in range(3)]
+    world.alarm.rings.clear()
+    world.clock.forward(120)
+    real_forward = world.alarm.forward
+
+    def forward(rings: Sequence[Ring]) -> None:
+        monkeypatch.undo()
+        assert world.sweep() == 0
+        real_forward(rings)
+
+    monkeypatch.setattr(world.alarm, "forward", forward)
+    assert world.sweep() == 3
+    assert world.alarm.rings == [timers.ring(timer) for timer in created]
+
+
+@pytest.mark.parametrize("change", ["cancel", "reschedule"])
+def test_sweep_leaves_no_alarm_to_who_was_faster(
+    world: World, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """A change between the sweep's write and its alarm does not leave that alarm behind."""
+    timer = world.create(3600)
+    world.store.replace(timers.unarmed(timer, world.clock.now))
+    world.clock.forward(60)
+    real_set = world.alarm.set
+
+    def set_alarm(armed: Timer) -> None:
+        monkeypatch.undo()
+        if change == "cancel":
+            world.cancel(timer)
+        else:
+            world.service.reschedule(DEFAULT_TENANT, timer.id, timer.deadline + MINUTE)
+        real_set(armed)
+
+    monkeypatch.setattr(world.alarm, "set", set_alarm)
+    world.sweep()
+    assert world.alarm.cleared[-1] == timers.ring(timer)
 
 
 def test_timer_that_kills_its_worker_ends_as_failed(world: World) -> None:
