@@ -149,21 +149,19 @@ class DynamoStore:
         with ThreadPoolExecutor(THREADS) as threads:
             while positions and not found:
                 pages = list(threads.map(partial(self._due, before, limit), positions.items()))
-                ids = [id for _, id in sorted(hint for page, _ in pages for hint in page)[:limit]]
+                ids = [id for page, _ in pages for id in page]
                 chunks = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
                 found = [timer for chunk in threads.map(self._read, chunks) for timer in chunk]
                 found = [t for t in found if t.wake_at is not None and t.wake_at < before]
                 nexts = zip(positions, pages, strict=True)
                 positions = {shard: position for shard, (_, position) in nexts if position}
-        return sorted(found, key=lambda timer: (timer.wake_at, timer.id))
+        return sorted(found, key=lambda timer: (timer.wake_at, timer.id))[:limit]
 
     def check(self) -> None:
         self.get("", "health")
 
-    def _due(
-        self, before: datetime, limit: int, at: tuple[int, Any]
-    ) -> tuple[list[tuple[str, str]], Any]:
-        """Return hints of one shard, in order, and the position after them, if there may be more.
+    def _due(self, before: datetime, limit: int, at: tuple[int, Any]) -> tuple[list[str], Any]:
+        """Return ids of one shard, in order, and the position after them, if there may be more.
 
         Twice its share of `limit`, for hashing spreads timers over the shards.
         """
@@ -182,8 +180,7 @@ class DynamoStore:
                 Limit=max(10, 2 * limit // SHARDS),
                 **further,
             )
-        hints = [(item["wake_at"]["S"], item["id"]["S"]) for item in answer["Items"]]
-        return hints, answer.get("LastEvaluatedKey")
+        return [item["id"]["S"] for item in answer["Items"]], answer.get("LastEvaluatedKey")
 
     def _read(self, ids: Sequence[str]) -> list[Timer]:
         keys = [{"id": _attribute(id)} for id in ids]

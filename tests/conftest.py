@@ -1,8 +1,11 @@
 """Fixtures that more than one test file uses, and the rule that tests talk to loopback only."""
 
+import socket
 import threading
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,19 @@ from chalicelib.wiring import now
 from embedded.__main__ import Settings, run
 from embedded.server import Server, application
 from embedded.sqlite import SqliteStore
+
+
+@pytest.fixture(autouse=True)
+def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test reach beyond this machine."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            assert ip_address(address[0]).is_loopback, f"A test reaches for {address}."
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
 @pytest.fixture

@@ -24,6 +24,11 @@ HOUR = timedelta(hours=1)
 CHANGE = ["GetItem", "PutItem", "CreateSchedule", "DeleteSchedule", "GetItem"]
 CHANGE_TO_NOW = [*CHANGE[:2], "SendMessageBatch", *CHANGE[2:]]
 SWEEP = ["Query", "Query", "BatchGetItem"]
+READS = {"Query", "BatchGetItem", "GetItem", "GetQueueAttributes"}
+"""Calls without an effect: to fail before it or after it is the same."""
+
+RING = ["PutItem", "SendMessageBatch"]
+ARM = ["PutItem", "SendMessageBatch", "CreateSchedule", "PutItem"]
 
 
 class Killed(BaseException):
@@ -56,7 +61,7 @@ def deliver(cloud: Cloud) -> None:
     cloud.turn(DELAY)
 
 
-def lose_worker(cloud: Cloud) -> None:
+def sweep(cloud: Cloud) -> None:
     cloud.sweep()
 
 
@@ -92,6 +97,30 @@ def claimed_by_the_dead(cloud: Cloud) -> None:
     cloud.clock.forward(600)
 
 
+def forgotten(cloud: Cloud) -> None:
+    create(cloud)
+    _lose_alarms(cloud)
+    cloud.clock.forward(DELAY + 60)
+
+
+def never_armed(cloud: Cloud) -> None:
+    cloud.aws.before = _throttle
+    create(cloud)
+    cloud.aws.before = lambda operation: None
+    cloud.clock.forward(60)
+
+
+def _throttle(operation: str) -> None:
+    if operation in ("CreateSchedule", "SendMessageBatch"):
+        raise ReadTimeoutError(endpoint_url="https://aws")
+
+
+def _lose_alarms(cloud: Cloud) -> None:
+    cloud.lose_messages()
+    for schedule in cloud.aws.schedules():
+        cloud.aws.scheduler.delete_schedule(Name=schedule, GroupName=NAME)
+
+
 def _die() -> None:
     raise Killed
 
@@ -104,15 +133,18 @@ USE_CASES: dict[str, tuple[UseCase, UseCase, list[str]]] = {
     "reschedule": (waiting, reschedule, CHANGE),
     "deliver": (waiting, deliver, ["UpdateItem", "PutItem"]),
     "redrive": (failed, redrive, CHANGE_TO_NOW),
-    "take back": (claimed_by_the_dead, lose_worker, [*SWEEP, *CHANGE_TO_NOW[1:], *SWEEP[:-1]]),
+    "sweep forgotten": (forgotten, sweep, [*SWEEP, "GetQueueAttributes", *RING, *SWEEP[:-1]]),
+    "sweep unarmed": (never_armed, sweep, [*SWEEP, *ARM, *SWEEP[:-1]]),
+    "take back": (claimed_by_the_dead, sweep, [*SWEEP, *CHANGE_TO_NOW[1:], *SWEEP[:-1]]),
 }
 """What comes before, the use case itself, and the AWS calls that it makes."""
 
 POINTS = [
     (name, number, side, failure)
     for name, (_, _, calls) in USE_CASES.items()
-    for number in range(len(calls))
+    for number, call in enumerate(calls)
     for side in ("before", "after")
+    if side == "before" or call not in READS
     for failure in FAILURES
 ]
 
@@ -153,9 +185,7 @@ def test_failure_between_two_writes(point: tuple[str, int, str, str], alarms: st
         sent_before = len(cloud.sender.sent)
         answered, failed_at = _fail(cloud, use_case, number, side, failure)
         if alarms == "are lost":
-            cloud.lose_messages()
-            for schedule in aws.schedules():
-                aws.scheduler.delete_schedule(Name=schedule, GroupName=NAME)
+            _lose_alarms(cloud)
         stored = _settle(cloud)
         sent = Counter(timer.id for timer, _ in cloud.sender.sent[sent_before:])
         assert all(timer.status in FINAL for timer in stored)

@@ -219,6 +219,54 @@ def test_a_refill_that_fails_is_done_again(
     assert set(drain(engine, clock)) == {rung(timer) for timer in added}
 
 
+def test_two_generations_of_one_moment_fit_side_by_side(engine: Engine, clock: Clock) -> None:
+    """A timer rescheduled to the moment it had is in the heap twice; the store decides."""
+    timer = make(1, 10 * SECOND)
+    moved = timers.reschedule(timer, timer.deadline)
+    for it in (make(2, 5 * SECOND), timer, moved, moved):
+        engine.set(it)
+    clock.forward(20)
+    assert engine.pop_due()[0][1:] == [rung(timer), rung(moved), rung(moved)]
+
+
+def test_is_behind_while_rings_wait_for_a_sender(engine: Engine) -> None:
+    """What is released and not taken yet is a backlog: the sweep must not ring for it."""
+    assert not engine.is_behind()
+    engine._due.put(rung(make(1)))
+    assert engine.is_behind()
+
+
+def test_check_takes_a_full_backlog_for_work(engine: Engine) -> None:
+    """While all senders are busy the releasing thread waits for them: that is no fault."""
+    while not engine._due.full():
+        engine._due.put(rung(make(1)))
+    engine._alive_at -= engine_module.STUCK + 1
+    engine.check()
+
+
+def test_fill_goes_on_when_it_fails(
+    store: SqliteStore, clock: Clock, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refill that fails is tried again, and all that waits on disk fires."""
+    monkeypatch.setattr(engine_module, "LONGEST_WAIT", 0.01)
+    added = add(store, range(1, 40))
+    engine = Engine(store, clock)
+    clock.forward(1000)
+    faults = [Unavailable("disk"), Unavailable("disk")]
+    read, fired = store.waiting, set()
+
+    def waiting(after: Position, limit: int) -> list[tuple[Position, Ring]]:
+        if after != engine_module._BEGINNING and faults:
+            raise faults.pop()
+        return read(after, limit)
+
+    monkeypatch.setattr(store, "waiting", waiting)
+    engine.start(lambda ring, ends_at: fired.add(ring.id), lambda: False)
+    wait_until(lambda: len(fired) == len(added))
+    engine.stop()
+    assert faults == []
+
+
 def test_is_behind_only_with_a_real_backlog(engine: Engine, clock: Clock) -> None:
     """What is just due is no backlog; what has been due for a while is."""
     assert not engine.is_behind()

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "guard": {"errors"},
     "webhook": {"timers", "errors", "guard"},
     "api": {"service", "retry", "timers", "errors", "guard"},
-    "alarm": {"timers", "errors"},
+    "alarm": {"service", "timers", "errors"},  # service for a type only
     "dynamodb": {"timers", "errors"},
     "functions": {"wiring", "timers", "errors"},
     "wiring": None,  # a composition root

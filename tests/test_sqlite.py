@@ -194,6 +194,31 @@ def test_claimed_are_those_being_delivered(store: SqliteStore) -> None:
     assert store.claimed() == [claimed]
 
 
+def test_postponed_are_those_that_a_sweep_rang_for(store: SqliteStore) -> None:
+    """At start the store names what was put off for a ring that died with the process."""
+    waiting, put_off, sending = make(1), make(2), make(3)
+    for timer in (waiting, put_off, sending):
+        store.add(timer)
+    postponed = timers.postponed(put_off, put_off.due_at + HOUR)
+    store.replace(postponed)
+    store.claim(rung(sending), sending.due_at, sending.due_at + HOUR)
+    assert store.postponed() == [postponed]
+    plan = store._read(
+        "EXPLAIN QUERY PLAN SELECT timer FROM timers"
+        " WHERE wake_at > due_at AND status <> 'delivering'",
+        (),
+    )
+    assert "timers_postponed" in plan[0][3]
+
+
+def test_link_in_a_circle_is_one_sentence(tmp_path: Path) -> None:
+    """A path that leads nowhere is said to."""
+    path = tmp_path / "timers.db"
+    path.symlink_to(path)
+    with pytest.raises(Unusable, match="can't be"):
+        SqliteStore(path)
+
+
 def test_purge_deletes_only_the_expired(store: SqliteStore) -> None:
     """Finished timers go after the retention; everything else stays."""
     waiting, finished = make(1), make(2)

@@ -1,0 +1,51 @@
+"""What the terminal shows: one line for each event, whatever comes from outside."""
+
+import logging
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from chalicelib import timers
+from chalicelib.timers import Outcome
+from embedded.terminal import _Lines
+from tests.fakes import NO_CONTENT, START
+from tests.test_timers import delivering, scheduled
+
+
+def line(event: str, **fields: Any) -> str:
+    """Return the line of an event without its time."""
+    record = logging.makeLogRecord({"msg": event, "levelno": logging.INFO, **fields})
+    return _Lines().format(record).partition(" ")[2]
+
+
+def test_a_line_for_each_event() -> None:
+    """People read what happened to which timer, how late, and why it failed."""
+    at = START + timedelta(hours=1, milliseconds=3)
+    good = timers.record(delivering(), NO_CONTENT, at, None)
+    bad = timers.record(delivering(), Outcome(error="connect", detail="refused"), at, None)
+    assert line("timer created", state=scheduled()).endswith(" → https://example.com/{id}")
+    assert line("webhook delivered", state=good) == (
+        "webhook delivered: id-1 (HTTP 204 in 10 ms, 3 ms late)"
+    )
+    assert line("webhook failed", state=bad) == (
+        "webhook failed: id-1 (connect: refused in 0 ms, 3 ms late)"
+    )
+    assert line("timer cancelled", state=scheduled()) == "timer cancelled: id-1"
+    received = {"method": "POST", "path": "/_receiver/x"}
+    assert line("webhook received", lateness=1.26, **received) == (
+        "webhook received: POST /_receiver/x, 1.3 s after its deadline"
+    )
+    assert line("webhook received", lateness=None, **received) == (
+        "webhook received: POST /_receiver/x"
+    )
+    assert line("delivery put off", timer="id-1", error="disk") == "delivery put off: id-1: disk"
+    assert line("alarm ignored", timer="id-1") == "alarm ignored: id-1"
+
+
+@pytest.mark.parametrize("evil", ["\x1b[2J", "\r", "\n", "\x07", "\u202e", "\x9b"])
+def test_nothing_from_outside_moves_the_cursor(evil: str) -> None:
+    """Control characters in a path or an error are shown as text."""
+    shown = line("webhook received", method="POST", path=f"/_receiver/{evil}x", lateness=None)
+    assert shown.isprintable()
+    assert evil not in shown
