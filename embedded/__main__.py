@@ -1,5 +1,6 @@
 """Composition root of the embedded engine: `python -m embedded` serves Timers on this machine."""
 
+import logging
 import os
 import re
 import resource
@@ -32,6 +33,8 @@ except ModuleNotFoundError as missing:
 UPKEEP = timedelta(seconds=10)
 """How long one sweep may take before others that wait for the same thread have their turn."""
 
+
+log = logging.getLogger(__name__)
 
 FILES = 4096
 """How many files this process may have open, if the system lets it."""
@@ -113,14 +116,18 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
         return service.sweep(now() + UPKEEP) + store.purge(now()) > 0
 
     engine.start(service.deliver, upkeep)
-    threading.Thread(target=_serve, args=(server, stop), name="http", daemon=True).start()
+    http = threading.Thread(target=_serve, args=(server, stop), name="http", daemon=True)
+    http.start()
     _say(_greeting(settings.host, server.effective_port))
     stop.wait()
+    broken = not http.is_alive()
     _say("Finishing what is being sent …")
     # The engine first: what it is sending may be on its way to the receiver of this very server.
     engine.stop()
     server.finish()
     store.close()
+    if broken:
+        sys.exit("The HTTP server broke; what it said stands above.")
 
 
 def _stop_on_signals(stop: threading.Event) -> None:
@@ -136,6 +143,8 @@ def _stop_on_signals(stop: threading.Event) -> None:
 def _serve(server: Server, stop: threading.Event) -> None:
     try:
         server.run()
+    except Exception:
+        log.exception("http broke")
     finally:
         stop.set()
 

@@ -263,6 +263,23 @@ def test_start_takes_up_what_a_sweep_put_off(database: Path) -> None:
             wait_until(lambda: receiver.arrivals)
 
 
+def test_ends_with_an_error_when_http_breaks(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that can't go on says so by its status, for whoever starts it again."""
+    store = SqliteStore(database)
+    server = Server(application(app, now), "127.0.0.1", 0)
+
+    def broken() -> None:
+        raise OSError("out of sockets")
+
+    monkeypatch.setattr(server, "run", broken)
+    settings = Settings("127.0.0.1", 0, database, Targets())
+    with pytest.raises(SystemExit, match="HTTP server broke"):
+        run(settings, store, server, threading.Event())
+    server.close()
+
+
 def test_upkeep_sweeps_and_purges(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The running server looks after what was forgotten, and forgets what has expired."""
     monkeypatch.setattr(engine_module, "UPKEEP", 0.05)

@@ -30,6 +30,19 @@ def free_port() -> int:
     raise AssertionError("There is no free port.")
 
 
+def test_a_second_start_installs_nothing() -> None:
+    """Once made, the environment is used as it is: a start takes seconds."""
+    ended = subprocess.run(
+        ["make", "--dry-run", "run"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.split() == ["exec", ".venv/bin/python", "-m", "embedded"]
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("way", ["with make", "without make"])
 def test_first_timer(tmp_path: Path, way: str) -> None:
