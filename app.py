@@ -1,7 +1,6 @@
 """Timers: the routes and the functions. Each parses, calls the service, renders."""
 
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any
 
 from chalice.app import Chalice, CloudWatchEvent, Request, Response, SQSEvent
@@ -25,7 +24,7 @@ def problems(event: Request, get_response: Callable[[Request], Response]) -> Res
 def create_timer() -> Response:
     wanted = api.read_new_timer(app.current_request, targets())
     timer = service().create(DEFAULT_TENANT, wanted.url, wanted.delay())
-    return api.show(timer, service().now(), HTTPStatus.CREATED)
+    return api.created(timer, service().now(), app.current_request)
 
 
 @app.route("/timers/{timer_id}", methods=["GET"])

@@ -99,10 +99,16 @@ def read_new_timer(request: Request | None, targets: Targets) -> NewTimer:
     return wanted
 
 
-def show(timer: Timer, now: datetime, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    """Return the timer as a response; with 201 also where it can be found."""
-    headers: Headers = {"Location": f"/timers/{timer.id}"} if status is HTTPStatus.CREATED else {}
-    return _json(_view(timer, now), status, headers)
+def show(timer: Timer, now: datetime) -> Response:
+    """Return the timer."""
+    return _json(_view(timer, now), HTTPStatus.OK, {})
+
+
+def created(timer: Timer, now: datetime, request: Request | None) -> Response:
+    """Return a new timer, and where it is to be found."""
+    # The path as the client wrote it, which begins with the stage on API Gateway.
+    path = "/timers" if request is None else request.context["path"].rstrip("/")
+    return _json(_view(timer, now), HTTPStatus.CREATED, {"Location": f"{path}/{timer.id}"})
 
 
 def healthy() -> Response:

@@ -16,7 +16,7 @@ import idna
 from chalicelib.errors import InvalidRequest
 
 MAX_URL = 2048
-"""Characters, as given."""
+"""Characters, once `{id}` is replaced."""
 
 LOOPBACK = "localhost,127.0.0.0/8,::1"
 """The `ALLOWED_TARGETS` of a service that only its own machine can reach."""

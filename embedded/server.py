@@ -30,7 +30,7 @@ THREADS = 64
 """How many requests are worked on at the same time; most of their time is waiting for the disk."""
 
 CONNECTIONS = 500
-"""How many may be open: of 1,024 files that a process may have, database and webhooks need some."""
+"""How many may be open: each is a file, and the database and the webhooks need some as well."""
 
 MAX_HEADER = 10 * 1024
 """Bytes, as on API Gateway; waitress takes a time to match spaces that grows with their square."""

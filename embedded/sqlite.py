@@ -181,6 +181,7 @@ class _Writer:
 
     def __init__(self, path: Path) -> None:
         self._db = _connect(path)
+        self._closed = False
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
@@ -192,13 +193,23 @@ class _Writer:
         """
         done: Future[T] = Future()
         self._queue.put(_Write(do, durable, done))
+        if self._closed:
+            self._refuse_the_rest()
         with _translated():
             return done.result()
 
     def close(self) -> None:
         self._queue.put(None)
         self._thread.join()
+        self._closed = True
+        self._refuse_the_rest()
         self._db.close()
+
+    def _refuse_the_rest(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                if (write := self._queue.get_nowait()) is not None:
+                    write.done.set_exception(Unavailable("The database is closed."))
 
     def _run(self) -> None:
         while batch := self._next_batch():

@@ -451,6 +451,21 @@ def test_created_timer_can_be_read(api_on_fakes: Api) -> None:
     assert read.json_body == answer.json_body
 
 
+def test_location_keeps_the_stage() -> None:
+    """On API Gateway the path begins with the stage, and so does the Location."""
+    event = {
+        "multiValueQueryStringParameters": None,
+        "headers": {},
+        "pathParameters": {},
+        "requestContext": {"httpMethod": "POST", "resourcePath": "/timers", "path": "/api/timers"},
+        "body": None,
+        "stageVariables": None,
+    }
+    timer = timers.new("id-1", DEFAULT_TENANT, "https://example.com", START, START)
+    answer = api.created(timer, START, Request(event))
+    assert answer.headers["Location"] == "/api/timers/id-1"
+
+
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 def test_only_creation_has_a_location(api_on_fakes: Api, method: str) -> None:
     """A 200 has no Location."""

@@ -352,6 +352,14 @@ def test_moments_keep_their_microseconds() -> None:
     assert micros(START + timedelta(microseconds=1)) == micros(START) + 1
 
 
+def test_closed_is_unavailable(path: Path) -> None:
+    """Whoever writes to a closed store is told, and not kept waiting."""
+    store = SqliteStore(path)
+    store.close()
+    with pytest.raises(Unavailable, match="closed"):
+        store.add(make())
+
+
 def test_closing_waits_for_what_is_written(path: Path) -> None:
     """A write that was handed in before `close` is done before the file is let go."""
     store = SqliteStore(path)
