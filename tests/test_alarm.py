@@ -293,6 +293,21 @@ def test_names_are_checked(alarms: AwsAlarm, id: str) -> None:
         alarms.set(replace(make(), id=id))
 
 
+def test_times_are_checked(aws: Account, alarms: AwsAlarm) -> None:
+    """No schedule is asked for beyond what a deadline may be; emulators take any moment."""
+    with pytest.raises(AlarmRefused):
+        alarms.set(make(1, timedelta(days=3650)))
+    assert aws.schedules() == []
+
+
+def test_sizes_are_checked(aws: Account, alarms: AwsAlarm) -> None:
+    """A ring that grew beyond all measure is refused, not sent."""
+    for delay in (timedelta(hours=1), timedelta(seconds=5)):
+        with pytest.raises(AlarmRefused):
+            alarms.set(replace(make(1, delay), tenant="x" * alarm.MAX_INPUT))
+    assert aws.names() == []
+
+
 @pytest.mark.parametrize("part", ["fire_arn", "role_arn", "dead_letter_arn", "group"])
 def test_addresses_are_checked(aws: Account, part: str) -> None:
     """What is no ARN or name is found out at the start, not by the first timer."""
