@@ -9,11 +9,13 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import yaml
 from botocore.config import Config
 from moto import mock_aws
 
 from chalicelib.alarm import Addresses
 from tests.fakes import START
+from tests.processes import ROOT
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -134,27 +136,33 @@ def _observed(made: Account) -> Iterator[None]:
 
 
 def create_table(client: "DynamoDBClient", name: str) -> None:
-    """Make the table as the template makes it."""
-    client.create_table(
-        TableName=name,
-        BillingMode="PAY_PER_REQUEST",
-        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
-        AttributeDefinitions=[
-            {"AttributeName": "id", "AttributeType": "S"},
-            {"AttributeName": "shard", "AttributeType": "N"},
-            {"AttributeName": "wake_at", "AttributeType": "S"},
-        ],
-        GlobalSecondaryIndexes=[
-            {
-                "IndexName": "due",
-                "KeySchema": [
-                    {"AttributeName": "shard", "KeyType": "HASH"},
-                    {"AttributeName": "wake_at", "KeyType": "RANGE"},
-                ],
-                "Projection": {
-                    "ProjectionType": "INCLUDE",
-                    "NonKeyAttributes": ["tenant", "generation"],
-                },
-            }
-        ],
-    )
+    """Make the table of the timers as the template has it, as far as moto goes."""
+    wanted = TEMPLATE["Resources"]["Timers"]["Properties"]
+    kept = ("BillingMode", "KeySchema", "AttributeDefinitions", "GlobalSecondaryIndexes")
+    client.create_table(TableName=name, **{part: wanted[part] for part in kept})
+
+
+def in_stage(text: str, stage: str) -> str:
+    """Return a text of the template as it is in a stage."""
+    return text.replace("${Stage}", stage)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads CloudFormation's short forms as what they hold: `!Sub x` as `x`."""
+
+
+def _plain(loader: Any, _: str, node: yaml.Node) -> Any:
+    match node:
+        case yaml.ScalarNode():
+            return loader.construct_scalar(node)
+        case yaml.SequenceNode():
+            return loader.construct_sequence(node, deep=True)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_multi_constructor("!", _plain)
+
+TEMPLATE: dict[str, Any] = yaml.load(
+    (ROOT / "infra/template.yaml").read_text(),
+    Loader=_Loader,  # noqa: S506  # a SafeLoader
+)
