@@ -1,0 +1,157 @@
+"""Each function may do what it does, and nothing else: no emulator would tell."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from chalicelib import alarm, timers
+from chalicelib.errors import AlarmRefused, Unavailable
+from chalicelib.timers import DEFAULT_TENANT, Status
+from tests.aws import account
+from tests.cloud import Cloud
+from tests.processes import ROOT
+
+ACTIONS = {
+    "CreateSchedule": {"scheduler:CreateSchedule", "iam:PassRole"},
+    "DeleteSchedule": {"scheduler:DeleteSchedule"},
+    "SendMessageBatch": {"sqs:SendMessage"},
+    "DeleteMessageBatch": {"sqs:DeleteMessage"},
+    "GetQueueAttributes": {"sqs:GetQueueAttributes"},
+}
+"""The rights that a call needs; those of DynamoDB are called as the calls."""
+
+LAMBDAS_OWN = {
+    "logs:CreateLogStream",
+    "logs:PutLogEvents",
+    "sqs:ReceiveMessage",
+    "sqs:DeleteMessage",
+    "sqs:GetQueueAttributes",
+}
+"""What Lambda needs for its logs and its poller, in the function's role."""
+
+
+@pytest.fixture
+def cloud() -> Iterator[Cloud]:
+    with account() as aws:
+        yield Cloud(aws)
+
+
+def api(cloud: Cloud) -> None:
+    near, far = cloud.create(5), cloud.create(5000)
+    cloud.service.get(DEFAULT_TENANT, near.id)
+    cloud.service.cancel(DEFAULT_TENANT, far.id)
+    cloud.service.check()
+    refusal: Any = {
+        "Error": {"Code": "AccessDeniedException"},
+        "ResponseMetadata": {"HTTPStatusCode": 403},
+    }
+
+    def refuse(operation: str) -> None:
+        if operation == "CreateSchedule":
+            raise ClientError(refusal, operation)
+
+    cloud.aws.before = refuse
+    with pytest.raises(AlarmRefused):
+        cloud.create(5)
+
+
+def fire(cloud: Cloud) -> None:
+    with cloud.aws.unobserved():
+        timer = cloud.create(5000)
+    cloud.service.fire(timers.ring(timer))
+
+
+def deliver(cloud: Cloud) -> None:
+    with cloud.aws.unobserved():
+        good, bad = cloud.create(0), cloud.create(0)
+
+    def fail(operation: str) -> None:
+        if operation == "UpdateItem" and cloud.aws.calls[-1][1]["Key"]["id"]["S"] == bad.id:
+            raise Unavailable("DynamoDB")
+
+    cloud.aws.before = fail
+    ends_at = cloud.clock.now + timedelta(seconds=60)
+    messages = [(alarm._text(timers.ring(timer)), "handle") for timer in (good, bad)]
+    alarms: Any = cloud.service._alarm
+    with pytest.raises(Unavailable):
+        alarms.answer(messages, lambda ring: cloud.service.deliver(ring, ends_at))
+    cloud.aws.before = lambda operation: None
+    # A ring too early is forwarded; an attempt that is to be made again moves the timer.
+    late = timers.ring(cloud.read(bad.id))
+    cloud.service._alarm.forward([late])
+    cloud.service._rearm(cloud.read(bad.id), timers.reschedule(cloud.read(bad.id), ends_at))
+
+
+def sweep(cloud: Cloud) -> None:
+    with cloud.aws.unobserved():
+        lost, unarmed, _ = cloud.create(0), cloud.create(0), cloud.create(0)
+        cloud.service._store.claim(timers.ring(lost), cloud.clock.now, cloud.clock.now)
+        cloud.service._store.replace(timers.unarmed(unarmed, cloud.clock.now))
+    cloud.clock.forward(60)
+    assert cloud.sweep() == 3
+    assert cloud.read(lost.id).status is Status.RETRYING
+
+
+FUNCTIONS: dict[str, Callable[[Cloud], None]] = {
+    "api": api,
+    "fire": fire,
+    "deliver": deliver,
+    "sweep": sweep,
+}
+
+
+def statements(name: str) -> list[dict[str, Any]]:
+    policy = json.loads((ROOT / f".chalice/policy-{name}.json").read_text())
+    return list(policy["Statement"])
+
+
+def allowed(name: str) -> set[str]:
+    return {action for statement in statements(name) for action in statement["Action"]}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_policy_is_what_the_function_needs(cloud: Cloud, name: str) -> None:
+    """Every call that a function makes is allowed to it, and all that is allowed is needed."""
+    FUNCTIONS[name](cloud)
+    needed = {
+        action
+        for operation in cloud.aws.names()
+        for action in ACTIONS.get(operation, {f"dynamodb:{operation}"})
+    }
+    assert needed <= allowed(name)
+    assert allowed(name) - needed <= LAMBDAS_OWN
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_policy_reaches_timers_only(name: str) -> None:
+    """No right is for all resources; the role is handed to the Scheduler and to nobody else."""
+    for statement in statements(name):
+        assert "timers-" in statement["Resource"]
+        assert not [action for action in statement["Action"] if "*" in action]
+        if statement["Action"] == ["iam:PassRole"]:
+            condition = {"StringEquals": {"iam:PassedToService": "scheduler.amazonaws.com"}}
+            assert statement["Condition"] == condition
+
+
+@pytest.mark.parametrize("stage", ["localstack", "dev", "prod"])
+def test_stages_are_set_up_alike(stage: str) -> None:
+    """Each stage knows its name, has the limits that the design counts on, and writes no policy of
+    its own making."""
+    config = json.loads((ROOT / ".chalice/config.json").read_text())["stages"][stage]
+    functions = config["lambda_functions"]
+    assert config["environment_variables"] == {"STAGE": stage}
+    assert config["autogen_policy"] is False
+    assert config["iam_policy_file"] == "policy-api.json"
+    assert config["lambda_timeout"] == 29
+    assert {name: it["iam_policy_file"] for name, it in functions.items()} == {
+        name: f"policy-{name}.json" for name in FUNCTIONS if name != "api"
+    }
+    assert (functions["deliver"]["lambda_timeout"], functions["sweep"]["lambda_timeout"]) == (
+        60,
+        60,
+    )
+    assert functions["deliver"]["lambda_memory_size"] == 1024
