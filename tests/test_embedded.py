@@ -148,6 +148,7 @@ class RecordingSender:
         return NO_CONTENT
 
 
+@pytest.mark.e2e
 def test_cancel_and_fire_never_both_happen(database: Path) -> None:
     """500 cancels that race with the firing of their timer: a 2xx cancel, or a webhook."""
     with closing(SqliteStore(database)) as store:
