@@ -22,7 +22,7 @@ import pytest
 import requests
 
 from app import app
-from chalicelib import timers
+from chalicelib import timers, wiring
 from chalicelib.errors import Conflict
 from chalicelib.guard import Targets
 from chalicelib.service import Service
@@ -268,6 +268,7 @@ def test_ends_with_an_error_when_http_breaks(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that can't go on says so by its status, for whoever starts it again."""
+    monkeypatch.setattr(wiring, "_installed", None)
     store = SqliteStore(database)
     server = Server(application(app, now), "127.0.0.1", 0)
 
@@ -283,6 +284,7 @@ def test_ends_with_an_error_when_http_breaks(
 
 def test_upkeep_sweeps_and_purges(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The running server looks after what was forgotten, and forgets what has expired."""
+    monkeypatch.setattr(wiring, "_installed", None)
     monkeypatch.setattr(engine_module, "UPKEEP", 0.05)
     settings = Settings("127.0.0.1", 0, database, Targets())
     store = SqliteStore(database)

@@ -129,7 +129,7 @@ def ask(url: str, data: bytes, method: str = "GET") -> Answer:
 
 @pytest.fixture(scope="module")
 def shared_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """What `embedded_url` is, once for the whole file: what one test damages, the next finds."""
+    """The embedded server, once for the whole file: what one test damages, the next finds."""
     path = tmp_path_factory.mktemp("server") / "timers.db"
     settings = Settings("127.0.0.1", 0, path, Targets.parse(LOOPBACK))
     store = SqliteStore(path)
