@@ -133,8 +133,9 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
 def _stop_on_signals(stop: threading.Event) -> None:
     def handle(*_: object) -> None:
         stop.set()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)  # asked again, it ends at once
+        # A second Ctrl-C ends it at once. A second SIGTERM is no second wish: make, and whoever
+        # stops a whole group, send one each.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)
