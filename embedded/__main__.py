@@ -36,6 +36,8 @@ UPKEEP = timedelta(seconds=10)
 
 log = logging.getLogger(__name__)
 
+SIGNALS = {signal.SIGTERM, signal.SIGINT}
+
 FILES = 4096
 """How many files this process may have open, if the system lets it."""
 
@@ -75,6 +77,8 @@ class Settings:
 
 def main() -> None:
     """Serve until SIGTERM or Ctrl-C; what can't be started ends with one sentence and status 1."""
+    stop = threading.Event()
+    _stop_on_signals(stop)
     try:
         settings = Settings.read(os.environ)
         store = SqliteStore(settings.database)
@@ -85,8 +89,6 @@ def main() -> None:
     except OSError as error:
         store.close()
         sys.exit(f"Port {settings.port} of {settings.host} can't be used: {error.strerror}.")
-    stop = threading.Event()
-    _stop_on_signals(stop)
     _allow_many_files()
     with terminal.attached():
         try:
@@ -131,14 +133,19 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
 
 
 def _stop_on_signals(stop: threading.Event) -> None:
-    def handle(*_: object) -> None:
-        stop.set()
+    # A thread waits for them: a handler may run in the middle of anything, also of `Event.set`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # in all threads, for they inherit it
+    threading.Thread(target=_await_signals, args=(stop,), name="signals", daemon=True).start()
+
+
+def _await_signals(stop: threading.Event) -> None:
+    while True:
+        number = signal.sigwait(SIGNALS)
         # A second Ctrl-C ends it at once. A second SIGTERM is no second wish: make, and whoever
         # stops a whole group, send one each.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
+        if number == signal.SIGINT and stop.is_set():
+            os._exit(128 + number)
+        stop.set()
 
 
 def _serve(server: Server, stop: threading.Event) -> None:

@@ -206,14 +206,25 @@ def test_asked_twice_it_stops_at_once(database: Path) -> None:
             wait_until(lambda: receiver.arrivals)
             server.process.send_signal(signal.SIGTERM)
             wait_until(lambda: "Finishing what is being sent …" in server.lines)
-            server.process.send_signal(signal.SIGTERM)
+            for _ in range(20):
+                server.process.send_signal(signal.SIGTERM)
             time.sleep(0.2)
             assert server.process.poll() is None
-            assert server.stop(signal.SIGINT) == -signal.SIGINT
+            assert server.stop(signal.SIGINT) == 128 + signal.SIGINT
         gate.set()
         with Embedded(database) as server:
             wait_until(lambda: server.read(timer["id"])["status"] == "delivered")
     assert receiver.ids() == [timer["id"]] * 2
+
+
+@pytest.mark.e2e
+def test_stops_cleanly_however_often_it_is_asked(database: Path) -> None:
+    """Many SIGTERMs at once, as make and a group's stop send them, stop it as one does."""
+    with Embedded(database) as server:
+        for _ in range(50):
+            server.process.send_signal(signal.SIGTERM)
+        assert server.stop() == 0
+        assert "Finishing what is being sent …" in server.lines
 
 
 @pytest.mark.e2e
