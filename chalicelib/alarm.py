@@ -52,6 +52,9 @@ BACKSTOP = timedelta(seconds=60)
 SOONEST = timedelta(seconds=90)
 """No schedule is set for a moment sooner than this: it may be refused, or go off at once."""
 
+TOO_SOON = timedelta(seconds=60)
+"""What no schedule may come near; less than SOONEST, for the clock goes on while it is being set."""
+
 MAX_HOPS = 20
 """How often a ring is forwarded; the sweep finds its timer then."""
 
@@ -184,7 +187,7 @@ class AwsAlarm:
         name = _name(ring)
         # Whole seconds, and none is lost by rounding down.
         wake = wake.replace(microsecond=0) + timedelta(seconds=bool(wake.microsecond))
-        if not SOONEST <= wake - self._clock() < MAX_DELAY + timedelta(days=1):
+        if not TOO_SOON <= wake - self._clock() < MAX_DELAY + timedelta(days=1):
             raise AlarmRefused(f"No schedule can be set for {wake:%Y-%m-%d %H:%M:%S} UTC.")
         # That it exists already means that it was set: its name says for which moment.
         with _translated(but="ConflictException"):

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -291,6 +291,19 @@ def test_names_are_checked(alarms: AwsAlarm, id: str) -> None:
     """A schedule's name has at most 64 of the characters that AWS allows; emulators take any."""
     with pytest.raises(AlarmRefused):
         alarms.set(replace(make(), id=id))
+
+
+def test_clock_may_go_on_while_an_alarm_is_set(aws: Account) -> None:
+    """However the second falls, the backstop of a near timer is not refused as too soon."""
+    clock = Clock(START.replace(microsecond=999_900))
+
+    def ticking() -> datetime:
+        return clock.forward(0.05)
+
+    AwsAlarm(lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, ticking).set(
+        make(1, timedelta(seconds=5))
+    )
+    assert len(aws.schedules()) == 1
 
 
 def test_times_are_checked(aws: Account, alarms: AwsAlarm) -> None:
