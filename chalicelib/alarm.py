@@ -53,7 +53,7 @@ SOONEST = timedelta(seconds=90)
 """No schedule is set for a moment sooner than this: it may be refused, or go off at once."""
 
 TOO_SOON = timedelta(seconds=60)
-"""What no schedule may come near; less than SOONEST, for the clock goes on while it is being set."""
+"""What no schedule may come near; less than SOONEST, for the clock goes on while it is set."""
 
 MAX_HOPS = 20
 """How often a ring is forwarded; the sweep finds its timer then."""
