@@ -295,7 +295,7 @@ def test_names_are_checked(alarms: AwsAlarm, id: str) -> None:
 
 def test_clock_may_go_on_while_an_alarm_is_set(aws: Account) -> None:
     """However the second falls, the backstop of a near timer is not refused as too soon."""
-    clock = Clock(START.replace(microsecond=999_900))
+    clock = Clock(START.replace(microsecond=940_000))
 
     def ticking() -> datetime:
         return clock.forward(0.05)
