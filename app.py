@@ -3,13 +3,21 @@
 from collections.abc import Callable
 from typing import Any
 
-from chalice.app import Chalice, CloudWatchEvent, Request, Response, SQSEvent
+from chalice.app import (
+    AuthRequest,
+    AuthResponse,
+    Chalice,
+    CloudWatchEvent,
+    Request,
+    Response,
+    SQSEvent,
+)
 
 from chalicelib import api, functions
 from chalicelib.guard import Targets
+from chalicelib.keys import Role
 from chalicelib.service import Service
-from chalicelib.timers import DEFAULT_TENANT
-from chalicelib.wiring import NAME, parts
+from chalicelib.wiring import NAME, parts, parts_at
 
 app = Chalice(app_name="timers", configure_logs=False)
 
@@ -19,24 +27,31 @@ def problems(event: Request, get_response: Callable[[Request], Response]) -> Res
     return api.own_errors_as_problems(get_response(event))
 
 
-@app.route("/timers", methods=["POST"])
+@app.authorizer(name="authorizer", ttl_seconds=60)
+def authorizer(request: AuthRequest) -> AuthResponse:
+    """Does this request carry a key?"""
+    return functions.authorize(parts_at(request.method_arn), request.token)
+
+
+@app.route("/timers", methods=["POST"], authorizer=authorizer)
 @api.problems
 def create_timer() -> Response:
+    owner = tenant(Role.FULL)
     wanted = api.read_new_timer(app.current_request, targets())
-    timer = service().create(DEFAULT_TENANT, wanted.url, wanted.delay())
+    timer = service().create(owner, wanted.url, wanted.delay())
     return api.created(timer, service().now(), app.current_request)
 
 
-@app.route("/timers/{timer_id}", methods=["GET"])
+@app.route("/timers/{timer_id}", methods=["GET"], authorizer=authorizer)
 @api.problems
 def read_timer(timer_id: str) -> Response:
-    return api.show(service().get(DEFAULT_TENANT, timer_id), service().now())
+    return api.show(service().get(tenant(Role.READ), timer_id), service().now())
 
 
-@app.route("/timers/{timer_id}", methods=["DELETE"])
+@app.route("/timers/{timer_id}", methods=["DELETE"], authorizer=authorizer)
 @api.problems
 def cancel_timer(timer_id: str) -> Response:
-    return api.show(service().cancel(DEFAULT_TENANT, timer_id), service().now())
+    return api.show(service().cancel(tenant(Role.FULL), timer_id), service().now())
 
 
 @app.route("/health", methods=["GET"])
@@ -66,6 +81,10 @@ def sweep(event: CloudWatchEvent) -> None:
 
 def service() -> Service:
     return parts(app.lambda_context).service
+
+
+def tenant(role: Role) -> str:
+    return api.tenant(app.current_request, role, parts(app.lambda_context).anonymous)
 
 
 def targets() -> Targets:

@@ -46,6 +46,9 @@ LEAD = (timedelta(minutes=5), timedelta(minutes=13))
 """How long before the deadline the schedule of a far timer goes off: spread over this range, for
 a million timers of one moment not to go off in one minute, and for retries of `fire` to fit."""
 
+HEADROOM = REACH - LEAD[1]
+"""How far ahead of its schedule even the nearest of the far timers is set."""
+
 BACKSTOP = timedelta(seconds=60)
 """How long after the deadline the schedule of a near timer goes off."""
 
@@ -107,7 +110,8 @@ def threads(calls: Sequence[Callable[[], object]]) -> list[BaseException | None]
 class AwsAlarm:
     """Rings by invoking `fire` and by messages to `deliver`.
 
-    `scheduler` and `sqs` return the client, which they make when it is first needed.
+    `scheduler` and `sqs` return the client, which they make when it is first needed. What is due
+    within `near` goes to the queue at once.
     """
 
     def __init__(
@@ -117,7 +121,11 @@ class AwsAlarm:
         addresses: Addresses,
         clock: Callable[[], datetime],
         side_by_side: "SideBySide" = threads,
+        near: timedelta = REACH,
     ) -> None:
+        if not HEADROOM + TOO_SOON <= near <= REACH:
+            raise ValueError(f"Timers can't go to the queue {near} ahead.")
+        self._near = near
         self._scheduler = scheduler
         self._sqs = sqs
         self._at = addresses
@@ -126,8 +134,8 @@ class AwsAlarm:
 
     def set(self, timer: Timer) -> None:
         now = self._clock()
-        if timer.due_at - now > REACH:
-            self._schedule(timer, timer.due_at - _lead(timer.id))
+        if timer.due_at - now > self._near:
+            self._schedule(timer, timer.due_at - _lead(timer.id, self._near))
             return
         late = max(timer.due_at + BACKSTOP, now + SOONEST)
         faults = self._side_by_side(
@@ -146,7 +154,7 @@ class AwsAlarm:
         further = [msgspec.structs.replace(ring, hops=ring.hops + 1) for ring in rings]
         for ring in further:
             if ring.hops > MAX_HOPS:
-                log.error("alarm dropped", extra={"timer": ring.id, "hops": ring.hops})
+                log.error("alarm dropped", extra=_about(ring))
         kept = [ring for ring in further if ring.hops <= MAX_HOPS]
         batches = [kept[start : start + 10] for start in range(0, len(kept), 10)]
         _raise_worst(self._side_by_side([partial(self._send, batch) for batch in batches]))
@@ -170,8 +178,9 @@ class AwsAlarm:
         faults = self._side_by_side(calls)
         if not any(faults):
             return
-        for fault in filter(None, faults):
-            log.error("message not answered", exc_info=fault)
+        for (body, _), fault in zip(messages, faults, strict=True):
+            if fault:
+                log.error("message not answered", exc_info=fault, extra=_about(body))
         done = [handle for (_, handle), fault in zip(messages, faults, strict=True) if not fault]
         if done:
             entries: list[Any] = [
@@ -236,6 +245,14 @@ def read(text: str) -> Ring:
     return msgspec.json.decode(text, type=Ring)
 
 
+def _about(message: Ring | str) -> dict[str, object]:
+    try:
+        ring = read(message) if isinstance(message, str) else message
+    except msgspec.DecodeError:
+        return {}
+    return {"timer": ring.id, "tenant": ring.tenant, "hops": ring.hops}
+
+
 def _text(ring: Ring) -> str:
     text = msgspec.json.encode(ring).decode()
     if len(text) > MAX_INPUT:
@@ -250,9 +267,11 @@ def _name(ring: Ring) -> str:
     return name
 
 
-def _lead(timer_id: str) -> timedelta:
-    shortest, longest = LEAD
-    return shortest + timedelta(seconds=crc32(timer_id.encode()) % (longest - shortest).seconds)
+def _lead(timer_id: str, near: timedelta) -> timedelta:
+    longest = near - HEADROOM
+    shortest = min(LEAD[0], longest)
+    spread = (longest - shortest).seconds + 1
+    return shortest + timedelta(seconds=crc32(timer_id.encode()) % spread)
 
 
 def _delay(ring: Ring, now: datetime) -> int:

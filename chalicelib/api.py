@@ -13,6 +13,7 @@ from chalice.app import Request, Response
 
 from chalicelib import errors, timers
 from chalicelib.guard import Targets
+from chalicelib.keys import Role
 from chalicelib.timers import Status, Timer
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ MAX_BODY = 256 * 1024
 
 STATUS = {
     errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
+    errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
+    errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.TimerNotFound: HTTPStatus.NOT_FOUND,
@@ -90,6 +93,23 @@ class TimerView(msgspec.Struct, kw_only=True):
     next_attempt_at: datetime | None
     failure: str | None
     attempts: list[AttemptView]
+
+
+def tenant(request: Request | None, role: Role, anonymous: str | None) -> str:
+    """Return whose timers the request is about: those of the key that the authorizer found.
+
+    `role` is what it takes; `anonymous` the tenant of requests without a key, None if these are
+    refused. Raises Unauthenticated or Forbidden.
+    """
+    found = {} if request is None else request.context.get("authorizer") or {}
+    if "tenant" not in found:
+        # Never to be passed by default: an emulator, or an API set up by hand, may not authorize.
+        if anonymous is None:
+            raise errors.Unauthenticated("Send an API key: `Authorization: Bearer tmr_…`.")
+        return anonymous
+    if role is Role.FULL and found["role"] != Role.FULL:
+        raise errors.Forbidden("This key may only read.")
+    return str(found["tenant"])
 
 
 def read_new_timer(request: Request | None, targets: Targets) -> NewTimer:
@@ -201,6 +221,8 @@ def _error(error: errors.TimersError) -> Response:
     headers: Headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     return problem(status, str(error), pointer, headers)
 
 

@@ -1,4 +1,4 @@
-"""Store on one DynamoDB table.
+"""Store on one DynamoDB table, and Keys on another.
 
 One item for each timer, its attributes named as the fields of `Timer`; moments are text of fixed
 width, so that they compare as they should. An item that has yet to wake up is also in the index
@@ -9,6 +9,8 @@ width, so that they compare as they should. An item that has yet to wake up is a
     version     1                    2                      3
 
 Each condition is made of the clauses named below; where one fails, somebody else was first.
+
+The tenants table has an item for each API key; its `id` begins with `key#`.
 """
 
 import re
@@ -25,6 +27,7 @@ import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
 
 from chalicelib.errors import Unavailable
+from chalicelib.keys import Key
 from chalicelib.timers import Ring, Status, Timer
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ BATCH = 100
 
 THREADS = 32
 """Calls side by side in a sweep; the client needs as many connections."""
+
+_KEY = "key#"
 
 IS_NEW = "attribute_not_exists(#id)"
 IS_THE_TENANTS = "#tenant = :tenant"
@@ -224,6 +229,37 @@ class DynamoStore:
         return None
 
 
+class DynamoKeys:
+    """Keys on the tenants table of that name."""
+
+    def __init__(self, client: "DynamoDBClient", table: str) -> None:
+        self._client = client
+        self._table = table
+
+    def add(self, key: Key) -> None:
+        fields = msgspec.structs.asdict(key) | {"id": _KEY + key.id}
+        item = {name: _attribute(value) for name, value in fields.items()}
+        with _translated():
+            self._client.put_item(TableName=self._table, Item=item)
+
+    def get(self, key_id: str) -> Key | None:
+        key = {"id": _attribute(_KEY + key_id)}
+        with _translated():
+            answer = self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True)
+        return _key(answer["Item"]) if "Item" in answer else None
+
+    def all(self) -> list[Key]:
+        with _translated():
+            pages = self._client.get_paginator("scan").paginate(
+                TableName=self._table,
+                ConsistentRead=True,
+                FilterExpression="begins_with(id, :key)",
+                ExpressionAttributeValues={":key": _attribute(_KEY)},
+            )
+            found = [_key(item) for page in pages for item in page["Items"]]
+        return sorted(found, key=lambda key: (key.created_at, key.id))
+
+
 class _ConditionFailed(Exception):
     def __init__(self, item: "Item") -> None:
         super().__init__()
@@ -264,6 +300,11 @@ def _timer(item: "Item") -> Timer:
     if "expires" in fields:
         fields["expires_at"] = datetime.fromtimestamp(fields["expires"], UTC)
     return msgspec.convert({"wake_at": None, **fields}, Timer)
+
+
+def _key(item: "Item") -> Key:
+    fields = {name: _value(attribute) for name, attribute in item.items()}
+    return msgspec.convert(fields | {"id": fields["id"].removeprefix(_KEY)}, Key)
 
 
 def _attribute(value: object) -> "AttributeValueTypeDef":

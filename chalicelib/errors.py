@@ -4,6 +4,8 @@ TimersError
  ├─ InvalidRequest           the request can't be understood or allowed
  │   ├─ UnsupportedMediaType
  │   └─ BodyTooLarge
+ ├─ Unauthenticated          the request carries no key that counts
+ ├─ Forbidden                the key is not for this
  ├─ TimerNotFound
  ├─ Conflict                 the timer's status does not allow it
  │   └─ DeliveryUnderWay     … just now: ask again shortly
@@ -40,6 +42,14 @@ class UnsupportedMediaType(InvalidRequest):
 
 class BodyTooLarge(InvalidRequest):
     """The body is larger than what one timer may hold."""
+
+
+class Unauthenticated(TimersError):
+    """The request carries no key, or one that nobody knows."""
+
+
+class Forbidden(TimersError):
+    """The key is known, and does not allow what was asked."""
 
 
 class TimerNotFound(TimersError):

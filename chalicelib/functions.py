@@ -5,7 +5,9 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 import msgspec
+from chalice.app import AuthResponse
 
+from chalicelib import keys
 from chalicelib.errors import NotConfigured
 from chalicelib.timers import Ring
 from chalicelib.wiring import Parts
@@ -19,6 +21,19 @@ class Record(Protocol):
 
     body: str
     receipt_handle: str
+
+
+def authorize(parts: Parts, authorization: str) -> AuthResponse:
+    """Answer API Gateway, which asks whether a request with this Authorization header may pass.
+
+    The answer is good for all routes, since the gateway keeps it for a while; what the key may be
+    used for, the views see to.
+    """
+    key = keys.find(parts.keys, authorization) if parts.keys else None
+    if key is None:
+        return AuthResponse(routes=[], principal_id="unknown")
+    found = {"tenant": key.tenant, "role": key.role.value}
+    return AuthResponse(routes=["*"], principal_id=key.id, context=found)
 
 
 def fire(parts: Parts, event: Any) -> None:

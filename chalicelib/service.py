@@ -310,23 +310,26 @@ class Service:
         if any(timer.armed for timer in waiting) and self._alarm.is_behind():
             waiting = [timer for timer in waiting if not timer.armed]
         freed: list[bool] = []
-        self._attempt([partial(lambda t: freed.append(self.take_back(t)), timer) for timer in lost])
+        self._attempt(lambda timer: freed.append(self.take_back(timer)), lost)
         # First out of the sweep's sight, then rung: overlapping sweeps ring once.
         again_at = self._clock() + SWEEP_AGAIN
         kept = self._store.replace_all([timers.postponed(timer, again_at) for timer in waiting])
         for timer in kept:
             _log("timer revived", timer, logging.WARNING)
-        self._attempt([partial(self._arm_late, timer) for timer in kept if not timer.armed])
+        self._attempt(self._arm_late, [timer for timer in kept if not timer.armed])
         # Last, since a fault here ends the sweep: with no way to ring, more would only be put off.
         self._alarm.forward([timers.ring(timer) for timer in kept if timer.armed])
         return sum(freed) + len(kept)
 
-    def _attempt(self, calls: Sequence[Callable[[], object]]) -> None:
+    def _attempt(self, what: Callable[[Timer], object], batch: Sequence[Timer]) -> None:
         # One timer that can't be helped now must not keep the sweep from the others.
-        for fault in filter(None, self._side_by_side(calls)):
+        faults = self._side_by_side([partial(what, timer) for timer in batch])
+        for timer, fault in zip(batch, faults, strict=True):
+            if fault is None:
+                continue
             if not isinstance(fault, Unavailable):
                 raise fault
-            log.warning("sweep put off", extra={"error": str(fault)})
+            _log("timer put off", timer, logging.WARNING, error=str(fault))
 
     def _arm_late(self, timer: Timer) -> None:
         self._alarm.set(timer)
@@ -371,9 +374,10 @@ def _waits_for(timer: Timer, ring: Ring) -> bool:
 
 
 def _log_ignored(ring: Ring) -> None:
-    log.info("alarm ignored", extra={"timer": ring.id, "generation": ring.generation})
+    fields = {"timer": ring.id, "tenant": ring.tenant, "generation": ring.generation}
+    log.info("alarm ignored", extra=fields)
 
 
-def _log(event: str, timer: Timer, level: int = logging.INFO) -> None:
+def _log(event: str, timer: Timer, level: int = logging.INFO, **more: str) -> None:
     fields: dict[str, Any] = {"timer": timer.id, "tenant": timer.tenant, "state": timer}
-    log.log(level, event, extra=fields)
+    log.log(level, event, extra=fields | more)

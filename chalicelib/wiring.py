@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from chalicelib import timers
 from chalicelib.errors import NotConfigured
 from chalicelib.guard import Targets
+from chalicelib.keys import Keys
 from chalicelib.service import Service
-from chalicelib.timers import Outcome, Timer
+from chalicelib.timers import DEFAULT_TENANT, Outcome, Timer
 
 if TYPE_CHECKING:
     from chalicelib.alarm import AwsAlarm
+    from chalicelib.logs import Lines
     from chalicelib.webhook import WebhookSender
 
 T = TypeVar("T")
@@ -39,29 +41,47 @@ CLIENT_SETTINGS = {
 that can't record its outcome gives up 10 s before its end."""
 
 
-@dataclass(frozen=True)
+LOCALSTACK = "000000000000"
+"""The account that LocalStack plays; no customer of AWS has this number."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The application, put together; `alarm` is there on AWS only."""
+    """The application, put together."""
 
     service: Service
     targets: Targets
+    keys: Keys | None = None
+    """None where there are none."""
+    anonymous: str | None = None
+    """The tenant of requests without a key; None where these are refused."""
     alarm: "AwsAlarm | None" = None
+    """On AWS only."""
+    lines: "Lines | None" = None
+    """On AWS only."""
 
 
 _installed: Parts | None = None
 
 
-def install(service: Service, targets: Targets) -> None:
-    """Make this the service that app.py works with, instead of one on AWS."""
+def install(installed: Parts) -> None:
+    """Make these the parts that app.py works with, instead of those on AWS."""
     global _installed  # noqa: PLW0603  # one application in a process, as Chalice has it
-    _installed = Parts(service, targets)
+    _installed = installed
 
 
 def parts(context: Any) -> Parts:
     """Return the parts for a Lambda invocation's context, or raise NotConfigured."""
+    found = parts_at(getattr(context, "invoked_function_arn", ""))
+    if found.lines is not None:
+        found.lines.invocation(context)
+    return found
+
+
+def parts_at(arn: str) -> Parts:
+    """Return the parts in the account and region of any ARN there, or raise NotConfigured."""
     if _installed is not None:
         return _installed
-    arn = getattr(context, "invoked_function_arn", "")
     if not os.environ.get("STAGE") or not arn:
         raise NotConfigured(
             "There are no AWS settings here; run `make run` to serve Timers on this machine."
@@ -113,9 +133,12 @@ def _on_aws(partition: str, region: str, account: str) -> Parts:
     import boto3  # noqa: PLC0415
     from botocore.config import Config  # noqa: PLC0415
 
-    from chalicelib.alarm import Addresses, AwsAlarm, threads  # noqa: PLC0415
-    from chalicelib.dynamodb import DynamoStore  # noqa: PLC0415
+    from chalicelib import logs  # noqa: PLC0415
+    from chalicelib.alarm import REACH, Addresses, AwsAlarm, threads  # noqa: PLC0415
+    from chalicelib.dynamodb import DynamoKeys, DynamoStore  # noqa: PLC0415
 
+    lines = logs.attach(NAME)
+    anonymous = _anonymous(account)
     session = boto3.Session(region_name=region)
     settings = Config(**CLIENT_SETTINGS)  # type: ignore[arg-type]
     addresses = Addresses(
@@ -127,11 +150,13 @@ def _on_aws(partition: str, region: str, account: str) -> Parts:
     )
     scheduler = _once(lambda: session.client("scheduler", config=settings))
     sqs = _once(lambda: session.client("sqs", config=settings))
-    alarm = AwsAlarm(scheduler, sqs, addresses, now)
-    store = DynamoStore(session.client("dynamodb", config=settings), NAME)
+    # LocalStack's stage lowers it, to show in minutes what takes more than a quarter of an hour.
+    near = timedelta(seconds=int(os.environ.get("NEAR", REACH.total_seconds())))
+    alarm = AwsAlarm(scheduler, sqs, addresses, now, near=near)
+    dynamodb = session.client("dynamodb", config=settings)
     targets = Targets.parse(os.environ.get("ALLOWED_TARGETS", ""))
     service = Service(
-        store,
+        DynamoStore(dynamodb, NAME),
         alarm,
         _Sender(targets),
         clock=now,
@@ -139,4 +164,20 @@ def _on_aws(partition: str, region: str, account: str) -> Parts:
         pause=time.sleep,
         side_by_side=threads,
     )
-    return Parts(service, targets, alarm)
+    return Parts(
+        service=service,
+        targets=targets,
+        keys=DynamoKeys(dynamodb, f"{NAME}-tenants"),
+        anonymous=anonymous,
+        alarm=alarm,
+        lines=lines,
+    )
+
+
+def _anonymous(account: str) -> str | None:
+    auth = os.environ.get("AUTH", "keys")
+    if auth == "keys":
+        return None
+    if auth == "none" and NAME == "timers-localstack" and account == LOCALSTACK:
+        return DEFAULT_TENANT
+    raise NotConfigured(f"AUTH={auth} is not for this stage: it serves requests with keys only.")

@@ -20,7 +20,7 @@ try:
     from chalicelib.guard import LOOPBACK, InvalidTargets, Targets
     from chalicelib.service import Service
     from chalicelib.webhook import WebhookSender
-    from chalicelib.wiring import new_id, now
+    from chalicelib.wiring import Parts, new_id, now
     from embedded import terminal
     from embedded.engine import Engine
     from embedded.server import LOCAL_HOSTS, Server, application
@@ -109,7 +109,9 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
             raise Unavailable("Timers is being stopped.")
 
     service = Service(store, engine, sender, clock=now, new_id=new_id, pause=pause)
-    wiring.install(service, settings.targets)
+    wiring.install(
+        Parts(service=service, targets=settings.targets, anonymous=timers.DEFAULT_TENANT)
+    )
     for timer in store.claimed():
         service.take_back(timer)
     store.replace_all([timers.postponed(timer, timer.due_at) for timer in store.postponed()])

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 REGION = "eu-central-1"
 ACCOUNT = "123456789012"
-NAME = "timers-test"
+STAGE = "test"
+NAME = f"timers-{STAGE}"
+TENANTS = f"{NAME}-tenants"
 
 _LOCK = RLock()
 
@@ -94,10 +96,11 @@ def _one_at_a_time(call: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def account() -> Iterator[Account]:
-    """Give an account with the table, the schedule group and the queue of stage `test`."""
+    """Give an account with the tables, the schedule group and the queue of stage `test`."""
     with mock_aws():
         dynamodb, scheduler, sqs = _clients()
-        create_table(dynamodb, NAME)
+        for table in ("Timers", "Tenants"):
+            create_table(dynamodb, table)
         scheduler.create_schedule_group(Name=NAME)
         url = sqs.create_queue(QueueName=NAME)["QueueUrl"]
         addresses = Addresses(
@@ -136,10 +139,11 @@ def _observed(made: Account) -> Iterator[None]:
 
 
 def create_table(client: "DynamoDBClient", name: str) -> None:
-    """Make the table of the timers as the template has it, as far as moto goes."""
-    wanted = TEMPLATE["Resources"]["Timers"]["Properties"]
+    """Make a table as the template has it under this name, as far as moto goes."""
+    wanted = TEMPLATE["Resources"][name]["Properties"]
     kept = ("BillingMode", "KeySchema", "AttributeDefinitions", "GlobalSecondaryIndexes")
-    client.create_table(TableName=name, **{part: wanted[part] for part in kept})
+    parts = {part: wanted[part] for part in kept if part in wanted}
+    client.create_table(TableName=in_stage(wanted["TableName"], STAGE), **parts)
 
 
 def in_stage(text: str, stage: str) -> str:

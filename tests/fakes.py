@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from chalicelib import timers
 from chalicelib.errors import Unavailable
+from chalicelib.keys import Key
 from chalicelib.timers import Outcome, Ring, Timer
 
 START = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
@@ -73,6 +74,22 @@ class FakeStore:
     def check(self) -> None:
         if self.down:
             raise Unavailable("The fake store is down.")
+
+
+class FakeKeys:
+    """Keys in a dict."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, Key] = {}
+
+    def add(self, key: Key) -> None:
+        self.keys[key.id] = key
+
+    def get(self, key_id: str) -> Key | None:
+        return self.keys.get(key_id)
+
+    def all(self) -> list[Key]:
+        return sorted(self.keys.values(), key=lambda key: key.created_at)
 
 
 class FakeAlarm:

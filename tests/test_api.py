@@ -14,12 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app import app
-from chalicelib import api, errors, timers, wiring
+from chalicelib import api, errors, keys, timers, wiring
 from chalicelib.errors import AlarmRefused, InvalidRequest, TimersError, Unavailable
 from chalicelib.guard import LOOPBACK, MAX_URL, Targets
+from chalicelib.keys import Role
 from chalicelib.service import Service
 from chalicelib.timers import DEFAULT_TENANT, MAX_DELAY, Outcome, Status, Timer
-from tests.fakes import START, Clock, FakeAlarm, FakeSender, FakeStore
+from chalicelib.wiring import Parts
+from embedded import server
+from tests.fakes import START, Clock, FakeAlarm, FakeKeys, FakeSender, FakeStore
 
 URL = "http://localhost/hook"
 YEARS = int(MAX_DELAY.total_seconds())
@@ -27,6 +30,9 @@ JSON = {"Content-Type": "application/json"}
 LEASE = timedelta(minutes=5)
 
 CLIENT = Client(app)
+
+TOKEN, KEY = keys.mint(DEFAULT_TENANT, Role.FULL, START, bytes(keys.ENTROPY))
+BEARER = f"Bearer {TOKEN}"
 
 
 class Api:
@@ -37,6 +43,8 @@ class Api:
         self.store = FakeStore()
         self.alarm = FakeAlarm()
         self.sender = FakeSender()
+        self.keys = FakeKeys()
+        self.keys.add(KEY)
         ids = iter(f"timer-{number}" for number in range(1_000_000))
         self.service = Service(
             self.store,
@@ -50,7 +58,7 @@ class Api:
     def ask(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> HTTPResponse:
-        return CLIENT.http.request(method, path, headers or {}, body)
+        return CLIENT.http.request(method, path, {"authorization": BEARER} | (headers or {}), body)
 
     def post(self, body: bytes, headers: dict[str, str] = JSON) -> HTTPResponse:
         return self.ask("POST", "/timers", body, headers)
@@ -87,7 +95,7 @@ def api_on_fakes(monkeypatch: pytest.MonkeyPatch) -> Api:
     made = Api()
     # What another test has installed comes back afterwards.
     monkeypatch.setattr(wiring, "_installed", None)
-    wiring.install(made.service, Targets.parse(LOOPBACK))
+    wiring.install(Parts(service=made.service, targets=Targets.parse(LOOPBACK), keys=made.keys))
     return made
 
 
@@ -668,7 +676,9 @@ def test_refused_alarm(api_on_fakes: Api) -> None:
 def test_not_configured(monkeypatch: pytest.MonkeyPatch, method: str, path: str) -> None:
     """Without a service behind it every route is a 503 that says what to do."""
     monkeypatch.setattr(wiring, "_installed", None)
-    answer = refused(CLIENT.http.request(method, path, JSON, members('"seconds": 1')), 503)
+    client = Client(app)
+    client.http._local_gateway._authorizer = server.OpenDoor(app)
+    answer = refused(client.http.request(method, path, JSON, members('"seconds": 1')), 503)
     assert "make run" in answer["detail"]
 
 

@@ -41,7 +41,9 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
         alarms = AwsAlarm(
             lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, cloud.clock, one_by_one
         )
-        monkeypatch.setattr(wiring, "_installed", Parts(cloud.service, Targets(), alarms))
+        monkeypatch.setattr(
+            wiring, "_installed", Parts(service=cloud.service, targets=Targets(), alarm=alarms)
+        )
         yield cloud
 
 
@@ -142,7 +144,7 @@ def test_fire_refuses_what_is_no_ring(cloud: Cloud, client: Client, event: Any) 
 
 def test_deliver_runs_on_aws_only(monkeypatch: pytest.MonkeyPatch, cloud: Cloud) -> None:
     """Without an alarm on AWS there are no messages to answer."""
-    monkeypatch.setattr(wiring, "_installed", Parts(cloud.service, Targets()))
+    monkeypatch.setattr(wiring, "_installed", Parts(service=cloud.service, targets=Targets()))
     with pytest.raises(NotConfigured):
         functions.deliver(wiring.parts(None), [], None)
 
@@ -162,6 +164,7 @@ from chalicelib import wiring
 assert made == []
 class Context:
     invoked_function_arn = "arn:aws:lambda:{REGION}:{ACCOUNT}:function:timers-dev"
+    aws_request_id = "x"
 parts = wiring.parts(Context())
 assert wiring.parts(Context()) is parts
 at = parts.alarm._at

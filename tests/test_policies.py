@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from chalicelib import alarm, timers
+from chalicelib import alarm, keys, timers
+from chalicelib.dynamodb import DynamoKeys
 from chalicelib.errors import AlarmRefused, Unavailable
 from chalicelib.timers import DEFAULT_TENANT, Status
-from tests.aws import account
+from tests.aws import TENANTS, account
 from tests.cloud import Cloud
+from tests.keys_contract import TOKEN
 from tests.processes import ROOT
 
 ACTIONS = {
@@ -96,8 +98,13 @@ def sweep(cloud: Cloud) -> None:
     assert cloud.read(lost.id).status is Status.RETRYING
 
 
+def authorizer(cloud: Cloud) -> None:
+    keys.find(DynamoKeys(cloud.aws.dynamodb, TENANTS), f"Bearer {TOKEN}")
+
+
 FUNCTIONS: dict[str, Callable[[Cloud], None]] = {
     "api": api,
+    "authorizer": authorizer,
     "fire": fire,
     "deliver": deliver,
     "sweep": sweep,
@@ -110,7 +117,8 @@ def statements(name: str) -> list[dict[str, Any]]:
 
 
 def allowed(name: str) -> set[str]:
-    return {action for statement in statements(name) for action in statement["Action"]}
+    rights = [statement for statement in statements(name) if statement["Effect"] == "Allow"]
+    return {action for statement in rights for action in statement["Action"]}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -131,10 +139,22 @@ def test_policy_reaches_timers_only(name: str) -> None:
     """No right is for all resources; the role is handed to the Scheduler and to nobody else."""
     for statement in statements(name):
         assert "timers-" in statement["Resource"]
-        assert not [action for action in statement["Action"] if "*" in action]
+        if statement["Effect"] == "Allow":
+            assert not [action for action in statement["Action"] if "*" in action]
         if statement["Action"] == ["iam:PassRole"]:
             condition = {"StringEquals": {"iam:PassedToService": "scheduler.amazonaws.com"}}
             assert statement["Condition"] == condition
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_keys_are_kept_from_whom_they_do_not_concern(name: str) -> None:
+    """The names of the tables look alike, so that a right to one would be a right to the other."""
+    denied = [it["Resource"] for it in statements(name) if it["Effect"] == "Deny"]
+    tenants = "arn:aws:dynamodb:*:*:table/timers-*-tenants"
+    if name == "authorizer":
+        assert [it["Resource"] for it in statements(name)][1:] == [tenants]
+    else:
+        assert denied == [tenants]
 
 
 @pytest.mark.parametrize("stage", ["localstack", "dev", "prod"])
@@ -143,7 +163,10 @@ def test_stages_are_set_up_alike(stage: str) -> None:
     its own making."""
     config = json.loads((ROOT / ".chalice/config.json").read_text())["stages"][stage]
     functions = config["lambda_functions"]
-    assert config["environment_variables"] == {"STAGE": stage}
+    settings = config["environment_variables"]
+    assert settings.pop("STAGE") == stage
+    assert settings.pop("RES_OPTIONS") == "timeout:2 attempts:2"
+    assert (stage == "localstack") or settings == {}
     assert config["autogen_policy"] is False
     assert config["iam_policy_file"] == "policy-api.json"
     assert config["lambda_timeout"] == 29

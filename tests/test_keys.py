@@ -1,0 +1,254 @@
+"""API keys: what counts as one, what is kept of it, and what it opens."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from chalice.test import Client
+
+import app as app_module
+from app import app
+from chalicelib import keys, wiring
+from chalicelib.dynamodb import DynamoKeys
+from chalicelib.errors import NotConfigured, Unavailable
+from chalicelib.guard import Targets
+from chalicelib.keys import ENTROPY, Keys, Role
+from chalicelib.timers import DEFAULT_TENANT
+from chalicelib.wiring import Parts
+from tests.aws import TENANTS, account
+from tests.cloud import Cloud
+from tests.fakes import START, FakeKeys
+from tests.keys_contract import KEY, TOKEN, KeysContract, another
+
+METHOD_ARN = "arn:aws:execute-api:eu-central-1:123456789012:abc/api/GET/timers"
+
+
+class TestFakeKeys(KeysContract):
+    """The contract, on the fake."""
+
+    @pytest.fixture
+    def kept(self) -> Keys:
+        return FakeKeys()
+
+
+class TestDynamoKeys(KeysContract):
+    """The contract, on a table in moto."""
+
+    @pytest.fixture
+    def kept(self) -> Iterator[Keys]:
+        with account() as aws:
+            yield DynamoKeys(aws.dynamodb, TENANTS)
+
+
+def test_what_is_kept_can_not_be_used() -> None:
+    """Nothing of the secret is stored or shown; the id in it finds the key."""
+    assert TOKEN.startswith(f"tmr_{KEY.id}_")
+    secret = TOKEN.rpartition("_")[2]
+    assert len(secret) == 52
+    assert secret not in repr(KEY)
+    assert len(KEY.hash) == 64
+
+
+def test_keys_differ_in_every_byte() -> None:
+    """Every random byte counts, so that no part of a key is a constant."""
+    texts = set()
+    for place in range(ENTROPY):
+        entropy = bytearray(ENTROPY)
+        entropy[place] = 1
+        texts.add(keys.mint(DEFAULT_TENANT, Role.FULL, START, bytes(entropy))[0])
+    assert len(texts | {TOKEN}) == ENTROPY + 1
+
+
+@pytest.mark.parametrize("header", [f"Bearer {TOKEN}", f"bearer  {TOKEN}", f" BEARER {TOKEN} "])
+def test_a_known_key_is_found(header: str) -> None:
+    """The scheme may be written as one likes (RFC 9110)."""
+    kept = FakeKeys()
+    kept.add(KEY)
+    assert keys.find(kept, header) == KEY
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        TOKEN,
+        f"Basic {TOKEN}",
+        f"Bearer {TOKEN[:-1]}",
+        f"Bearer {TOKEN}a",
+        f"Bearer {TOKEN[:-1]}b",
+        f"Bearer {TOKEN.upper()}",
+        f"Bearer {TOKEN} {TOKEN}",
+        f"Bearer tmr_{KEY.id}_",
+        f"Bearer tmr_{KEY.id}_{KEY.hash[:52]}",
+        f"Bearer {KEY.hash}",
+        f"Bearer tmr_{another(1).id}_{TOKEN.rpartition('_')[2]}",
+        f"Bearer tmr_{another(9).id}_{TOKEN.rpartition('_')[2]}",
+    ],
+)
+def test_anything_else_is_none(header: str) -> None:
+    """A key counts as a whole or not at all."""
+    kept = FakeKeys()
+    kept.add(KEY)
+    kept.add(another(1))
+    assert keys.find(kept, header) is None
+
+
+class Opened:
+    """The deployed API behind its authorizer, on moto."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self.cloud = cloud
+        self.kept = DynamoKeys(cloud.aws.dynamodb, TENANTS)
+        self.parts = Parts(
+            service=cloud.service, targets=Targets.parse("example.com"), keys=self.kept
+        )
+        self.client = Client(app)
+
+    def key(self, number: int, tenant: str, role: Role) -> str:
+        entropy = number.to_bytes(6, "big") + bytes([number]) * (ENTROPY - 6)
+        text, key = keys.mint(tenant, role, START, entropy)
+        self.kept.add(key)
+        return text
+
+    def ask(self, method: str, path: str, key: str | None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if key is not None:
+            headers["authorization"] = f"Bearer {key}"
+        body = json.dumps({"seconds": 60, "url": "https://example.com/hook"}).encode()
+        return self.client.http.request(method, path, headers, body)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
+    with account() as aws:
+        made = Opened(Cloud(aws))
+        monkeypatch.setattr(wiring, "_installed", made.parts)
+        yield made
+
+
+ROUTES = [("POST", "/timers"), ("GET", "/timers/x"), ("DELETE", "/timers/x")]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_without_a_key_nothing_is_reached(opened: Opened, method: str, path: str) -> None:
+    """No key: 401; one that nobody knows: 403. Neither gets as far as the view."""
+    assert opened.ask(method, path, None).status_code == 401
+    assert opened.ask(method, path, TOKEN).status_code == 403
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+@pytest.mark.parametrize("context", [None, {}, {"principalId": "user"}])
+def test_a_request_that_nobody_authorized_is_refused(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, method: str, path: str, context: Any
+) -> None:
+    """Where the gateway lets everybody through, the views do not: an emulator, a mistake."""
+    gateway = opened.client.http._local_gateway
+
+    def through(path: str, event: Any, context_: Any) -> Any:
+        event["requestContext"]["authorizer"] = context
+        return event, context_
+
+    monkeypatch.setattr(gateway._authorizer, "authorize", through)
+    answer = opened.ask(method, path, "tmr_whatever")
+    assert answer.status_code == 401
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert "Authorization: Bearer" in answer.json_body["detail"]
+
+
+def test_health_needs_no_key(opened: Opened) -> None:
+    """Whoever watches the service need not be able to use it."""
+    assert opened.ask("GET", "/health", None).status_code == 200
+
+
+def test_a_timer_belongs_to_the_tenant_of_its_key(opened: Opened) -> None:
+    """Another tenant's timer is a 404; the same tenant's other key finds it."""
+    ours, other, theirs = (
+        opened.key(1, "acme", Role.FULL),
+        opened.key(2, "acme", Role.FULL),
+        opened.key(3, "umbrella", Role.FULL),
+    )
+    created = opened.ask("POST", "/timers", ours)
+    assert created.status_code == 201
+    path = created.headers["Location"]
+    assert opened.ask("GET", path, other).json_body["id"] == created.json_body["id"]
+    assert opened.ask("GET", path, theirs).status_code == 404
+    assert opened.ask("DELETE", path, theirs).status_code == 404
+    assert opened.ask("DELETE", path, other).json_body["status"] == "cancelled"
+
+
+def test_a_read_key_changes_nothing(opened: Opened) -> None:
+    """It reads its tenant's timers; what would change one is a 403 that says why."""
+    path = opened.ask("POST", "/timers", opened.key(1, "acme", Role.FULL)).headers["Location"]
+    reading = opened.key(2, "acme", Role.READ)
+    assert opened.ask("GET", path, reading).status_code == 200
+    for method, route in (("POST", "/timers"), ("DELETE", path)):
+        answer = opened.ask(method, route, reading)
+        assert answer.status_code == 403
+        assert answer.json_body["detail"] == "This key may only read."
+    assert opened.ask("GET", path, reading).json_body["status"] == "scheduled"
+
+
+def test_the_answer_is_good_for_all_routes(opened: Opened) -> None:
+    """The gateway keeps it for a minute, for whatever the key asks next; it holds no secret."""
+    text = opened.key(1, "acme", Role.FULL)
+    event = {
+        "type": "TOKEN",
+        "authorizationToken": f"Bearer {text}",
+        "methodArn": METHOD_ARN,
+    }
+    answer = app_module.authorizer(event, {})
+    (statement,) = answer["policyDocument"]["Statement"]
+    assert statement["Resource"] == [METHOD_ARN.replace("GET/timers", "*/*")]
+    assert answer["context"] == {"tenant": "acme", "role": "full"}
+    assert answer["principalId"] == text.split("_")[1]
+    refused = app_module.authorizer(event | {"authorizationToken": "Bearer x"}, {})
+    assert refused["policyDocument"]["Statement"][0]["Resource"] == []
+    assert refused["context"] == {}
+    (config,) = app.builtin_auth_handlers
+    assert config.ttl_seconds == 60
+
+
+def test_a_store_that_does_not_answer_lets_nobody_in(opened: Opened) -> None:
+    """A fault is no leave to pass."""
+
+    def down(operation: str) -> None:
+        raise Unavailable("DynamoDB")
+
+    opened.cloud.aws.before = down
+    with pytest.raises(Unavailable):
+        opened.ask("GET", "/timers/x", TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("stage", "account", "auth", "anonymous"),
+    [
+        ("localstack", "000000000000", "none", DEFAULT_TENANT),
+        ("localstack", "000000000000", "keys", None),
+        ("localstack", "000000000000", None, None),
+        ("dev", "123456789012", None, None),
+        ("prod", "123456789012", "keys", None),
+        ("dev", "123456789012", "none", NotConfigured),
+        ("dev", "000000000000", "none", NotConfigured),
+        ("localstack", "123456789012", "none", NotConfigured),
+        ("localstack", "000000000000", "off", NotConfigured),
+        ("localstack", "000000000000", "", NotConfigured),
+    ],
+)
+def test_only_localstack_may_do_without(
+    monkeypatch: pytest.MonkeyPatch, stage: str, account: str, auth: str | None, anonymous: Any
+) -> None:
+    """AUTH=none counts on stage localstack, and only where the account is LocalStack's: the same
+    stage deployed to AWS by mistake serves nobody."""
+    monkeypatch.setattr(wiring, "NAME", f"timers-{stage}")
+    monkeypatch.delenv("AUTH", raising=False)
+    if auth is not None:
+        monkeypatch.setenv("AUTH", auth)
+    if anonymous is NotConfigured:
+        with pytest.raises(NotConfigured, match="keys only"):
+            wiring._anonymous(account)
+    else:
+        assert wiring._anonymous(account) == anonymous

@@ -1,0 +1,229 @@
+"""What CloudWatch gets: lines and metrics, and no secret in them."""
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from chalicelib import logs, retry, timers
+from chalicelib.alarm import AwsAlarm
+from chalicelib.errors import Unavailable
+from chalicelib.service import Service, one_by_one
+from chalicelib.timers import DEFAULT_TENANT, Outcome, Timer
+from tests.aws import TEMPLATE, account
+from tests.cloud import Cloud
+from tests.fakes import Clock, FakeAlarm, FakeSender, FakeStore
+
+SECRET = "s3cr3t"
+REFUSAL = Outcome(status=404, answer=f"no {SECRET}", detail=f"by {SECRET}", duration=0.25)
+
+
+@pytest.fixture
+def output(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """Attach as on AWS, to this text, and put back what pytest had attached."""
+    text = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", text)
+    root, core = logging.getLogger(), logging.getLogger("chalicelib")
+    kept = root.handlers, root.level, core.level
+    lines = logs.attach("timers-test")
+    lines.invocation(SimpleNamespace(aws_request_id="request-1"))
+    yield text
+    root.handlers = kept[0]
+    root.setLevel(kept[1])
+    core.setLevel(kept[2])
+
+
+class Told:
+    """A service on fakes whose events are read back from standard output."""
+
+    def __init__(self, output: io.StringIO) -> None:
+        self._output = output
+        self.clock = Clock()
+        self.store = FakeStore()
+        self.alarm = FakeAlarm()
+        self.sender = FakeSender()
+        ids = iter(f"timer-{number}" for number in range(1000))
+        self.service = Service(
+            self.store,
+            self.alarm,
+            self.sender,
+            clock=self.clock,
+            new_id=lambda: next(ids),
+            pause=lambda _: None,
+        )
+
+    def create(self, seconds: float = 5) -> Timer:
+        url = f"https://example.com/{SECRET}?token={SECRET}"
+        return self.service.create("acme", url, timedelta(seconds=seconds))
+
+    def deliver(self, late: float = 0) -> None:
+        ring = self.alarm.rings[-1]
+        self.clock.now = ring.due_at + timedelta(seconds=late)
+        self.service.deliver(ring, self.clock.now + timedelta(minutes=1))
+
+    def read(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return the lines for people and the metrics."""
+        text = self._output.getvalue()
+        assert SECRET not in text
+        lines = [json.loads(line) for line in text.splitlines()]
+        metrics = [line for line in lines if "_aws" in line]
+        return [line for line in lines if "_aws" not in line], metrics
+
+
+@pytest.fixture
+def told(output: io.StringIO) -> Told:
+    return Told(output)
+
+
+def values(metrics: list[dict[str, Any]]) -> list[dict[str, list[float]]]:
+    """Return what each metrics line says, without its frame."""
+    return [{k: v for k, v in it.items() if k not in ("_aws", "service")} for it in metrics]
+
+
+def test_a_life_in_lines(told: Told) -> None:
+    """Each event is one JSON line with the timer, its tenant and the invocation."""
+    timer = told.create()
+    told.deliver(late=0.25)
+    lines, _ = told.read()
+    assert [line["message"] for line in lines] == ["timer created", "webhook delivered"]
+    for line in lines:
+        assert line["timer"] == timer.id
+        assert line["tenant"] == "acme"
+        assert line["service"] == "timers-test"
+        assert line["function_request_id"] == "request-1"
+        assert line["level"] == "INFO"
+    told_last = {name: lines[1][name] for name in ("status", "attempt", "lateness", "outcome")}
+    assert told_last == {"status": "delivered", "attempt": 1, "lateness": 0.25, "outcome": 204}
+
+
+def test_delivered(told: Told) -> None:
+    """A delivery is counted, with its lateness in seconds."""
+    told.create()
+    told.deliver(late=0.25)
+    _, metrics = told.read()
+    assert values(metrics) == [{"Lateness": [0.25], "Delivered": [1.0]}]
+    (frame,) = metrics[0]["_aws"]["CloudWatchMetrics"]
+    assert frame["Namespace"] == "Timers"
+    assert frame["Dimensions"] == [["service"]]
+    assert metrics[0]["service"] == "timers-test"
+    units = {metric["Name"]: metric["Unit"] for metric in frame["Metrics"]}
+    assert units == {"Lateness": "Seconds", "Delivered": "Count"}
+
+
+def test_failed(told: Told) -> None:
+    """A timer that ends as failed is counted, and the answer's body is not told."""
+    told.create()
+    told.sender.outcome = REFUSAL
+    told.deliver(late=2)
+    lines, metrics = told.read()
+    assert values(metrics) == [{"Lateness": [2.0], "Failed": [1.0]}]
+    assert lines[-1]["outcome"] == 404
+
+
+def test_overdue(told: Told) -> None:
+    """What the sweep has to ring for is counted; the alarms are to find it."""
+    told.create()
+    told.clock.forward(60)
+    told.service.sweep(told.clock.now + timedelta(minutes=1))
+    lines, metrics = told.read()
+    assert values(metrics) == [{"Overdue": [1.0]}]
+    assert [line["message"] for line in lines] == ["timer created", "timer revived"]
+
+
+def test_a_lost_worker_is_failure_only_at_the_end(told: Told) -> None:
+    """A claim taken back is tried again; the timer that kills its workers is counted once."""
+    told.create(0)
+    for _ in range(retry.MAX_ATTEMPTS):
+        ring = told.alarm.rings[-1]
+        claimed = told.store.claim(ring, told.clock.now, told.clock.now)
+        assert claimed is not None
+        told.service.take_back(claimed)
+    lines, metrics = told.read()
+    assert values(metrics) == [{"Failed": [1.0]}]
+    assert lines[-1]["status"] == "failed"
+
+
+def test_what_is_ignored_or_put_off_names_its_timer(told: Told) -> None:
+    """Also where nothing becomes of an event, one can find it by the timer's id."""
+    timer = told.create(0)
+    told.service.cancel("acme", timer.id)
+    told.deliver()
+    other = told.create(0)
+    told.alarm.failure = Unavailable("SQS")
+    told.store.replace(timers.unarmed(other, told.clock.now))
+    told.clock.forward(60)
+    with pytest.raises(Unavailable):
+        told.service.sweep(told.clock.now + timedelta(minutes=1))
+    lines, _ = told.read()
+    by_event = {line["message"]: line for line in lines}
+    for event, id in (("alarm ignored", timer.id), ("timer put off", other.id)):
+        assert (by_event[event]["timer"], by_event[event]["tenant"]) == (id, "acme")
+    assert by_event["timer put off"]["error"] == "SQS"
+
+
+def test_alarms_name_their_timer(told: Told) -> None:
+    """A message that can't be answered, and one that came round too often, say whose they were."""
+    with account() as aws:
+        cloud = Cloud(aws)
+        alarms = AwsAlarm(
+            lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, cloud.clock, one_by_one
+        )
+        ring = timers.ring(cloud.create(0))
+        alarms.forward([replace(ring, hops=99)])
+
+        def broken(_: object) -> None:
+            raise Unavailable("DynamoDB")
+
+        with pytest.raises(Unavailable):
+            alarms.answer([(alarms_text(ring), "handle")], broken)
+        with pytest.raises(Exception, match="JSON"):
+            alarms.answer([("no ring", "handle")], broken)
+    lines, _ = told.read()
+    about = {line["message"]: line for line in lines if "timer" in line}
+    assert about["alarm dropped"]["timer"] == ring.id
+    assert about["message not answered"]["timer"] == ring.id
+    assert about["message not answered"]["tenant"] == DEFAULT_TENANT
+    assert [line["message"] for line in lines if "timer" not in line] == ["message not answered"]
+
+
+def alarms_text(ring: timers.Ring) -> str:
+    from chalicelib import alarm  # noqa: PLC0415
+
+    return alarm._text(ring)
+
+
+def test_other_libraries_speak_json_too(told: Told) -> None:
+    """A warning of a library is a line like the others; its chatter is none."""
+    logging.getLogger("botocore").info("chatter")
+    logging.getLogger("botocore").warning("beware")
+    lines, metrics = told.read()
+    assert [line["message"] for line in lines] == ["beware"]
+    assert metrics == []
+
+
+def test_alarms_and_dashboard_look_at_these_metrics(told: Told) -> None:
+    """The names in the template are those of the metrics."""
+    watched = {
+        it["Properties"]["MetricName"]
+        for it in TEMPLATE["Resources"].values()
+        if it["Type"] == "AWS::CloudWatch::Alarm"
+        and it["Properties"].get("Namespace") == logs.NAMESPACE
+    }
+    told.create()
+    told.deliver()
+    told.create()
+    told.sender.outcome = REFUSAL
+    told.deliver()
+    told.create()
+    told.clock.forward(60)
+    told.service.sweep(told.clock.now + timedelta(minutes=1))
+    emitted = {name for it in values(told.read()[1]) for name in it}
+    assert watched <= emitted
+    assert emitted == {"Lateness", "Delivered", "Failed", "Overdue"}
