@@ -80,13 +80,32 @@ def test_messages_come_again_when_the_function_is_surely_over() -> None:
     assert queue["RedrivePolicy"]["maxReceiveCount"] == 5
 
 
+def functions() -> set[str]:
+    """Return the names of all functions, in stage x."""
+    named: list[Any] = [
+        *app.pure_lambda_functions,
+        *app.event_sources,
+        *app.builtin_auth_handlers,
+    ]
+    return {"timers-x", *(f"timers-x-{function.name}" for function in named)}
+
+
+def test_every_function_is_watched() -> None:
+    """The alarm on errors adds up those of all functions."""
+    metrics = RESOURCES["ErrorsAlarm"]["Properties"]["Metrics"]
+    watched = [
+        in_stage(it["MetricStat"]["Metric"]["Dimensions"][0]["Value"], "x") for it in metrics[1:]
+    ]
+    assert sorted(watched) == sorted(functions())
+    for it in metrics[1:]:
+        assert f"FILL({it['Id']}, 0)" in metrics[0]["Expression"]
+
+
 def test_every_function_has_its_log_group() -> None:
     """No function needs the right to create one, and all logs end after a while."""
-    named: list[Any] = [*app.pure_lambda_functions, *app.event_sources]
-    functions = {"", *(f"-{function.name}" for function in named)}
     groups = properties("AWS::Logs::LogGroup")
     names = {in_stage(group["LogGroupName"], "x") for group in groups}
-    assert names >= {f"/aws/lambda/timers-x{function}" for function in functions}
+    assert names == {f"/aws/lambda/{function}" for function in functions()}
     assert all("RetentionInDays" in group for group in groups)
 
 

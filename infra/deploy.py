@@ -1,0 +1,364 @@
+"""Deploys Timers into an AWS account or LocalStack, and takes it away again.
+
+    template.yaml ──► chalice deploy ──► what Chalice can't set ──► a first key
+
+Every step may be repeated, and goes on where an earlier one was cut off. What Chalice has to
+remember of a deployment (the ids that AWS chose) is kept in SSM, so that any machine can update it.
+"""
+
+import argparse
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError, WaiterError
+
+from chalicelib import keys
+from chalicelib.dynamodb import DynamoKeys
+from chalicelib.errors import Unavailable
+from chalicelib.keys import Role
+from chalicelib.timers import DEFAULT_TENANT
+
+ROOT = Path(__file__).parent.parent
+
+RATE, BURST = 500, 1000
+"""Requests a second that the API takes, and how many at once; more are answered with 429."""
+
+WAIT = {"Delay": 3, "MaxAttempts": 600}
+"""Seconds between two looks at a stack that is changing, and how many."""
+
+LOCALSTACK = {
+    "AWS_ENDPOINT_URL": "http://localhost:4566",
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+"""What stage localstack takes for granted, where the environment does not say otherwise."""
+
+
+class Refused(Exception):
+    """It can't be done; `str(error)` is what to tell the operator."""
+
+
+class Deployment:
+    """One stage of Timers in one account and region."""
+
+    def __init__(self, stage: str, session: boto3.Session, root: Path = ROOT) -> None:
+        self._stage = stage
+        self._name = f"timers-{stage}"
+        self._session = session
+        self._root = root
+        self._state_file = root / f".chalice/deployed/{stage}.json"
+        self._parameter = f"/timers/{stage}/deployed"
+        self._keys = DynamoKeys(self._client("dynamodb"), f"{self._name}-tenants")
+
+    def deploy(self, *, topic: str | None, rate: int, burst: int, pollers: int | None) -> None:
+        """Make or update everything; print where it is and how to use it."""
+        self._update_stack(topic)
+        if not self._fetch_state():
+            self._find_state()
+        self._chalice("deploy")
+        self._keep_state()
+        self._settle(rate, burst, pollers)
+        made = None if self._keys.all() else self.make_key(DEFAULT_TENANT, Role.FULL)
+        _say(self._greeting(made))
+
+    def destroy(self) -> None:
+        """Take everything away, timers included; refuse if a table is protected."""
+        self._require_unprotected()
+        # The API first, that nothing new comes in; the tables last.
+        if self._fetch_state():
+            self._chalice("delete")
+            self._state_file.unlink(missing_ok=True)
+        elif self._has_functions():
+            raise Refused(
+                "An earlier deployment was cut off, and what it made is known to nobody:"
+                f" run `make deploy STAGE={self._stage}` once more, then destroy it."
+            )
+        cloudformation = self._client("cloudformation")
+        _say(f"Deleting the stack {self._name} …")
+        cloudformation.delete_stack(StackName=self._name)
+        waiter = cloudformation.get_waiter("stack_delete_complete")
+        self._wait(waiter, self._name)
+        with _ignoring("ParameterNotFound"):
+            self._client("ssm").delete_parameter(Name=self._parameter)
+        _say(f"{self._name} is gone.")
+
+    def make_key(self, tenant: str, role: Role) -> str:
+        """Return a new API key, which is kept as its hash only."""
+        entropy = secrets.token_bytes(keys.ENTROPY)
+        text, key = keys.mint(tenant, role, datetime.now(UTC), entropy)
+        self._keys.add(key)
+        return text
+
+    def _update_stack(self, topic: str | None) -> None:
+        cloudformation = self._client("cloudformation")
+        given = {"Stage": self._stage} | ({} if topic is None else {"NotifyTopicArn": topic})
+        request: dict[str, Any] = {
+            "StackName": self._name,
+            "TemplateBody": (self._root / "infra/template.yaml").read_text(),
+            "Capabilities": ["CAPABILITY_NAMED_IAM"],
+            "Parameters": [
+                {"ParameterKey": name, "ParameterValue": value} for name, value in given.items()
+            ],
+        }
+        kept = self._stack_parameters()
+        _say(f"{'Making' if kept is None else 'Updating'} the stack {self._name} …")
+        if kept is None:
+            made = cloudformation.create_stack(
+                **request,
+                OnFailure="DELETE",
+                EnableTerminationProtection=self._stage == "prod",
+            )
+            waiter = cloudformation.get_waiter("stack_create_complete")
+            self._wait(waiter, made["StackId"])
+            return
+        # What somebody set by hand stays.
+        request["Parameters"] += [
+            {"ParameterKey": name, "UsePreviousValue": True} for name in kept if name not in given
+        ]
+        with _ignoring("No updates are to be performed"):
+            cloudformation.update_stack(**request)
+            self._wait(cloudformation.get_waiter("stack_update_complete"), self._name)
+
+    def _stack_parameters(self) -> list[str] | None:
+        with _ignoring("does not exist"):
+            found = self._client("cloudformation").describe_stacks(StackName=self._name)
+            (stack,) = found["Stacks"]
+            return [parameter["ParameterKey"] for parameter in stack.get("Parameters", [])]
+        return None
+
+    def _wait(self, waiter: Any, stack: str) -> None:
+        try:
+            waiter.wait(StackName=stack, WaiterConfig=WAIT)
+        except WaiterError:
+            events = self._client("cloudformation").describe_stack_events(StackName=stack)
+            reasons = [
+                f"  {event['LogicalResourceId']}: {event['ResourceStatusReason']}"
+                for event in reversed(events["StackEvents"])
+                if event["ResourceStatus"].endswith("FAILED") and "ResourceStatusReason" in event
+            ]
+            raise Refused("\n".join([f"The stack {self._name} failed:", *reasons])) from None
+
+    def _fetch_state(self) -> bool:
+        """Put what Chalice has to remember in its place; say whether it is known."""
+        text = None
+        with _ignoring("ParameterNotFound"):
+            text = self._client("ssm").get_parameter(Name=self._parameter)["Parameter"]["Value"]
+        if text is not None:
+            self._write_state(text)
+            return True
+        # A plain `chalice deploy` has left it here; but maybe for another account or region.
+        account = self._client("sts").get_caller_identity()["Account"]
+        place = f":{self._session.region_name}:{account}:"
+        return self._state_file.exists() and place in self._state_file.read_text()
+
+    def _find_state(self) -> None:
+        """Remember what a deployment that was cut off, or made elsewhere, has left in the account.
+
+        Chalice finds everything by its name but the API and the queue's subscription.
+        """
+        found = [*self._found_api(), *self._found_subscription()]
+        state = {"resources": found, "schema_version": "2.0", "backend": "api"}
+        self._write_state(json.dumps(state))
+
+    def _write_state(self, text: str) -> None:
+        self._state_file.parent.mkdir(exist_ok=True)
+        self._state_file.write_text(text)
+
+    def _found_api(self) -> list[dict[str, str]]:
+        policy = "{}"
+        with _ignoring("ResourceNotFoundException"):
+            policy = self._client("lambda").get_policy(FunctionName=self._name)["Policy"]
+        # Chalice has allowed the API, by its id, to invoke the function.
+        for id in sorted(set(re.findall(r":execute-api:[^:]*:\d*:(\w+)/", policy))):
+            with _ignoring("NotFoundException"):
+                self._client("apigateway").get_rest_api(restApiId=id)
+                record = {"name": "rest_api", "resource_type": "rest_api", "rest_api_id": id}
+                return [record]
+        return []
+
+    def _found_subscription(self) -> list[dict[str, str]]:
+        mappings: list[Any] = []
+        with _ignoring("ResourceNotFoundException"):
+            mappings = self._client("lambda").list_event_source_mappings(
+                FunctionName=f"{self._name}-deliver"
+            )["EventSourceMappings"]
+        return [
+            {
+                "name": "deliver-sqs-event-source",
+                "resource_type": "sqs_event",
+                "queue_arn": mapping["EventSourceArn"],
+                "event_uuid": mapping["UUID"],
+                "queue": self._name,
+                "lambda_arn": mapping["FunctionArn"],
+            }
+            for mapping in mappings
+        ]
+
+    def _chalice(self, command: str) -> None:
+        # Chalice would take what Python has compiled into the bundle.
+        for cache in (self._root / "chalicelib").rglob("__pycache__"):
+            shutil.rmtree(cache)
+        ended = subprocess.run(  # noqa: S603  # what it runs is ours
+            [Path(sys.executable).with_name("chalice"), command, "--stage", self._stage],
+            cwd=self._root,
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+            check=False,
+        )
+        if ended.returncode:
+            raise Refused(f"`chalice {command}` failed; what it said stands above.")
+
+    def _state(self, name: str) -> dict[str, str]:
+        resources = json.loads(self._state_file.read_text())["resources"]
+        return next(resource for resource in resources if resource["name"] == name)
+
+    def _keep_state(self) -> None:
+        text = json.dumps(json.loads(self._state_file.read_text()), separators=(",", ":"))
+        self._client("ssm").put_parameter(
+            Name=self._parameter,
+            Description="What `chalice deploy` has to remember of this stage of Timers.",
+            Value=text,
+            Type="String",
+            Tier="Intelligent-Tiering",  # it may grow beyond the 4 KB of the standard tier
+            Overwrite=True,
+        )
+
+    def _settle(self, rate: int, burst: int, pollers: int | None) -> None:
+        function = self._client("lambda")
+        # A message that is due later goes back to the queue that it came from: that is no loop.
+        function.put_function_recursion_config(
+            FunctionName=f"{self._name}-deliver", RecursiveLoop="Allow"
+        )
+        self._client("apigateway").update_stage(
+            restApiId=self._state("rest_api")["rest_api_id"],
+            stageName="api",
+            patchOperations=[
+                {"op": "replace", "path": f"/*/*/throttling/{limit}", "value": str(value)}
+                for limit, value in (("rateLimit", rate), ("burstLimit", burst))
+            ],
+        )
+        if pollers is not None:
+            many = {"MinimumPollers": pollers, "MaximumPollers": max(200, pollers)}
+            function.update_event_source_mapping(
+                UUID=self._state("deliver-sqs-event-source")["event_uuid"],
+                ProvisionedPollerConfig=many if pollers else {},
+            )
+
+    def _has_functions(self) -> bool:
+        pages = self._client("lambda").get_paginator("list_functions").paginate()
+        names = [function["FunctionName"] for page in pages for function in page["Functions"]]
+        return any(name == self._name or name.startswith(f"{self._name}-") for name in names)
+
+    def _require_unprotected(self) -> None:
+        dynamodb = self._client("dynamodb")
+        for table in (self._name, f"{self._name}-tenants"):
+            with _ignoring("ResourceNotFoundException"):
+                found = dynamodb.describe_table(TableName=table)["Table"]
+                if found.get("DeletionProtectionEnabled"):
+                    raise Refused(
+                        f"The table {table} is protected: nothing was deleted. If you mean it, turn"
+                        " off the deletion protection of both tables and the termination"
+                        f" protection of the stack {self._name}, and come again."
+                    )
+
+    def _greeting(self, key: str | None) -> str:
+        api = self._state("rest_api")
+        url = api["rest_api_url"].rstrip("/")
+        if endpoint := os.environ.get("AWS_ENDPOINT_URL"):  # an emulator's own way to its APIs
+            url = f"{endpoint}/_aws/execute-api/{api['rest_api_id']}/api"
+        shown = "Its key is shown this once" if key else "It has keys; another one"
+        return (
+            f"Timers is deployed at {url}\n"
+            f"{shown}: {key or f'make key STAGE={self._stage}'}\n"
+            f"  curl {url}/timers -H 'content-type: application/json' \\\n"
+            f'    -H "authorization: Bearer {key or "$TIMERS_KEY"}" \\\n'
+            """    -d '{"seconds": 5, "url": "https://example.com/hook"}'"""
+        )
+
+    def _client(self, service: str) -> Any:
+        return self._session.client(service)  # type: ignore[call-overload]  # by name
+
+
+@contextmanager
+def _ignoring(words: str) -> Iterator[None]:
+    """Suppress the error of AWS that says this."""
+    try:
+        yield
+    except ClientError as error:
+        if words not in str(error):
+            raise
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one command; what goes wrong ends it with one sentence and status 1."""
+    given = _parser().parse_args(arguments)
+    if given.stage == "localstack":
+        os.environ.pop("AWS_PROFILE", None)
+        os.environ.update({name: os.environ.get(name, LOCALSTACK[name]) for name in LOCALSTACK})
+    try:
+        _run(given)
+    except (Refused, Unavailable) as error:
+        sys.exit(str(error))
+    except (BotoCoreError, ClientError) as error:
+        hint = " Is it running? `make localstack` starts it." if given.stage == "localstack" else ""
+        sys.exit(f"{error}{hint}")
+
+
+def _run(given: argparse.Namespace) -> None:
+    session = boto3.Session()
+    if session.region_name is None:
+        raise Refused("Say which region, for example: export AWS_DEFAULT_REGION=eu-central-1")
+    deployment = Deployment(given.stage, session)
+    match given.command:
+        case "deploy":
+            deployment.deploy(
+                topic=given.topic, rate=given.rate, burst=given.burst, pollers=given.pollers
+            )
+        case "destroy":
+            deployment.destroy()
+        case "key":
+            _say(deployment.make_key(given.tenant, Role(given.role)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    stages = json.loads((ROOT / ".chalice/config.json").read_text())["stages"]
+    parser = argparse.ArgumentParser(prog="python -m infra.deploy", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    deploy = commands.add_parser("deploy", help="make or update a stage")
+    destroy = commands.add_parser("destroy", help="take a stage away, its timers included")
+    key = commands.add_parser("key", help="make one more API key and print it")
+    for command in (deploy, destroy, key):
+        command.add_argument("stage", choices=sorted(stages))
+    deploy.add_argument("--topic", help="ARN of the SNS topic that the alarms tell")
+    deploy.add_argument("--rate", type=int, default=RATE, help="requests a second")
+    deploy.add_argument("--burst", type=int, default=BURST, help="requests at once")
+    deploy.add_argument(
+        "--pollers",
+        type=int,
+        choices=[0, *range(2, 201)],
+        metavar="0|2..200",
+        help="pollers of the queue that always run, and are paid for; 0 for none",
+    )
+    key.add_argument("--tenant", default=DEFAULT_TENANT)
+    key.add_argument("--role", choices=[role.value for role in Role], default=Role.FULL.value)
+    return parser
+
+
+def _say(words: str) -> None:
+    sys.stdout.write(words + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
