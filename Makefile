@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOCALSTACK := .localstack
 
-.PHONY: run test check simulate clean
+.PHONY: run test check e2e simulate deploy destroy key stage localstack localstack-down clean
 
 run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, TIMERS_DB, ALLOWED_TARGETS)
 	@exec $(BIN)/python -m embedded
@@ -17,11 +18,34 @@ check: $(VENV)/dev.done  ## lint, format, types, then all tests
 	$(BIN)/python -m mypy
 	$(MAKE) --no-print-directory test
 
+e2e: $(VENV)/dev.done $(if $(AWS_ENDPOINT_URL),,$(LOCALSTACK)/done)  ## deploy to LocalStack and use it; AWS_ENDPOINT_URL names a running one
+	$(BIN)/python -m pytest tests/localstack
+
 simulate: $(VENV)/dev.done  ## run the AWS side in simulated time, at full size, and print its lateness
 	$(BIN)/python -m tests.simulation
 
+deploy: stage $(VENV)/deploy.done  ## deploy into an AWS account, STAGE=dev or prod (TOPIC, RATE, BURST, POLLERS)
+	@$(BIN)/python -m infra.deploy deploy $(STAGE) $(if $(TOPIC),--topic $(TOPIC)) $(if $(RATE),--rate $(RATE)) $(if $(BURST),--burst $(BURST)) $(if $(POLLERS),--pollers $(POLLERS))
+
+destroy: stage $(VENV)/deploy.done  ## take a stage away, its timers included, STAGE=dev
+	@$(BIN)/python -m infra.deploy destroy $(STAGE)
+
+key: stage $(VENV)/deploy.done  ## make an API key, STAGE=dev (TENANT, ROLE=full or read)
+	@$(BIN)/python -m infra.deploy key $(STAGE) $(if $(TENANT),--tenant $(TENANT)) $(if $(ROLE),--role $(ROLE))
+
+localstack:  ## run Timers on LocalStack in Docker (PRECISION=60 for schedules as coarse as AWS's)
+	@command -v docker > /dev/null || { echo "Docker is missing; without it there is \`make e2e\`." >&2; exit 1; }
+	docker compose -f docker-compose.localstack.yml up --build --detach --wait localstack schedule-runner
+	@docker compose -f docker-compose.localstack.yml logs --no-log-prefix deploy | tail -5
+
+localstack-down:  ## end that, and forget its timers
+	docker compose -f docker-compose.localstack.yml down
+
+stage:
+	@test -n "$(STAGE)" || { echo "Say which stage: make $(MAKECMDGOALS) STAGE=dev" >&2; exit 1; }
+
 clean:  ## remove what the other commands made; not your timers in .data/
-	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOCALSTACK) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/run.done: requirements-run.txt requirements.txt | $(BIN)/python
@@ -29,10 +53,25 @@ $(VENV)/run.done: requirements-run.txt requirements.txt | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-$(VENV)/dev.done: requirements-dev.txt requirements-run.txt requirements.txt | $(BIN)/python
-	@echo "Installing what the tests need …"
+$(VENV)/deploy.done: requirements-deploy.txt requirements-run.txt requirements.txt | $(BIN)/python
+	@echo "Installing what deploying needs …"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@ $(VENV)/run.done
+
+$(VENV)/dev.done: requirements-dev.txt requirements-deploy.txt requirements-run.txt requirements.txt | $(BIN)/python
+	@echo "Installing what the tests need …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@ $(VENV)/deploy.done $(VENV)/run.done
+
+# LocalStack wants libraries of its own age, and functions see nothing but what Lambda has.
+$(LOCALSTACK)/done: tests/localstack/constraints.txt tests/localstack/runtime-requirements.txt | $(BIN)/python
+	@echo "Installing LocalStack …"
+	@rm -rf $(LOCALSTACK)
+	@$(BIN)/python -m venv $(LOCALSTACK)/venv
+	@$(LOCALSTACK)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c $< "localstack-core[runtime]==4.9.2"
+	@$(BIN)/python -m venv $(LOCALSTACK)/runtime
+	@$(LOCALSTACK)/runtime/bin/python -m pip install --quiet --disable-pip-version-check -r tests/localstack/runtime-requirements.txt
+	@touch $@
 
 $(BIN)/python:
 	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is missing: install Python 3.11 or newer." >&2; exit 1; }

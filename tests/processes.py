@@ -115,9 +115,11 @@ class Arrival:
 
 
 class Receiver:
-    """An HTTP server on a free loopback port; `hold` runs before each answer of 200."""
+    """An HTTP server on a free port, of loopback; `hold` runs before each answer of 200."""
 
-    def __init__(self, hold: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, hold: Callable[[], object] = lambda: None, listen: str = "127.0.0.1"
+    ) -> None:
         self.arrivals: list[Arrival] = []
         receiver = self
 
@@ -143,8 +145,9 @@ class Receiver:
             request_queue_size = 1000
             daemon_threads = True
 
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = Server((listen, 0), Handler)
+        self.port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

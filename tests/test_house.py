@@ -1,6 +1,7 @@
 """The house keeps its own rules: who imports whom, what is pinned, what the documents say."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -148,8 +149,18 @@ def test_every_route_is_documented() -> None:
 
 def test_every_setting_is_documented() -> None:
     """What the composition roots read from the environment, the documents name."""
-    names = set(re.findall(r'environ\.get\("(\w+)"', source("embedded/__main__.py")))
-    assert names
+    roots = source("embedded/__main__.py") + source("chalicelib/wiring.py")
+    names = set(re.findall(r"""environ\.get\(['"](\w+)""", roots))
+    assert names >= {"HOST", "STAGE", "AUTH"}
+    assert not [name for name in names if f"`{name}`" not in documents()]
+
+
+def test_every_setting_of_a_stage_is_read() -> None:
+    """config.json sets nothing that nobody looks at, and nothing that is documented nowhere."""
+    stages = json.loads(source(".chalice/config.json"))["stages"].values()
+    names = {name for stage in stages for name in stage["environment_variables"]}
+    read = set(re.findall(r"""environ\.get\(['"](\w+)""", source("chalicelib/wiring.py")))
+    assert names - read == {"RES_OPTIONS"}  # glibc reads it
     assert not [name for name in names if f"`{name}`" not in documents()]
 
 

@@ -1,0 +1,1 @@
+"""LocalStack without Docker, for end-to-end tests of the deployed application."""

@@ -1,0 +1,415 @@
+"""The deployed service, whole: LocalStack, `make deploy`, the gateway, functions and receivers.
+
+`make e2e` runs it. With AWS_ENDPOINT_URL set it uses that LocalStack instead of one of its own.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import requests
+
+from chalicelib import keys
+from chalicelib.dynamodb import DynamoKeys
+from tests.localstack.stack import Stack
+from tests.processes import ROOT, Arrival, Receiver, environment, wait_until
+
+GIVEN = os.environ.get("AWS_ENDPOINT_URL")
+IN_DOCKER = "Its functions run in containers, which can't be killed from here."
+
+FAR = 192
+"""Seconds: beyond the NEAR of stage localstack (190), so that its schedule goes off early."""
+
+LOST = 240
+"""Seconds until a lost worker is surely noticed: its lease, the grace of the sweep, its minute."""
+
+
+class Deployed:
+    """A copy of the checkout, deployed to LocalStack, and what people do with it."""
+
+    def __init__(self, endpoint: str, folder: Path) -> None:
+        self.folder = folder
+        self.url = ""
+        self.endpoint = endpoint
+        self.settings = {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        session = boto3.Session("test", "test", region_name="us-east-1")
+        self.client: Callable[[Any], Any] = lambda name: session.client(name, endpoint_url=endpoint)
+        for name in ("app.py", "Makefile", "chalicelib", ".chalice", "infra"):
+            subprocess.run(["cp", "-pr", ROOT / name, folder], check=True)
+        for path in ROOT.glob("requirements*.txt"):
+            subprocess.run(["cp", "-p", path, folder], check=True)
+        subprocess.run(["rm", "-rf", folder / ".chalice/deployed"], check=True)
+
+    def make(self, *arguments: str, check: bool = True) -> str:
+        """Run make; return what it printed."""
+        ended = subprocess.run(
+            ["make", "--no-print-directory", f"VENV={Path(sys.prefix)}", *arguments],
+            cwd=self.folder,
+            env=environment(**self.settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+        assert not check or ended.returncode == 0, ended.stdout
+        return ended.stdout
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> requests.Response:
+        """Make a request to the API; `body` is sent as JSON."""
+        kind = {} if body is None else {"Content-Type": "application/json"}
+        data = body if isinstance(body, str) else json.dumps(body)
+        return requests.request(
+            method,
+            f"{self.url}{path}",
+            data=None if body is None else data,
+            headers=kind | headers,
+            timeout=30,
+        )
+
+    def create(self, seconds: int, url: str) -> dict[str, Any]:
+        answer = self.ask("POST", "/timers", {"seconds": seconds, "url": url})
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+    def read(self, id: str) -> dict[str, Any]:
+        answer = self.ask("GET", f"/timers/{id}")
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def delivered(self, id: str, seconds: float) -> dict[str, Any]:
+        """Return the timer as soon as it is delivered."""
+        wait_until(lambda: self.read(id)["status"] == "delivered", seconds)
+        return self.read(id)
+
+    def schedules(self) -> list[str]:
+        listed = self.client("scheduler").list_schedules(GroupName="timers-localstack")
+        return [it["Name"] for it in listed["Schedules"]]
+
+
+def url(output: str) -> str:
+    """Return where Timers was deployed, as `make deploy` says it."""
+    found = re.search(r"Timers is deployed at (http\S+)", output)
+    assert found, output
+    return found[1]
+
+
+def report(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Print a figure, whatever pytest does with output."""
+    with capsys.disabled():
+        print(f"\n{words}")  # noqa: T201
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack | None]:
+    """LocalStack of our own, or None if one is given."""
+    if GIVEN:
+        yield None
+        return
+    with Stack(tmp_path_factory.mktemp("localstack")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def deployed(stack: Stack | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
+    """Timers on LocalStack, with schedules as imprecise as those of EventBridge."""
+    endpoint = stack.url if stack else str(GIVEN)
+    made = Deployed(endpoint, tmp_path_factory.mktemp("checkout"))
+    made.url = url(made.make("deploy", "STAGE=localstack"))
+    runner = [sys.executable, "-m", "infra.schedule_runner", "--stage", "localstack"]
+    with subprocess.Popen(
+        [*runner, "--precision", "60"], cwd=made.folder, env=environment(**made.settings)
+    ) as process:
+        try:
+            yield made
+        finally:
+            process.terminate()
+            assert process.wait(20) == 0
+
+
+class Receivers:
+    """A receiver for those who are to be answered, and one that holds the first that comes."""
+
+    def __init__(self, block: ExitStack) -> None:
+        host = ("host.docker.internal", "0.0.0.0") if GIVEN else ("127.0.0.1", "127.0.0.1")  # noqa: S104  # containers come by the bridge
+        self.held, self.release = threading.Event(), threading.Event()
+        self.quick = block.enter_context(Receiver(listen=host[1]))
+        self.holding = block.enter_context(Receiver(self._hold, listen=host[1]))
+        self._host = host[0]
+
+    def url(self, receiver: Receiver, path: str = "/{id}") -> str:
+        return f"http://{self._host}:{receiver.port}{path}"
+
+    def arrivals(self, id: str) -> list[Arrival]:
+        return [it for it in (*self.quick.arrivals, *self.holding.arrivals) if it.id == id]
+
+    def _hold(self) -> None:
+        if not self.held.is_set():
+            self.held.set()
+            self.release.wait(60)
+
+
+@pytest.fixture(scope="module")
+def receivers() -> Iterator[Receivers]:
+    with ExitStack() as block:
+        yield Receivers(block)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lost(stack: Stack | None, deployed: Deployed, receivers: Receivers) -> str | None:
+    """Return the timer whose worker was killed while the receiver held its request.
+
+    It comes first, since it takes minutes until that is noticed.
+    """
+    if stack is None:
+        return None
+    timer = deployed.create(0, receivers.url(receivers.holding))
+    wait_until(receivers.held.is_set, 60)
+    workers = stack.processes("timers-localstack-deliver")
+    assert workers
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    receivers.release.set()
+    return str(timer["id"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def far(deployed: Deployed, receivers: Receivers, lost: str | None) -> dict[str, Any]:
+    """Return a timer whose schedule goes off ahead of its deadline. It takes minutes, too."""
+    return deployed.create(FAR, receivers.url(receivers.quick))
+
+
+def test_five_seconds(
+    deployed: Deployed, receivers: Receivers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Set a timer, watch it count down, get the webhook: not early, and soon."""
+    answer = deployed.ask("POST", "/timers", {"seconds": 5, "url": receivers.url(receivers.quick)})
+    timer = answer.json()
+    assert answer.status_code == 201
+    assert answer.headers["Location"].endswith(f"/timers/{timer['id']}")
+    assert (timer["status"], timer["time_left"]) == ("scheduled", 5)
+    time.sleep(1)
+    assert 1 <= deployed.read(timer["id"])["time_left"] <= 4
+    read = deployed.delivered(timer["id"], 30)
+    assert read["time_left"] == 0
+    (arrival,) = receivers.arrivals(timer["id"])
+    late = (arrival.at - datetime.fromisoformat(timer["fire_at"])).total_seconds()
+    report(f"A timer of 5 s through the gateway: {late:.2f} s late at the receiver.", capsys)
+    assert 0 <= late < 10
+    assert (arrival.path, arrival.body) == (f"/{timer['id']}", b"")
+    assert arrival.headers["timer-attempt"] == "1"
+    refused = deployed.ask("DELETE", f"/timers/{timer['id']}")
+    assert refused.status_code == 409
+
+
+def test_a_cancelled_timer_never_arrives(deployed: Deployed, receivers: Receivers) -> None:
+    """Its message is on its way, and does nothing; its schedule is gone."""
+    timer = deployed.create(4, receivers.url(receivers.quick))
+    assert f"{timer['id']}.1" in deployed.schedules()
+    cancelled = deployed.ask("DELETE", f"/timers/{timer['id']}")
+    assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+    assert f"{timer['id']}.1" not in deployed.schedules()
+    time.sleep(8)
+    assert receivers.arrivals(timer["id"]) == []
+    assert deployed.read(timer["id"])["status"] == "cancelled"
+
+
+HOOK = "https://example.com/hook"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "pointer"),
+    [
+        ("{", 400, ""),
+        ({"seconds": 5}, 400, "/url"),
+        ({"url": HOOK}, 400, ""),
+        ({"seconds": -1, "url": HOOK}, 400, "/seconds"),
+        ({"seconds": "5", "url": HOOK}, 400, "/seconds"),
+        ({"seconds": 5, "url": HOOK, "colour": 1}, 400, "/colour"),
+        ({"seconds": 10**12, "url": HOOK}, 400, ""),
+        ({"seconds": 5, "url": "ftp://example.com"}, 400, "/url"),
+        ({"seconds": 5, "url": "http://169.254.169.254/latest"}, 400, "/url"),
+        ({"seconds": 5, "url": "http://10.0.0.1/"}, 400, "/url"),
+    ],
+)
+def test_bad_input(deployed: Deployed, body: Any, status: int, pointer: str) -> None:
+    """What can't be understood or allowed is a problem that says where, through the gateway too."""
+    answer = deployed.ask("POST", "/timers", body)
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.json()["pointer"] == pointer
+
+
+def test_unknown_timer_and_wrong_type(deployed: Deployed) -> None:
+    """404 for what does not exist, 415 for a body that is not declared as JSON."""
+    for answer, status in (
+        (deployed.ask("GET", "/timers/nobody"), 404),
+        (deployed.ask("DELETE", "/timers/nobody"), 404),
+        (requests.post(f"{deployed.url}/timers", data="x", timeout=30), 415),
+    ):
+        assert answer.status_code == status
+        assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+def test_health(deployed: Deployed) -> None:
+    """The service says that it can store timers and ring for them."""
+    answer = deployed.ask("GET", "/health")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+def test_functions_log_json_and_metrics(deployed: Deployed, stack: Stack | None) -> None:
+    """What the function wrote for the first timers: lines with their ids, metrics in EMF."""
+    if stack is None:
+        pytest.skip("The logs of a given LocalStack are not at hand.")
+    written = stack.logs("timers-localstack-deliver").splitlines()
+    lines = [json.loads(line) for line in written if line.startswith("{")]
+    delivered = [line for line in lines if line.get("message") == "webhook delivered"]
+    assert delivered
+    for line in delivered:
+        assert line["timer"]
+        assert line["tenant"] == "default"
+        assert line["function_request_id"]
+    metrics = [line for line in lines if "_aws" in line]
+    assert {"Lateness", "Delivered"} <= set(metrics[0])
+    assert metrics[0]["service"] == "timers-localstack"
+
+
+@pytest.fixture(scope="module")
+def dev(deployed: Deployed) -> Iterator[tuple[str, str]]:
+    """Return the URL of stage dev, and the key that its first deployment printed."""
+    output = deployed.make("deploy", "STAGE=dev", "RATE=50")
+    key = re.search(r"Its key is shown this once: (tmr_\S+)", output)
+    assert key, output
+    yield url(output), key[1]
+    deployed.make("destroy", "STAGE=dev")
+
+
+def test_a_stage_with_keys_refuses_who_was_not_authorized(
+    deployed: Deployed, dev: tuple[str, str]
+) -> None:
+    """LocalStack lets requests past the authorizer: the handler does not."""
+    where, key = dev
+    for path, method in (("/timers", "POST"), ("/timers/x", "GET"), ("/timers/x", "DELETE")):
+        for headers in ({}, {"Authorization": f"Bearer {key}"}):
+            answer = requests.request(method, f"{where}{path}", headers=headers, timeout=30)
+            if answer.status_code != 415:  # Chalice looks at the Content-Type first
+                assert answer.status_code == 401
+                assert answer.headers["Content-Type"] == "application/problem+json"
+    assert requests.get(f"{where}/health", timeout=30).status_code == 200
+
+
+def test_the_authorizer_knows_the_key(deployed: Deployed, dev: tuple[str, str]) -> None:
+    """The deployed authorizer lets the printed key pass, one more that was made, and no other."""
+    _, first = dev
+    second = deployed.make("key", "STAGE=dev", "TENANT=acme", "ROLE=read").strip().splitlines()[-1]
+    invoke = deployed.client("lambda").invoke
+    arn = "arn:aws:execute-api:us-east-1:000000000000:abc/api/GET/timers"
+
+    def asked(key: str) -> Any:
+        event = {"type": "TOKEN", "authorizationToken": f"Bearer {key}", "methodArn": arn}
+        answer = invoke(FunctionName="timers-dev-authorizer", Payload=json.dumps(event))
+        assert "FunctionError" not in answer
+        return json.loads(answer["Payload"].read())
+
+    assert asked(first)["context"] == {"tenant": "default", "role": "full"}
+    assert asked(second)["context"] == {"tenant": "acme", "role": "read"}
+    stranger = keys.mint("x", keys.Role.FULL, datetime.now(UTC), os.urandom(keys.ENTROPY))[0]
+    for unknown in (stranger, first[:-1], ""):
+        statement = asked(unknown)["policyDocument"]["Statement"]
+        assert statement[0]["Resource"] == []
+
+
+def test_throttle_is_set(deployed: Deployed, dev: tuple[str, str]) -> None:
+    """The stage takes as many requests as was said."""
+    api = deployed.client("apigateway")
+    id = dev[0].split("/")[-2]
+    (settings,) = api.get_stage(restApiId=id, stageName="api")["methodSettings"].values()
+    assert settings["throttlingRateLimit"] == 50
+
+
+def test_redeploy(deployed: Deployed, dev: tuple[str, str]) -> None:
+    """Again, by `chalice deploy` alone, without its record, and whole: always the same API."""
+    where, _ = dev
+    subprocess.run(
+        [Path(sys.executable).with_name("chalice"), "deploy", "--stage", "dev"],
+        cwd=deployed.folder,
+        env=environment(**deployed.settings),
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert requests.get(f"{where}/health", timeout=30).status_code == 200
+    # As after a deployment that was cut off before anything was recorded.
+    (deployed.folder / ".chalice/deployed/dev.json").unlink()
+    deployed.client("ssm").delete_parameter(Name="/timers/dev/deployed")
+    refused = deployed.make("destroy", "STAGE=dev", check=False)
+    assert "make deploy STAGE=dev" in refused
+    output = deployed.make("deploy", "STAGE=dev")
+    assert url(output) == where
+    assert "It has keys" in output
+    kept = DynamoKeys(deployed.client("dynamodb"), "timers-dev-tenants").all()
+    assert len(kept) == len({key.id for key in kept}) <= 2
+
+
+def test_far_timer_is_on_time(
+    deployed: Deployed,
+    receivers: Receivers,
+    far: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its schedule goes off early, somewhere in a minute; the webhook is on time all the same."""
+    read = deployed.delivered(far["id"], FAR + 30)
+    (attempt,) = read["attempts"]
+    report(f"A timer of {FAR} s, schedules 60 s coarse: {attempt['lateness']:.2f} s late.", capsys)
+    assert 0 <= attempt["lateness"] < 10
+    (arrival,) = receivers.arrivals(far["id"])
+    assert arrival.at >= datetime.fromisoformat(far["fire_at"])
+
+
+def test_a_lost_worker_is_made_up_for(
+    deployed: Deployed, receivers: Receivers, lost: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The process was killed in the middle of its POST: sent again, and both are on record."""
+    if lost is None:
+        pytest.skip(IN_DOCKER)
+    read = deployed.delivered(lost, LOST)
+    first, second = receivers.arrivals(lost)
+    assert (first.headers["timer-attempt"], second.headers["timer-attempt"]) == ("1", "2")
+    assert [attempt["error"] for attempt in read["attempts"]] == ["worker lost", None]
+    again = (second.at - first.at).total_seconds()
+    report(f"A webhook whose worker was killed: sent again after {again:.0f} s.", capsys)
+
+
+def test_schedules_that_went_off_are_gone(deployed: Deployed, far: dict[str, Any]) -> None:
+    """Nothing is left behind of a timer that is over."""
+    wait_until(lambda: f"{far['id']}.1" not in deployed.schedules(), 30)
+
+
+def test_destroy(deployed: Deployed, dev: tuple[str, str]) -> None:
+    """Nothing that was deployed is left, and it may be said twice."""
+    assert "timers-localstack is gone." in deployed.make("destroy", "STAGE=localstack")
+    functions = deployed.client("lambda").list_functions()["Functions"]
+    assert [it for it in functions if it["FunctionName"].startswith("timers-localstack")] == []
+    tables = deployed.client("dynamodb").list_tables()["TableNames"]
+    assert [name for name in tables if name.startswith("timers-localstack")] == []
+    groups = deployed.client("scheduler").list_schedule_groups()["ScheduleGroups"]
+    assert "timers-localstack" not in [group["Name"] for group in groups]
+    assert requests.get(f"{deployed.url}/health", timeout=30).status_code in (403, 404)
+    assert "timers-localstack is gone." in deployed.make("destroy", "STAGE=localstack")
