@@ -69,6 +69,8 @@ $(LOCALSTACK)/done: tests/localstack/constraints.txt tests/localstack/runtime-re
 	@rm -rf $(LOCALSTACK)
 	@$(BIN)/python -m venv $(LOCALSTACK)/venv
 	@$(LOCALSTACK)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c $< "localstack-core[runtime]==4.9.2"
+	@mkdir -p $(LOCALSTACK)/venv/usr/lib/localstack  # for its catalog of AWS's calls, which takes 10 s to make
+	@FILESYSTEM_ROOT=$(LOCALSTACK)/venv OVERRIDE_IN_DOCKER=0 $(LOCALSTACK)/venv/bin/python -m localstack.aws.spec > /dev/null
 	@$(BIN)/python -m venv $(LOCALSTACK)/runtime
 	@$(LOCALSTACK)/runtime/bin/python -m pip install --quiet --disable-pip-version-check -r tests/localstack/runtime-requirements.txt
 	@touch $@
