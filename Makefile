@@ -25,13 +25,13 @@ simulate: $(VENV)/dev.done  ## run the AWS side in simulated time, at full size,
 	$(BIN)/python -m tests.simulation
 
 deploy: stage $(VENV)/deploy.done  ## deploy into an AWS account, STAGE=dev or prod (TOPIC, RATE, BURST, POLLERS)
-	@$(BIN)/python -m infra.deploy deploy $(STAGE) $(if $(TOPIC),--topic $(TOPIC)) $(if $(RATE),--rate $(RATE)) $(if $(BURST),--burst $(BURST)) $(if $(POLLERS),--pollers $(POLLERS))
+	@$(BIN)/python -m infra.deploy deploy $(STAGE) $(if $(TOPIC),--topic "$(TOPIC)") $(if $(RATE),--rate $(RATE)) $(if $(BURST),--burst $(BURST)) $(if $(POLLERS),--pollers $(POLLERS))
 
 destroy: stage $(VENV)/deploy.done  ## take a stage away, its timers included, STAGE=dev
 	@$(BIN)/python -m infra.deploy destroy $(STAGE)
 
 key: stage $(VENV)/deploy.done  ## make an API key, STAGE=dev (TENANT, ROLE=full or read)
-	@$(BIN)/python -m infra.deploy key $(STAGE) $(if $(TENANT),--tenant $(TENANT)) $(if $(ROLE),--role $(ROLE))
+	@$(BIN)/python -m infra.deploy key $(STAGE) $(if $(TENANT),--tenant "$(TENANT)") $(if $(ROLE),--role "$(ROLE)")
 
 localstack:  ## run Timers on LocalStack in Docker (PRECISION=60 for schedules as coarse as AWS's)
 	@command -v docker > /dev/null || { echo "Docker is missing; without it there is \`make e2e\`." >&2; exit 1; }

@@ -305,4 +305,4 @@ def _translated(but: str = "") -> Iterator[None]:
             raise Unavailable(f"The alarm can't be set now: {code}.") from error
         raise AlarmRefused(f"The alarm was refused: {code}.") from error
     except BotoCoreError as error:
-        raise Unavailable(f"The alarm can't be set now: {error}.") from error
+        raise Unavailable("The alarm can't be set now: no answer.") from error

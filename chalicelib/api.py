@@ -216,6 +216,8 @@ def _pointer(steps: list[str]) -> str:
 
 
 def _error(error: errors.TimersError) -> Response:
+    if isinstance(error, errors.Unavailable):
+        log.error("request not served", extra={"error": str(error), "cause": str(error.__cause__)})
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     pointer = error.pointer if isinstance(error, errors.InvalidRequest) else None
     headers: Headers = {}

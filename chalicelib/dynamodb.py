@@ -271,12 +271,14 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        if error.response["Error"]["Code"] == "ConditionalCheckFailedException":
+        code = error.response["Error"]["Code"]
+        if code == "ConditionalCheckFailedException":
             item: Any = error.response.get("Item", {})
             raise _ConditionFailed(item) from None
-        raise Unavailable(f"DynamoDB can't do this now: {error}.") from error
+        # No more than the code: this sentence reaches whoever asked, and AWS names roles and ARNs.
+        raise Unavailable(f"DynamoDB can't do this now: {code}.") from error
     except BotoCoreError as error:
-        raise Unavailable(f"DynamoDB does not answer: {error}.") from error
+        raise Unavailable("DynamoDB does not answer.") from error
 
 
 def _was_ours(stored: "Item", timer: Timer) -> bool:

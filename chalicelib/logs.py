@@ -83,6 +83,8 @@ def _told(event: str, timer: Timer) -> dict[str, Any]:
 def _measures(record: logging.LogRecord) -> list[tuple[str, str, float]]:
     """Return what an event adds to which metric: name, unit, value."""
     event, timer = record.msg, vars(record).get("state")
+    if event == "request not served":
+        return [("Unserved", "Count", 1)]
     if not isinstance(timer, Timer):
         return []
     found: list[tuple[str, str, float]] = []

@@ -6,6 +6,7 @@ as well. Every connection is made for one attempt only, to an address that was c
 redirects and without the proxies of the environment.
 """
 
+import logging
 import socket
 import ssl
 import threading
@@ -27,6 +28,9 @@ from urllib3.exceptions import HTTPError
 
 from chalicelib.guard import Targets
 from chalicelib.timers import Outcome, Timer
+
+# It would write URLs and headers of receivers into the log: they may be secrets.
+logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 USER_AGENT = "Timers/1"
 

@@ -14,9 +14,11 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,21 @@ ROOT = Path(__file__).parent.parent
 RATE, BURST = 500, 1000
 """Requests a second that the API takes, and how many at once; more are answered with 429."""
 
-WAIT = {"Delay": 3, "MaxAttempts": 600}
-"""Seconds between two looks at a stack that is changing, and how many."""
+PAUSE = 3
+"""Seconds between two looks at something that is changing."""
 
-LOCALSTACK = {
+WAIT = {"Delay": PAUSE, "MaxAttempts": 600}
+
+STUCK = {
+    "ROLLBACK_COMPLETE": "delete it",
+    "ROLLBACK_FAILED": "delete it",
+    "CREATE_FAILED": "delete it",
+    "DELETE_FAILED": "delete it, and keep what can't be deleted",
+    "UPDATE_ROLLBACK_FAILED": "continue its roll-back",
+}
+"""States of a stack that it does not leave by itself, and what is to be done in the console."""
+
+ON_LOCALSTACK = {
     "AWS_ENDPOINT_URL": "http://localhost:4566",
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -62,36 +75,44 @@ class Deployment:
         self._parameter = f"/timers/{stage}/deployed"
         self._keys = DynamoKeys(self._client("dynamodb"), f"{self._name}-tenants")
 
-    def deploy(self, *, topic: str | None, rate: int, burst: int, pollers: int | None) -> None:
-        """Make or update everything; print where it is and how to use it."""
+    def deploy(
+        self, *, topic: str | None, rate: int | None, burst: int | None, pollers: int | None
+    ) -> None:
+        """Make or update everything; print where it is and how to use it. None: as it was."""
+        _say(self._place())
         self._update_stack(topic)
         if not self._fetch_state():
             self._find_state()
         self._chalice("deploy")
         self._keep_state()
-        self._settle(rate, burst, pollers)
+        self._allow_recursion()
+        self._throttle(rate, burst)
+        # Before what may have to wait: whoever has deployed has a key.
         made = None if self._keys.all() else self.make_key(DEFAULT_TENANT, Role.FULL)
         _say(self._greeting(made))
+        if pollers is not None:
+            self._provision(pollers)
 
     def destroy(self) -> None:
-        """Take everything away, timers included; refuse if a table is protected."""
+        """Take everything away, timers included; refuse if it is protected."""
+        _say(self._place())
         self._require_unprotected()
         # The API first, that nothing new comes in; the tables last.
         if self._fetch_state():
             self._chalice("delete")
-            self._state_file.unlink(missing_ok=True)
         elif self._has_functions():
             raise Refused(
-                "An earlier deployment was cut off, and what it made is known to nobody:"
+                "An earlier command was cut off, and what Chalice made is known to nobody:"
                 f" run `make deploy STAGE={self._stage}` once more, then destroy it."
             )
+        self._forget_state()
+        if self._stack() is None:
+            _say(f"There is no {self._name} here.")
+            return
         cloudformation = self._client("cloudformation")
         _say(f"Deleting the stack {self._name} …")
         cloudformation.delete_stack(StackName=self._name)
-        waiter = cloudformation.get_waiter("stack_delete_complete")
-        self._wait(waiter, self._name)
-        with _ignoring("ParameterNotFound"):
-            self._client("ssm").delete_parameter(Name=self._parameter)
+        self._wait(cloudformation.get_waiter("stack_delete_complete"), self._name)
         _say(f"{self._name} is gone.")
 
     def make_key(self, tenant: str, role: Role) -> str:
@@ -101,54 +122,97 @@ class Deployment:
         self._keys.add(key)
         return text
 
+    def _place(self) -> str:
+        return f"{self._name} in account {self._account()}, {self._session.region_name}."
+
+    def _account(self) -> str:
+        return str(self._client("sts").get_caller_identity()["Account"])
+
     def _update_stack(self, topic: str | None) -> None:
+        stack = self._settled_stack()
+        given = {"Stage": self._stage}
+        if topic is not None:
+            given["NotifyTopicArn"] = "" if topic == "none" else topic
+        if stack is None:
+            _say(f"Making the stack {self._name} …")
+            # Unprotected at first: what fails half-way could not be taken back.
+            self._create_stack(given | {"Protected": "no"})
+            stack = self._stack() or {}
+        else:
+            _say(f"Updating the stack {self._name} …")
+        self._change_stack(stack, given | {"Protected": "yes"})
+        if self._stage == "prod":
+            self._client("cloudformation").update_termination_protection(
+                StackName=self._name, EnableTerminationProtection=True
+            )
+
+    def _create_stack(self, given: Mapping[str, str]) -> None:
         cloudformation = self._client("cloudformation")
-        given = {"Stage": self._stage} | ({} if topic is None else {"NotifyTopicArn": topic})
-        request: dict[str, Any] = {
+        made = cloudformation.create_stack(
+            **self._stack_request(), Parameters=_parameters(given), OnFailure="DELETE"
+        )
+        self._wait(cloudformation.get_waiter("stack_create_complete"), made["StackId"])
+
+    def _change_stack(self, stack: Mapping[str, Any], given: Mapping[str, str]) -> None:
+        cloudformation = self._client("cloudformation")
+        request = self._stack_request()
+        # What somebody set by hand stays, if the template still knows it.
+        names = [parameter["ParameterKey"] for parameter in stack.get("Parameters", [])]
+        kept = [
+            {"ParameterKey": name, "UsePreviousValue": True}
+            for name in names
+            if name not in given and f"\n  {name}:\n" in request["TemplateBody"]
+        ]
+        with _ignoring("No updates are to be performed"):
+            cloudformation.update_stack(**request, Parameters=[*_parameters(given), *kept])
+            self._wait(cloudformation.get_waiter("stack_update_complete"), self._name)
+
+    def _stack_request(self) -> dict[str, Any]:
+        return {
             "StackName": self._name,
             "TemplateBody": (self._root / "infra/template.yaml").read_text(),
             "Capabilities": ["CAPABILITY_NAMED_IAM"],
-            "Parameters": [
-                {"ParameterKey": name, "ParameterValue": value} for name, value in given.items()
-            ],
         }
-        kept = self._stack_parameters()
-        _say(f"{'Making' if kept is None else 'Updating'} the stack {self._name} …")
-        if kept is None:
-            made = cloudformation.create_stack(
-                **request,
-                OnFailure="DELETE",
-                EnableTerminationProtection=self._stage == "prod",
-            )
-            waiter = cloudformation.get_waiter("stack_create_complete")
-            self._wait(waiter, made["StackId"])
-            return
-        # What somebody set by hand stays.
-        request["Parameters"] += [
-            {"ParameterKey": name, "UsePreviousValue": True} for name in kept if name not in given
-        ]
-        with _ignoring("No updates are to be performed"):
-            cloudformation.update_stack(**request)
-            self._wait(cloudformation.get_waiter("stack_update_complete"), self._name)
 
-    def _stack_parameters(self) -> list[str] | None:
+    def _stack(self) -> dict[str, Any] | None:
         with _ignoring("does not exist"):
             found = self._client("cloudformation").describe_stacks(StackName=self._name)
-            (stack,) = found["Stacks"]
-            return [parameter["ParameterKey"] for parameter in stack.get("Parameters", [])]
+            return dict(found["Stacks"][0])
         return None
+
+    def _settled_stack(self) -> dict[str, Any] | None:
+        """Return the stack when nothing is changing it, or None; raise Refused if it is stuck."""
+        stack = self._stack()
+        while stack is not None and stack["StackStatus"].endswith("_IN_PROGRESS"):
+            _say(f"The stack {self._name} is changing ({stack['StackStatus']}) …")
+            time.sleep(PAUSE)
+            stack = self._stack()
+        if stack is not None and (way_out := STUCK.get(stack["StackStatus"])):
+            raise Refused(
+                f"The stack {self._name} is in {stack['StackStatus']}: {way_out} in the console"
+                " (CloudFormation), and come again."
+            )
+        return stack
 
     def _wait(self, waiter: Any, stack: str) -> None:
         try:
             waiter.wait(StackName=stack, WaiterConfig=WAIT)
-        except WaiterError:
-            events = self._client("cloudformation").describe_stack_events(StackName=stack)
-            reasons = [
-                f"  {event['LogicalResourceId']}: {event['ResourceStatusReason']}"
-                for event in reversed(events["StackEvents"])
-                if event["ResourceStatus"].endswith("FAILED") and "ResourceStatusReason" in event
-            ]
-            raise Refused("\n".join([f"The stack {self._name} failed:", *reasons])) from None
+        except WaiterError as error:
+            if "Max attempts" in str(error):
+                raise Refused(f"The stack {self._name} is still changing; come again.") from None
+            raise Refused(self._reasons(stack)) from None
+
+    def _reasons(self, stack: str) -> str:
+        events = self._client("cloudformation").describe_stack_events(StackName=stack)
+        said = [(it, it.get("ResourceStatusReason", "")) for it in events["StackEvents"]]
+        # The newest come first; before this, another command was under way.
+        ours = takewhile(lambda event: event[1] != "User Initiated", said)
+        reasons = [
+            f"  {event['LogicalResourceId']}: {reason}"
+            for event, reason in ours
+            if event["ResourceStatus"].endswith("FAILED") and reason
+        ]
+        return "\n".join([f"The stack {self._name} failed:", *reversed(reasons)])
 
     def _fetch_state(self) -> bool:
         """Put what Chalice has to remember in its place; say whether it is known."""
@@ -158,10 +222,12 @@ class Deployment:
         if text is not None:
             self._write_state(text)
             return True
-        # A plain `chalice deploy` has left it here; but maybe for another account or region.
-        account = self._client("sts").get_caller_identity()["Account"]
-        place = f":{self._session.region_name}:{account}:"
-        return self._state_file.exists() and place in self._state_file.read_text()
+        # A plain `chalice deploy` may have left it here, whole, or for another account or region.
+        if not self._state_file.exists():
+            return False
+        text = self._state_file.read_text()
+        place = f":{self._session.region_name}:{self._account()}:"
+        return place in text and '"rest_api_url"' in text
 
     def _find_state(self) -> None:
         """Remember what a deployment that was cut off, or made elsewhere, has left in the account.
@@ -171,6 +237,11 @@ class Deployment:
         found = [*self._found_api(), *self._found_subscription()]
         state = {"resources": found, "schema_version": "2.0", "backend": "api"}
         self._write_state(json.dumps(state))
+
+    def _forget_state(self) -> None:
+        with _ignoring("ParameterNotFound"):
+            self._client("ssm").delete_parameter(Name=self._parameter)
+        self._state_file.unlink(missing_ok=True)
 
     def _write_state(self, text: str) -> None:
         self._state_file.parent.mkdir(exist_ok=True)
@@ -217,7 +288,10 @@ class Deployment:
             check=False,
         )
         if ended.returncode:
-            raise Refused(f"`chalice {command}` failed; what it said stands above.")
+            raise Refused(
+                f"`chalice {command}` failed; what it said stands above. If it misses what an"
+                f" earlier command took away, `make deploy STAGE={self._stage}` brings it back."
+            )
 
     def _state(self, name: str) -> dict[str, str]:
         resources = json.loads(self._state_file.read_text())["resources"]
@@ -234,26 +308,38 @@ class Deployment:
             Overwrite=True,
         )
 
-    def _settle(self, rate: int, burst: int, pollers: int | None) -> None:
-        function = self._client("lambda")
+    def _allow_recursion(self) -> None:
         # A message that is due later goes back to the queue that it came from: that is no loop.
-        function.put_function_recursion_config(
+        self._client("lambda").put_function_recursion_config(
             FunctionName=f"{self._name}-deliver", RecursiveLoop="Allow"
         )
-        self._client("apigateway").update_stage(
-            restApiId=self._state("rest_api")["rest_api_id"],
-            stageName="api",
+
+    def _throttle(self, rate: int | None, burst: int | None) -> None:
+        gateway = self._client("apigateway")
+        stage = {"restApiId": self._state("rest_api")["rest_api_id"], "stageName": "api"}
+        kept = gateway.get_stage(**stage).get("methodSettings", {}).get("*/*", {})
+        wanted = {
+            "rateLimit": rate or kept.get("throttlingRateLimit") or RATE,
+            "burstLimit": burst or kept.get("throttlingBurstLimit") or BURST,
+        }
+        gateway.update_stage(
+            **stage,
             patchOperations=[
-                {"op": "replace", "path": f"/*/*/throttling/{limit}", "value": str(value)}
-                for limit, value in (("rateLimit", rate), ("burstLimit", burst))
+                {"op": "replace", "path": f"/*/*/throttling/{limit}", "value": f"{value:.0f}"}
+                for limit, value in wanted.items()
             ],
         )
-        if pollers is not None:
-            many = {"MinimumPollers": pollers, "MaximumPollers": max(200, pollers)}
-            function.update_event_source_mapping(
-                UUID=self._state("deliver-sqs-event-source")["event_uuid"],
-                ProvisionedPollerConfig=many if pollers else {},
-            )
+
+    def _provision(self, pollers: int) -> None:
+        client = self._client("lambda")
+        id = self._state("deliver-sqs-event-source")["event_uuid"]
+        # Chalice has just made or changed it, and only one change at a time is taken.
+        for _ in range(100):
+            if client.get_event_source_mapping(UUID=id)["State"] in ("Enabled", "Disabled"):
+                break
+            time.sleep(PAUSE)
+        many = {"MinimumPollers": pollers, "MaximumPollers": 200} if pollers else {}
+        client.update_event_source_mapping(UUID=id, ProvisionedPollerConfig=many)
 
     def _has_functions(self) -> bool:
         pages = self._client("lambda").get_paginator("list_functions").paginate()
@@ -261,16 +347,19 @@ class Deployment:
         return any(name == self._name or name.startswith(f"{self._name}-") for name in names)
 
     def _require_unprotected(self) -> None:
-        dynamodb = self._client("dynamodb")
+        protected = []
         for table in (self._name, f"{self._name}-tenants"):
             with _ignoring("ResourceNotFoundException"):
-                found = dynamodb.describe_table(TableName=table)["Table"]
+                found = self._client("dynamodb").describe_table(TableName=table)["Table"]
                 if found.get("DeletionProtectionEnabled"):
-                    raise Refused(
-                        f"The table {table} is protected: nothing was deleted. If you mean it, turn"
-                        " off the deletion protection of both tables and the termination"
-                        f" protection of the stack {self._name}, and come again."
-                    )
+                    protected.append(f"the deletion protection of table {table}")
+        if (self._stack() or {}).get("EnableTerminationProtection"):
+            protected.append(f"the termination protection of stack {self._name}")
+        if protected:
+            raise Refused(
+                f"{self._name} is protected, and nothing was deleted. If you mean it, turn off"
+                f" {' and '.join(protected)}, and come again."
+            )
 
     def _greeting(self, key: str | None) -> str:
         api = self._state("rest_api")
@@ -290,6 +379,16 @@ class Deployment:
         return self._session.client(service)  # type: ignore[call-overload]  # by name
 
 
+def _parameters(given: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"ParameterKey": name, "ParameterValue": value} for name, value in given.items()]
+
+
+def _tenant(name: str) -> str:
+    if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,62}", name):
+        raise argparse.ArgumentTypeError("up to 63 of a-z, 0-9, - and _, not - or _ first")
+    return name
+
+
 @contextmanager
 def _ignoring(words: str) -> Iterator[None]:
     """Suppress the error of AWS that says this."""
@@ -305,7 +404,7 @@ def main(arguments: Sequence[str]) -> None:
     given = _parser().parse_args(arguments)
     if given.stage == "localstack":
         os.environ.pop("AWS_PROFILE", None)
-        os.environ.update({name: os.environ.get(name, LOCALSTACK[name]) for name in LOCALSTACK})
+        os.environ.update(ON_LOCALSTACK | os.environ)
     try:
         _run(given)
     except (Refused, Unavailable) as error:
@@ -340,9 +439,9 @@ def _parser() -> argparse.ArgumentParser:
     key = commands.add_parser("key", help="make one more API key and print it")
     for command in (deploy, destroy, key):
         command.add_argument("stage", choices=sorted(stages))
-    deploy.add_argument("--topic", help="ARN of the SNS topic that the alarms tell")
-    deploy.add_argument("--rate", type=int, default=RATE, help="requests a second")
-    deploy.add_argument("--burst", type=int, default=BURST, help="requests at once")
+    deploy.add_argument("--topic", help="ARN of the SNS topic that the alarms tell, or none")
+    deploy.add_argument("--rate", type=int, help=f"requests a second, {RATE} at first")
+    deploy.add_argument("--burst", type=int, help=f"requests at once, {BURST} at first")
     deploy.add_argument(
         "--pollers",
         type=int,
@@ -350,7 +449,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="0|2..200",
         help="pollers of the queue that always run, and are paid for; 0 for none",
     )
-    key.add_argument("--tenant", default=DEFAULT_TENANT)
+    key.add_argument("--tenant", type=_tenant, default=DEFAULT_TENANT)
     key.add_argument("--role", choices=[role.value for role in Role], default=Role.FULL.value)
     return parser
 

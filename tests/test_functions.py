@@ -172,6 +172,9 @@ assert made == ["dynamodb"]
 seconds = parts.alarm._sqs().meta.config
 made += [seconds.connect_timeout, seconds.read_timeout]
 url = parts.alarm._queue_url()
+assert parts.anonymous is None
+assert parts.keys._table == "timers-dev-tenants"
+assert parts.lines.log_format["function_request_id"] == "x"
 print(json.dumps([made, at.group, at.fire_arn, at.role_arn, at.dead_letter_arn, url]))
 """
     ended = subprocess.run(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,9 +10,9 @@ from chalice.test import Client
 
 import app as app_module
 from app import app
-from chalicelib import keys, wiring
+from chalicelib import api, keys, wiring
 from chalicelib.dynamodb import DynamoKeys
-from chalicelib.errors import NotConfigured, Unavailable
+from chalicelib.errors import Forbidden, Unauthenticated, Unavailable
 from chalicelib.guard import Targets
 from chalicelib.keys import ENTROPY, Keys, Role
 from chalicelib.timers import DEFAULT_TENANT
@@ -129,7 +130,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
         yield made
 
 
-ROUTES = [("POST", "/timers"), ("GET", "/timers/x"), ("DELETE", "/timers/x")]
+ROUTES = [
+    (method, path.replace("{timer_id}", "x"))
+    for path, methods in app.routes.items()
+    for method in methods
+    if path != "/health"
+]
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -157,6 +163,16 @@ def test_a_request_that_nobody_authorized_is_refused(
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert answer.headers["WWW-Authenticate"] == "Bearer"
     assert "Authorization: Bearer" in answer.json_body["detail"]
+
+
+def test_an_unknown_role_changes_nothing(opened: Opened) -> None:
+    """Only the role that may do it, may."""
+    request: Any = SimpleNamespace(context={"authorizer": {"tenant": "acme", "role": "odd"}})
+    assert api.tenant(request, Role.READ, None) == "acme"
+    with pytest.raises(Forbidden):
+        api.tenant(request, Role.FULL, None)
+    with pytest.raises(Unauthenticated):
+        api.tenant(None, Role.READ, None)
 
 
 def test_health_needs_no_key(opened: Opened) -> None:
@@ -231,24 +247,27 @@ def test_a_store_that_does_not_answer_lets_nobody_in(opened: Opened) -> None:
         ("localstack", "000000000000", None, None),
         ("dev", "123456789012", None, None),
         ("prod", "123456789012", "keys", None),
-        ("dev", "123456789012", "none", NotConfigured),
-        ("dev", "000000000000", "none", NotConfigured),
-        ("localstack", "123456789012", "none", NotConfigured),
-        ("localstack", "000000000000", "off", NotConfigured),
-        ("localstack", "000000000000", "", NotConfigured),
+        ("dev", "123456789012", "none", None),
+        ("dev", "000000000000", "none", None),
+        ("localstack", "123456789012", "none", None),
+        ("localstack", "000000000000", "off", None),
+        ("localstack", "000000000000", "", None),
     ],
 )
 def test_only_localstack_may_do_without(
-    monkeypatch: pytest.MonkeyPatch, stage: str, account: str, auth: str | None, anonymous: Any
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stage: str,
+    account: str,
+    auth: str | None,
+    anonymous: str | None,
 ) -> None:
     """AUTH=none counts on stage localstack, and only where the account is LocalStack's: the same
-    stage deployed to AWS by mistake serves nobody."""
+    stage deployed to AWS by mistake wants keys, and says so in its log."""
     monkeypatch.setattr(wiring, "NAME", f"timers-{stage}")
     monkeypatch.delenv("AUTH", raising=False)
     if auth is not None:
         monkeypatch.setenv("AUTH", auth)
-    if anonymous is NotConfigured:
-        with pytest.raises(NotConfigured, match="keys only"):
-            wiring._anonymous(account)
-    else:
-        assert wiring._anonymous(account) == anonymous
+    assert wiring._anonymous(account) == anonymous
+    mistaken = auth not in ("keys", None) and anonymous is None
+    assert bool(caplog.messages) is mistaken

@@ -3,23 +3,28 @@
 import io
 import json
 import logging
+import socket
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from chalice.app import Response
 from msgspec.structs import replace
 
-from chalicelib import logs, retry, timers
+from chalicelib import api, logs, retry, timers
 from chalicelib.alarm import AwsAlarm
 from chalicelib.errors import Unavailable
+from chalicelib.guard import LOOPBACK, Targets
 from chalicelib.service import Service, one_by_one
 from chalicelib.timers import DEFAULT_TENANT, Outcome, Timer
+from chalicelib.webhook import WebhookSender
 from tests.aws import TEMPLATE, account
 from tests.cloud import Cloud
-from tests.fakes import Clock, FakeAlarm, FakeSender, FakeStore
+from tests.fakes import START, Clock, FakeAlarm, FakeSender, FakeStore
 
 SECRET = "s3cr3t"
 REFUSAL = Outcome(status=404, answer=f"no {SECRET}", detail=f"by {SECRET}", duration=0.25)
@@ -127,6 +132,58 @@ def test_failed(told: Told) -> None:
     assert lines[-1]["outcome"] == 404
 
 
+def test_an_error_is_told_by_its_class(told: Told) -> None:
+    """What somebody else wrote into the detail stays out of the log."""
+    told.create()
+    told.sender.outcome = Outcome(error="tls", detail=f"certificate of {SECRET}", duration=0.5)
+    told.deliver()
+    lines, _ = told.read()
+    shown = {name: lines[-1][name] for name in ("outcome", "duration", "generation", "attempt")}
+    assert shown == {"outcome": "tls", "duration": 0.5, "generation": 1, "attempt": 1}
+
+
+def test_what_is_not_recorded_is_not_counted(told: Told) -> None:
+    """A worker that came too late has delivered, but whoever took its claim counts it."""
+    timer = told.create()
+    told.sender.during = lambda: told.service.take_back(told.store.timers[timer.id])
+    told.deliver()
+    lines, metrics = told.read()
+    assert lines[-1]["message"] == "outcome dropped"
+    assert values(metrics) == []
+
+
+def test_requests_that_are_not_served_are_counted(told: Told) -> None:
+    """A 503 is an event with its cause, for a Lambda that answers one has not failed."""
+
+    @api.problems
+    def view() -> Response:
+        raise Unavailable("DynamoDB can't do this now: X.") from ValueError("the role may not")
+
+    assert view().status_code == 503
+    ((line,), (metric,)) = told.read()
+    assert (line["error"], line["cause"]) == ("DynamoDB can't do this now: X.", "the role may not")
+    assert values([metric]) == [{"Unserved": [1.0]}]
+
+
+def test_libraries_tell_no_secret(told: Told) -> None:
+    """urllib3 would log URL and headers of a receiver that answers with a malformed header."""
+    answer = f"HTTP/1.1 200 OK\r\nno colon {SECRET}\r\nContent-Length: 0\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Thread(target=_answer, args=(server, answer.encode()), daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/{SECRET}"
+        timer = timers.new("id-1", "acme", url, START, START)
+        outcome = WebhookSender(Targets.parse(LOOPBACK)).send(timer, START, timedelta(seconds=5))
+    assert outcome.status == 200
+    assert told.read() == ([], [])
+
+
+def _answer(server: socket.socket, answer: bytes) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(answer)
+
+
 def test_overdue(told: Told) -> None:
     """What the sweep has to ring for is counted; the alarms are to find it."""
     told.create()
@@ -224,6 +281,7 @@ def test_alarms_and_dashboard_look_at_these_metrics(told: Told) -> None:
     told.create()
     told.clock.forward(60)
     told.service.sweep(told.clock.now + timedelta(minutes=1))
+    logging.getLogger("chalicelib.api").error("request not served")
     emitted = {name for it in values(told.read()[1]) for name in it}
     assert watched <= emitted
-    assert emitted == {"Lateness", "Delivered", "Failed", "Overdue"}
+    assert emitted == {"Lateness", "Delivered", "Failed", "Overdue", "Unserved"}

@@ -64,7 +64,7 @@ def test_tables_are_kept_safe(table: dict[str, Any]) -> None:
     """Encrypted, restorable to any second, and in prod not to be deleted."""
     assert table["SSESpecification"] == {"SSEEnabled": True}
     assert table["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
-    assert table["DeletionProtectionEnabled"] == ["IsProd", True, False]
+    assert table["DeletionProtectionEnabled"] == ["IsProtected", True, False]
 
 
 def test_finished_timers_are_forgotten() -> None:

@@ -412,4 +412,4 @@ def test_destroy(deployed: Deployed, dev: tuple[str, str]) -> None:
     groups = deployed.client("scheduler").list_schedule_groups()["ScheduleGroups"]
     assert "timers-localstack" not in [group["Name"] for group in groups]
     assert requests.get(f"{deployed.url}/health", timeout=30).status_code in (403, 404)
-    assert "timers-localstack is gone." in deployed.make("destroy", "STAGE=localstack")
+    assert "There is no timers-localstack here." in deployed.make("destroy", "STAGE=localstack")
