@@ -37,8 +37,7 @@ def authorizer(request: AuthRequest) -> AuthResponse:
 @api.problems
 def create_timer() -> Response:
     owner = tenant(Role.FULL)
-    wanted = api.read_new_timer(app.current_request, targets())
-    timer = service().create(owner, wanted.url, wanted.delay())
+    timer = service().create(owner, *api.read_new_timer(app.current_request, targets()))
     return api.created(timer, service().now(), app.current_request)
 
 
@@ -52,6 +51,12 @@ def read_timer(timer_id: str) -> Response:
 @api.problems
 def cancel_timer(timer_id: str) -> Response:
     return api.show(service().cancel(tenant(Role.FULL), timer_id), service().now())
+
+
+@app.route("/timers/{timer_id}/retry", methods=["POST"], authorizer=authorizer)
+@api.problems
+def retry_timer(timer_id: str) -> Response:
+    return api.accepted(service().redrive(tenant(Role.FULL), timer_id), service().now())
 
 
 @app.route("/health", methods=["GET"])

@@ -6,20 +6,23 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import wraps
 from http import HTTPStatus
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import msgspec
 from chalice.app import Request, Response
 
 from chalicelib import errors, timers
-from chalicelib.guard import Targets
+from chalicelib.guard import Targets, check_headers, masked
 from chalicelib.keys import Role
-from chalicelib.timers import Status, Timer
+from chalicelib.timers import RetryPolicy, Status, Timer, Webhook
 
 log = logging.getLogger(__name__)
 
 MAX_BODY = 256 * 1024
 """Bytes of one request's body."""
+
+MAX_WEBHOOK = 64 * 1024
+"""Bytes of a webhook: URL, headers and body together."""
 
 STATUS = {
     errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
@@ -39,10 +42,24 @@ Headers = dict[str, str | list[str]]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
+class NewRetryPolicy(RetryPolicy, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A retry policy as it may be asked for."""
+
+    max_attempts: Annotated[int, msgspec.Meta(ge=1, le=15)] = 8
+    initial_delay: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 10
+    max_delay: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 12 * 3600
+
+
 class NewTimer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Body of POST /timers: a webhook and when to send it, as hours, minutes and seconds."""
 
     url: str
+    method: Literal["POST", "PUT", "PATCH", "DELETE", "GET"] = "POST"
+    headers: dict[str, str] = {}
+    body: msgspec.Raw = msgspec.Raw(b"null")
+    """A text, or any other JSON value, which is sent as it stands there; null for none."""
+    timeout: Annotated[int, msgspec.Meta(ge=1, le=timers.MAX_TIMEOUT)] = timers.MAX_TIMEOUT
+    retry: NewRetryPolicy = NewRetryPolicy()
     hours: Count | msgspec.UnsetType = msgspec.UNSET
     minutes: Count | msgspec.UnsetType = msgspec.UNSET
     seconds: Count | msgspec.UnsetType = msgspec.UNSET
@@ -57,6 +74,29 @@ class NewTimer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         if total > timers.MAX_DELAY.total_seconds():
             raise errors.InvalidRequest("The deadline is more than 5 years ahead.", "")
         return timedelta(seconds=total)
+
+    def webhook(self, targets: Targets) -> Webhook:
+        """Return what is to be sent, checked; raise InvalidRequest."""
+        targets.check_url(self.url.replace("{id}", _ANY_ID), "/url")
+        body, kind = _body(self.body)
+        headers = dict(self.headers)
+        if body and "content-type" not in {name.lower() for name in headers}:
+            headers["Content-Type"] = kind
+        check_headers(headers, "/headers")
+        if body and self.method == "GET":
+            raise errors.InvalidRequest("A GET has no body.", "/body")
+        _check_size(self.url, body, *headers, *headers.values())
+        if self.retry.initial_delay > self.retry.max_delay:
+            detail = "The first delay is longer than the longest."
+            raise errors.InvalidRequest(detail, "/retry/initial_delay")
+        return Webhook(
+            url=self.url,
+            method=self.method,
+            headers=headers,
+            body=body,
+            timeout=self.timeout,
+            retry=RetryPolicy(**msgspec.structs.asdict(self.retry)),
+        )
 
 
 class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -88,6 +128,12 @@ class TimerView(msgspec.Struct, kw_only=True):
     status: Status
     time_left: int
     url: str
+    method: str
+    headers: dict[str, str]
+    """Values that look like secrets are masked."""
+    body: str
+    timeout: int
+    retry: RetryPolicy
     fire_at: datetime
     created_at: datetime
     next_attempt_at: datetime | None
@@ -112,11 +158,15 @@ def tenant(request: Request | None, role: Role, anonymous: str | None) -> str:
     return str(found["tenant"])
 
 
-def read_new_timer(request: Request | None, targets: Targets) -> NewTimer:
-    """Return the body of POST /timers, checked, or raise InvalidRequest."""
+def read_new_timer(request: Request | None, targets: Targets) -> tuple[Webhook, timedelta]:
+    """Return what POST /timers asks for, and in how long; raise InvalidRequest."""
     wanted = _read(request, NewTimer)
-    targets.check_url(wanted.url.replace("{id}", _ANY_ID), "/url")
-    return wanted
+    return wanted.webhook(targets), wanted.delay()
+
+
+def accepted(timer: Timer, now: datetime) -> Response:
+    """Return a timer whose webhook is about to be sent."""
+    return _json(_view(timer, now), HTTPStatus.ACCEPTED, {})
 
 
 def show(timer: Timer, now: datetime) -> Response:
@@ -184,6 +234,26 @@ _FIELD = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`"
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 
 
+def _body(raw: msgspec.Raw) -> tuple[str, str]:
+    """Return the webhook's body, and its media type where the headers say none."""
+    if bytes(raw) == b"null":
+        return "", ""
+    try:
+        text = bytes(raw).decode()
+        if text.startswith('"'):
+            return msgspec.json.decode(text, type=str), "text/plain; charset=utf-8"
+    except (UnicodeDecodeError, msgspec.DecodeError):
+        raise errors.InvalidRequest("The webhook's body is not valid UTF-8.", "/body") from None
+    return text, "application/json"  # as it was written: numbers and the order of members stay
+
+
+def _check_size(*texts: str) -> None:
+    size = sum(len(text.encode()) for text in texts)
+    if size > MAX_WEBHOOK:
+        detail = f"URL, headers and body are {size:,} bytes together; {MAX_WEBHOOK:,} are possible."
+        raise errors.InvalidRequest(detail, "/body")
+
+
 def _read(request: Request | None, body_type: type[T]) -> T:
     kind = "" if request is None else request.headers.get("content-type", "")
     if request is None or kind.partition(";")[0].strip().lower() != "application/json":
@@ -202,9 +272,9 @@ def _read(request: Request | None, body_type: type[T]) -> T:
 
 
 def _invalid(message: str) -> errors.InvalidRequest:
-    # msgspec: "Expected `int`, got `str` - at `$.retry.max_attempts`"
+    # msgspec: "Expected `int`, got `str` - at `$.retry.max_attempts`"; it names no key of a map.
     what, _, path = message.partition(" - at `$")
-    steps = ["".join(step) for step in _STEP.findall(path.removesuffix("`"))]
+    steps = ["".join(step) for step in _STEP.findall(path.removesuffix("`")) if step[1] != "..."]
     detail = f"{what} in {_pointer(steps) or 'the body'}."
     if field := _FIELD.fullmatch(what):
         steps.append(field[1])
@@ -234,6 +304,11 @@ def _view(timer: Timer, now: datetime) -> TimerView:
         status=timer.status,
         time_left=timer.time_left(now),
         url=timer.url,
+        method=timer.method,
+        headers={name: masked(name, value) for name, value in timer.headers.items()},
+        body=timer.body,
+        timeout=timer.timeout,
+        retry=timer.retry,
         fire_at=timer.deadline,
         created_at=timer.created_at,
         next_attempt_at=timer.due_at if timer.status in timers.WAITING else None,

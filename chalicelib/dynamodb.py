@@ -28,7 +28,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from chalicelib.errors import Unavailable
 from chalicelib.keys import Key
-from chalicelib.timers import Ring, Status, Timer
+from chalicelib.timers import RetryPolicy, Ring, Status, Timer
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -286,9 +286,26 @@ def _was_ours(stored: "Item", timer: Timer) -> bool:
     return bool(stored) and _timer(stored) == timer
 
 
+_AS_JSON = {"attempts", "headers", "retry"}
+"""Attributes that no condition looks at, and that have parts of their own."""
+
+_DEFAULTS = {
+    "method": "POST",
+    "headers": "{}",
+    "body": "",
+    "timeout": 30,
+    "retry": msgspec.json.encode(RetryPolicy()).decode(),
+}
+"""What is left out, as most webhooks are nothing else."""
+
+
 def _item(timer: Timer) -> "Item":
     fields = msgspec.structs.asdict(timer)
-    fields["attempts"] = msgspec.json.encode(timer.attempts).decode()
+    for name in _AS_JSON:
+        fields[name] = msgspec.json.encode(fields[name]).decode()
+    for name, default in _DEFAULTS.items():
+        if fields[name] == default:
+            del fields[name]
     if timer.wake_at is not None:
         fields["shard"] = crc32(timer.id.encode()) % SHARDS
     if (expires_at := fields.pop("expires_at")) is not None:
@@ -298,7 +315,8 @@ def _item(timer: Timer) -> "Item":
 
 def _timer(item: "Item") -> Timer:
     fields = {name: _value(attribute) for name, attribute in item.items()}
-    fields["attempts"] = msgspec.json.decode(fields["attempts"])
+    for name in _AS_JSON & fields.keys():
+        fields[name] = msgspec.json.decode(fields[name])
     if "expires" in fields:
         fields["expires_at"] = datetime.fromtimestamp(fields["expires"], UTC)
     return msgspec.convert({"wake_at": None, **fields}, Timer)

@@ -1,12 +1,13 @@
-"""Which targets a webhook may go to: pure decisions, no name resolution.
+"""What a webhook may be: its target and its headers. Pure decisions, no name resolution.
 
-Allowed are http and https to public addresses on ports 80 and 443, and what the operator adds in
-`ALLOWED_TARGETS`. A service that posts to any URL its users name would otherwise be their way into
-the network it runs in; on Lambda, to the runtime API and the credentials behind it.
+Allowed targets are http and https to public addresses on ports 80 and 443, and what the operator
+adds in `ALLOWED_TARGETS`. A service that posts to any URL its users name would otherwise be their
+way into the network it runs in; on Lambda, to the runtime API and the credentials behind it.
 """
 
 import re
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import urlsplit
@@ -20,6 +21,12 @@ MAX_URL = 2048
 
 LOOPBACK = "localhost,127.0.0.0/8,::1"
 """The `ALLOWED_TARGETS` of a service that only its own machine can reach."""
+
+MAX_HEADERS = 50
+"""How many headers a webhook may have beside ours."""
+
+MASK = "•••"
+"""What is shown of a header that looks like a secret."""
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -44,6 +51,20 @@ _UNICAST_IPV6 = IPv6Network("2000::/3")
 _BRACKETS = re.compile(r"[^\[\]]*|\[[0-9A-Fa-f:.]*\](:[0-9]*)?")
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _PORT = re.compile(r"[0-9]{1,5}")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
+# As RFC 9110 has it: visible characters, Latin-1 among them, with spaces and tabs in between only.
+_FIELD = re.compile(r"([\x21-\x7e\x80-\xff]([\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
+_OURS = re.compile(
+    r"host|content-length|transfer-encoding|connection|keep-alive|te|trailer|upgrade|expect"
+    r"|accept-encoding|proxy-.*|webhook-.*|timer-.*",
+    re.IGNORECASE,
+)
+_SECRET_NAME = re.compile(
+    r"auth|token|secret|key|cookie|password|passwd|credential|signature|session", re.IGNORECASE
+)
+_SECRET_VALUE = re.compile(
+    r"(bearer|basic|digest|token|negotiate|aws4-hmac-sha256)\s", re.IGNORECASE
+)
 _ISATAP = (0x00005EFE, 0x02005EFE)
 
 
@@ -128,6 +149,31 @@ def split_url(url: str) -> tuple[str, int]:
     if port == 0 or not _is_host(host) or not _BRACKETS.fullmatch(parts.netloc):
         raise InvalidRequest("The URL has no valid host and port.")
     return host, _DEFAULT_PORTS[parts.scheme] if port is None else port
+
+
+def check_headers(headers: Mapping[str, str], pointer: str) -> None:
+    """Raise InvalidRequest if a webhook must not have these headers."""
+    if len(headers) > MAX_HEADERS:
+        raise InvalidRequest(f"There are more than {MAX_HEADERS} headers.", pointer)
+    if len({name.lower() for name in headers}) < len(headers):
+        raise InvalidRequest("Two headers differ in upper and lower case only.", pointer)
+    for name, value in headers.items():
+        at = f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"
+        if not _TOKEN.fullmatch(name):
+            raise InvalidRequest("This is no name of a header.", at)
+        if _OURS.fullmatch(name):
+            raise InvalidRequest(f"The header {name} is set by the service alone.", at)
+        if not _FIELD.fullmatch(value):
+            raise InvalidRequest(
+                f"The value of {name} has a line break, another control character, a space at its"
+                " end or a character beyond Latin-1.",
+                at,
+            )
+
+
+def masked(name: str, value: str) -> str:
+    """Return a header's value as it may be shown: those that look like secrets are not."""
+    return MASK if _SECRET_NAME.search(name) or _SECRET_VALUE.match(value) else value
 
 
 def is_public(address: Address) -> bool:

@@ -4,16 +4,14 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from random import random
 from typing import Any, Protocol
 
 from chalicelib import retry, timers
 from chalicelib.errors import AlarmRefused, TimerNotFound, Unavailable
-from chalicelib.timers import Outcome, Ring, Status, Timer
+from chalicelib.timers import Outcome, Ring, Status, Timer, Webhook
 
 log = logging.getLogger(__name__)
-
-WEBHOOK_TIMEOUT = timedelta(seconds=30)
-"""The longest that one POST may take, from name resolution to the last byte."""
 
 MARGIN = timedelta(seconds=5)
 """How long before its worker's end a POST must be over, to be recorded, and how long after that end
@@ -123,15 +121,15 @@ class Alarm(Protocol):
 class Sender(Protocol):
     """Posts webhooks."""
 
-    def send(self, timer: Timer, at: datetime, timeout: timedelta) -> Outcome:
-        """Make one attempt at `at`; it is over within `timeout`. A failure is an Outcome."""
+    def send(self, timer: Timer, at: datetime) -> Outcome:
+        """Make one attempt at `at`, over within `timer.timeout`. A failure is an Outcome."""
 
 
 class Service:
     """What can be done with timers, whatever they are kept in and sent by.
 
     `clock` returns the aware UTC time, `new_id` an unused timer id, `pause` sleeps for seconds,
-    `side_by_side` makes the calls of a sweep.
+    `chance` is a random number from 0 to 1, `side_by_side` makes the calls of a sweep.
     """
 
     def __init__(
@@ -143,6 +141,7 @@ class Service:
         clock: Callable[[], datetime],
         new_id: Callable[[], str],
         pause: Callable[[float], None],
+        chance: Callable[[], float] = random,
         side_by_side: SideBySide = one_by_one,
     ) -> None:
         self._store = store
@@ -151,16 +150,17 @@ class Service:
         self._clock = clock
         self._new_id = new_id
         self._pause = pause
+        self._chance = chance
         self._side_by_side = side_by_side
 
     def now(self) -> datetime:
         """Return the time that deadlines are measured against."""
         return self._clock()
 
-    def create(self, tenant: str, url: str, delay: timedelta) -> Timer:
+    def create(self, tenant: str, webhook: Webhook, delay: timedelta) -> Timer:
         """Store a timer that fires after `delay` and set its alarm."""
         now = self._clock()
-        timer = timers.new(self._new_id(), tenant, url, now + delay, now)
+        timer = timers.new(self._new_id(), tenant, webhook, now + delay, now)
         if not self._store.add(timer):
             raise Unavailable("The new timer's id was taken; please send the request again.")
         try:
@@ -230,13 +230,14 @@ class Service:
             _log_ignored(ring)
             return
         at = self._clock()
-        if not timer.due_at <= at <= ends_at - WEBHOOK_TIMEOUT - MARGIN:
+        timeout = timedelta(seconds=timer.timeout)
+        if not timer.due_at <= at <= ends_at - timeout - MARGIN:
             # The worker was held up, or the clock stepped back: leave it to the next ring.
             _log("claim released", timer, logging.WARNING)
             if self._store.replace(timers.released(timer)):
                 self._alarm.forward([ring])
             return
-        outcome = self._sender.send(timer, at, WEBHOOK_TIMEOUT)
+        outcome = self._sender.send(timer, at)
         self._record(timer, outcome, at)
 
     def sweep(self, until: datetime) -> int:
@@ -257,7 +258,7 @@ class Service:
     def take_back(self, timer: Timer) -> bool:
         """Take a claim from a worker that is certainly dead; count it as an attempt."""
         now = self._clock()
-        retry_at = retry.next_attempt_at(timer, retry.WORKER_LOST, now)
+        retry_at = retry.next_attempt_at(timer, retry.WORKER_LOST, now, self._chance())
         after = timers.record(timer, retry.WORKER_LOST, now, retry_at)
         if not self._store.replace(after):
             return False
@@ -283,7 +284,8 @@ class Service:
 
     def _record(self, claimed: Timer, outcome: Outcome, at: datetime) -> None:
         now = self._clock()
-        after = timers.record(claimed, outcome, at, retry.next_attempt_at(claimed, outcome, now))
+        retry_at = retry.next_attempt_at(claimed, outcome, now, self._chance())
+        after = timers.record(claimed, outcome, at, retry_at)
         if not self._replace_while_leased(after, claimed):
             _log("outcome dropped", after, logging.WARNING)
             return

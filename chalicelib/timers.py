@@ -23,9 +23,12 @@ from typing import Any
 from uuid import UUID
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from chalicelib.errors import Conflict, DeliveryUnderWay
+
+MAX_TIMEOUT = 30
+"""The longest that one attempt may take, in seconds."""
 
 MAX_DELAY = timedelta(days=5 * 365 + 1)
 """How far ahead a deadline may lie: 5 years."""
@@ -38,6 +41,9 @@ DEFAULT_TENANT = "default"
 
 ATTEMPTS_KEPT = 20
 """How many attempts a timer remembers; older ones are forgotten first."""
+
+OLDER_ANSWER_KEPT = 200
+"""Bytes of the answer that is kept of all attempts but the last."""
 
 
 class Status(StrEnum):
@@ -71,6 +77,8 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The beginning of the answer's body."""
     duration: float = 0.0
     """Seconds from the start of the exchange to its end."""
+    retry_after: float | None = None
+    """Seconds that the receiver asked to be left alone for."""
 
     @property
     def succeeded(self) -> bool:
@@ -95,13 +103,35 @@ class Attempt(Struct, frozen=True, kw_only=True):
     outcome: Outcome
 
 
-class Timer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RetryPolicy(Struct, frozen=True, kw_only=True):
+    """How often a webhook is tried, and how long it waits in between: seconds."""
+
+    max_attempts: int = 8
+    initial_delay: int = 10
+    """The longest that the second attempt waits; each further one up to four times as long."""
+    max_delay: int = 12 * 3600
+    """What no wait exceeds."""
+
+
+class Webhook(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is to be sent, and how."""
+
+    url: str
+    """As given; `{id}` in it stands for the timer's id."""
+    method: str = "POST"
+    headers: dict[str, str] = {}
+    """Further headers, beside those that every webhook has."""
+    body: str = ""
+    timeout: int = 30
+    """Seconds that one attempt may take, from name resolution to the last byte."""
+    retry: RetryPolicy = RetryPolicy()
+
+
+class Timer(Webhook, frozen=True, kw_only=True, omit_defaults=True):
     """One webhook to be sent once. All moments are aware UTC datetimes."""
 
     id: str
     tenant: str
-    url: str
-    """As given; `{id}` in it stands for the timer's id."""
     created_at: datetime
     deadline: datetime
     """When the owner wants the webhook to be sent."""
@@ -165,12 +195,12 @@ def ring(timer: Timer) -> Ring:
     return Ring(timer.id, timer.tenant, timer.generation, timer.due_at)
 
 
-def new(id: str, tenant: str, url: str, deadline: datetime, now: datetime) -> Timer:
+def new(id: str, tenant: str, webhook: Webhook, deadline: datetime, now: datetime) -> Timer:
     """Return a timer that waits for its deadline; one in the past is due at once."""
     return Timer(
+        **asdict(webhook),
         id=id,
         tenant=tenant,
-        url=url,
         created_at=now,
         deadline=deadline,
         due_at=deadline,
@@ -203,7 +233,7 @@ def record(timer: Timer, outcome: Outcome, at: datetime, retry_at: datetime | No
     """
     lateness = (at - timer.due_at).total_seconds()
     entry = Attempt(number=timer.attempt, at=at, lateness=lateness, outcome=outcome)
-    attempts = (*timer.attempts, entry)[-ATTEMPTS_KEPT:]
+    attempts = (*map(_shortened, timer.attempts), entry)[-ATTEMPTS_KEPT:]
     if not outcome.succeeded and retry_at is not None:
         return _moved(timer, retry_at, status=Status.RETRYING, attempts=attempts)
     end = Status.DELIVERED if outcome.succeeded else Status.FAILED
@@ -252,6 +282,14 @@ def expired(timer: Timer, now: datetime) -> bool:
 
 def _next(timer: Timer, **changes: Any) -> Timer:
     return replace(timer, version=timer.version + 1, **changes)
+
+
+def _shortened(attempt: Attempt) -> Attempt:
+    answer = attempt.outcome.answer.encode()
+    if len(answer) <= OLDER_ANSWER_KEPT:
+        return attempt
+    kept = answer[:OLDER_ANSWER_KEPT].decode(errors="ignore")
+    return replace(attempt, outcome=replace(attempt.outcome, answer=kept))
 
 
 def _moved(timer: Timer, due_at: datetime, **changes: Any) -> Timer:

@@ -7,12 +7,14 @@ redirects and without the proxies of the environment.
 """
 
 import logging
+import re
 import socket
 import ssl
 import threading
 import time
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from ipaddress import ip_address
 from typing import Any
@@ -58,23 +60,28 @@ class WebhookSender:
         tls = tls or ssl.create_default_context(cafile=certifi.where())
         self._adapter = _Adapter(targets, tls)
 
-    def send(self, timer: Timer, at: datetime, timeout: timedelta) -> Outcome:
-        """Make one attempt at `at`; it is over within `timeout`. A failure is an Outcome."""
+    def send(self, timer: Timer, at: datetime) -> Outcome:
+        """Make one attempt at `at`, over within `timer.timeout`. A failure is an Outcome."""
         began = time.monotonic()
         try:
-            outcome = self._post(timer, at, timeout)
+            outcome = self._exchange(timer, at)
         except Exception as error:
             # Receivers can answer so that the standard library fails in any way: RecursionError …
             outcome = _failure(error)
         return msgspec.structs.replace(outcome, duration=round(time.monotonic() - began, 6))
 
-    def _post(self, timer: Timer, at: datetime, timeout: timedelta) -> Outcome:
-        request = requests.Request("POST", timer.target, headers=_headers(timer, at)).prepare()
-        limit = urllib3.Timeout(total=timeout.total_seconds())
+    def _exchange(self, timer: Timer, at: datetime) -> Outcome:
+        body, headers = timer.body.encode(), _headers(timer, at)
+        request = requests.Request(timer.method, timer.target, headers, data=body).prepare()
+        limit = urllib3.Timeout(total=timer.timeout)
         # Not through a Session: that reads the whole body of a redirect, however long.
         response = self._adapter.send(request, stream=True, timeout=limit)  # type: ignore[arg-type]  # requests takes urllib3's own Timeout, its stubs do not say so
         try:
-            return Outcome(status=response.status_code, answer=_beginning(response.raw))
+            return Outcome(
+                status=response.status_code,
+                answer=_beginning(response.raw),
+                retry_after=_retry_after(response.raw.headers.get("Retry-After"), at),
+            )
         finally:
             response.close()
 
@@ -229,7 +236,7 @@ def _connect(addresses: list[str], port: int, expires: float) -> socket.socket:
 
 
 def _headers(timer: Timer, at: datetime) -> dict[str, str]:
-    return {
+    ours = {
         "webhook-id": timer.id,
         "webhook-timestamp": str(int(at.timestamp())),
         "timer-attempt": str(timer.attempt),
@@ -239,6 +246,21 @@ def _headers(timer: Timer, at: datetime) -> dict[str, str]:
         "Accept-Encoding": "identity",
         "Connection": "close",
     }
+    # The owner's may replace Accept and User-Agent; no other of ours can be among them.
+    given = {name.lower() for name in timer.headers}
+    return timer.headers | {n: value for n, value in ours.items() if n.lower() not in given}
+
+
+def _retry_after(value: str | None, at: datetime) -> float | None:
+    """Return the seconds that a Retry-After (RFC 9110) asks for, counted from the attempt."""
+    if value is None:
+        return None
+    try:
+        if re.fullmatch("[0-9]{1,9}", value):
+            return float(value)
+        return max(0.0, (parsedate_to_datetime(value) - at).total_seconds())
+    except (ValueError, TypeError, OverflowError):  # no date, or one without a zone
+        return None
 
 
 def _beginning(body: urllib3.HTTPResponse) -> str:

@@ -109,8 +109,8 @@ class _Sender:
     def __init__(self, targets: Targets) -> None:
         self._real = _once(partial(_make_sender, targets))
 
-    def send(self, timer: Timer, at: datetime, timeout: timedelta) -> Outcome:
-        return self._real().send(timer, at, timeout)
+    def send(self, timer: Timer, at: datetime) -> Outcome:
+        return self._real().send(timer, at)
 
 
 def _make_sender(targets: Targets) -> "WebhookSender":

@@ -7,7 +7,7 @@ from chalicelib import alarm, timers
 from chalicelib.alarm import AwsAlarm
 from chalicelib.dynamodb import DynamoStore
 from chalicelib.service import Service, one_by_one
-from chalicelib.timers import DEFAULT_TENANT, Timer
+from chalicelib.timers import DEFAULT_TENANT, Timer, Webhook
 from tests.aws import NAME, Account
 from tests.fakes import Clock, FakeSender
 
@@ -45,7 +45,7 @@ class Cloud:
 
     def create(self, seconds: float) -> Timer:
         delay = timedelta(seconds=seconds)
-        return self.service.create(DEFAULT_TENANT, "https://example.com/hook", delay)
+        return self.service.create(DEFAULT_TENANT, Webhook(url="https://example.com/hook"), delay)
 
     def read(self, timer_id: str) -> Timer:
         with self.aws.unobserved():

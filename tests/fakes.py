@@ -129,7 +129,7 @@ class FakeSender:
         self.outcome = NO_CONTENT
         self.during: Callable[[], object] = lambda: None
 
-    def send(self, timer: Timer, at: datetime, timeout: timedelta) -> Outcome:
+    def send(self, timer: Timer, at: datetime) -> Outcome:
         self.sent.append((timer, at))
         self.during()
         return self.outcome

@@ -29,9 +29,11 @@ from chalicelib import alarm, timers
 from chalicelib.alarm import Addresses, AwsAlarm
 from chalicelib.errors import Unavailable
 from chalicelib.service import Service
-from chalicelib.timers import DEFAULT_TENANT, FINAL, Outcome, Ring, Status, Timer
+from chalicelib.timers import DEFAULT_TENANT, FINAL, Outcome, Ring, Status, Timer, Webhook
 from tests.cloud import moment
 from tests.fakes import NO_CONTENT, START, FakeStore
+
+WEBHOOK = Webhook(url="https://example.com/x")
 
 PRECISION = 60.0
 """Seconds within which the Scheduler fires."""
@@ -420,14 +422,14 @@ class Deployment:
         def create() -> None:
             try:
                 span = timedelta(seconds=delay)
-                timer = self.service.create(DEFAULT_TENANT, "https://example.com/x", span)
+                timer = self.service.create(DEFAULT_TENANT, WEBHOOK, span)
                 self.answered.add(timer.id)
             except Unavailable:
                 self.create_at(self.sim.time + 1, delay)
 
         self.sim.at(time, create)
 
-    def send(self, timer: Timer, at: datetime, timeout: timedelta) -> Outcome:
+    def send(self, timer: Timer, at: datetime) -> Outcome:
         """Be the Sender: a receiver that takes its time."""
         dies = self.sim.dice.random() < self.crashes
         if dies and self.sim.dice.random() < 0.5:
@@ -522,7 +524,7 @@ def outage(number: int, rate: float = 500.0, seed: int = 1) -> Deployment:
     for n in range(number):
         due_at = START - timedelta(seconds=3600) + timedelta(seconds=3500 * n / number)
         id = timers.timer_id(START, n.to_bytes(10, "big"))
-        world.store.timers[id] = timers.new(id, DEFAULT_TENANT, "https://x.example", due_at, due_at)
+        world.store.timers[id] = timers.new(id, DEFAULT_TENANT, WEBHOOK, due_at, due_at)
     world.sim.run(max(3600.0, number / rate * 4))
     return world
 

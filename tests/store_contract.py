@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from chalicelib import timers
 from chalicelib.retry import WORKER_LOST
 from chalicelib.service import Store
-from chalicelib.timers import DEFAULT_TENANT, Outcome, Ring, Status, Timer
+from chalicelib.timers import DEFAULT_TENANT, Outcome, Ring, Status, Timer, Webhook
 from tests.fakes import NO_CONTENT, START
 
 SECOND = timedelta(seconds=1)
@@ -21,7 +21,7 @@ REFUSED = Outcome(error="connect", detail="Connection refused", duration=0.25)
 def make(number: int = 1, delay: timedelta = HOUR, tenant: str = DEFAULT_TENANT) -> Timer:
     """Return a new timer that is due `delay` after START."""
     id = timers.timer_id(START, number.to_bytes(10, "big"))
-    return timers.new(id, tenant, "https://example.com/{id}", START + delay, START)
+    return timers.new(id, tenant, Webhook(url="https://example.com/{id}"), START + delay, START)
 
 
 def rung(timer: Timer) -> Ring:

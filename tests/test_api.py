@@ -19,7 +19,7 @@ from chalicelib.errors import AlarmRefused, InvalidRequest, TimersError, Unavail
 from chalicelib.guard import LOOPBACK, MAX_URL, Targets
 from chalicelib.keys import Role
 from chalicelib.service import Service
-from chalicelib.timers import DEFAULT_TENANT, MAX_DELAY, Outcome, Status, Timer
+from chalicelib.timers import DEFAULT_TENANT, MAX_DELAY, Outcome, Status, Timer, Webhook
 from chalicelib.wiring import Parts
 from embedded import server
 from tests.fakes import START, Clock, FakeAlarm, FakeKeys, FakeSender, FakeStore
@@ -28,6 +28,7 @@ URL = "http://localhost/hook"
 YEARS = int(MAX_DELAY.total_seconds())
 JSON = {"Content-Type": "application/json"}
 LEASE = timedelta(minutes=5)
+TEXT = "text/plain; charset=utf-8"
 
 CLIENT = Client(app)
 
@@ -377,7 +378,7 @@ def test_body_as_text() -> None:
     """API Gateway hands over text, and it is read like bytes."""
     body = '{"seconds": 1, "url": "https://bücher.example/"}'
     wanted = api.read_new_timer(request(body), Targets())
-    assert wanted == api.NewTimer(url="https://bücher.example/", seconds=1)
+    assert wanted == (Webhook(url="https://bücher.example/"), timedelta(seconds=1))
 
 
 def test_body_in_bytes_not_characters() -> None:
@@ -469,7 +470,7 @@ def test_location_keeps_the_stage() -> None:
         "body": None,
         "stageVariables": None,
     }
-    timer = timers.new("id-1", DEFAULT_TENANT, "https://example.com", START, START)
+    timer = timers.new("id-1", DEFAULT_TENANT, Webhook(url="https://example.com"), START, START)
     answer = api.created(timer, START, Request(event))
     assert answer.headers["Location"] == "/api/timers/id-1"
 
@@ -488,6 +489,11 @@ def test_timer_as_json(api_on_fakes: Api) -> None:
         "status": "scheduled",
         "time_left": 90,
         "url": URL,
+        "method": "POST",
+        "headers": {},
+        "body": "",
+        "timeout": 30,
+        "retry": {"max_attempts": 8, "initial_delay": 10, "max_delay": 43200},
         "fire_at": "2026-01-31T12:01:30Z",
         "created_at": "2026-01-31T12:00:00Z",
         "next_attempt_at": "2026-01-31T12:01:30Z",
@@ -614,7 +620,7 @@ def test_delete_while_delivering(api_on_fakes: Api) -> None:
 
 def test_strangers_timer_is_not_found(api_on_fakes: Api) -> None:
     """A timer of another tenant is a 404, like one that does not exist."""
-    api_on_fakes.store.add(timers.new("theirs", "stranger", URL, START, START))
+    api_on_fakes.store.add(timers.new("theirs", "stranger", Webhook(url=URL), START, START))
     for method in ("GET", "DELETE"):
         refused(api_on_fakes.ask(method, "/timers/theirs"), 404)
 
@@ -781,3 +787,177 @@ def test_a_log_of_bad_requests_is_not_kept(
     refused(api_on_fakes.post(b"{"), 400)
     refused(api_on_fakes.ask("GET", f"/timers/{DEFAULT_TENANT}"), 404)
     assert not caplog.records
+
+
+def asked(api: Api, members_: dict[str, Any]) -> HTTPResponse:
+    return api.post(json.dumps({"seconds": 60, "url": URL, **members_}).encode())
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({"body": "hello"}, {"body": "hello", "headers": {"Content-Type": TEXT}}),
+        ({"body": ""}, {"body": "", "headers": {}}),
+        ({"body": None}, {"body": "", "headers": {}}),
+        ({"body": {"b": 1, "a": [1.0]}}, {"body": '{"b": 1, "a": [1.0]}'}),
+        ({"body": [1]}, {"body": "[1]", "headers": {"Content-Type": "application/json"}}),
+        ({"body": False}, {"body": "false"}),
+        ({"body": 12345678901234567890}, {"body": "12345678901234567890"}),
+        (
+            {"body": {}, "headers": {"content-type": "application/x-y"}},
+            {"body": "{}", "headers": {"content-type": "application/x-y"}},
+        ),
+        (
+            {"headers": {"X-A": "1", "User-Agent": "mine"}},
+            {"headers": {"X-A": "1", "User-Agent": "mine"}},
+        ),
+        ({"headers": {"X-A": ""}}, {"headers": {"X-A": ""}}),
+        *(
+            ({"method": name}, {"method": name})
+            for name in ("POST", "PUT", "PATCH", "DELETE", "GET")
+        ),
+        ({"timeout": 1}, {"timeout": 1}),
+        ({"timeout": 30}, {"timeout": 30}),
+        (
+            {"retry": {"max_attempts": 15}},
+            {"retry": {"max_attempts": 15, "initial_delay": 10, "max_delay": 43200}},
+        ),
+        (
+            {"retry": {"max_attempts": 1, "initial_delay": 5, "max_delay": 5}},
+            {"retry": {"max_attempts": 1, "initial_delay": 5, "max_delay": 5}},
+        ),
+    ],
+)
+def test_what_is_sent_is_as_asked(api_on_fakes: Api, given: Any, shown: dict[str, Any]) -> None:
+    """Method, headers, body, timeout and retry policy are the owner's; JSON goes as it was written,
+    and says what it is."""
+    created = asked(api_on_fakes, given)
+    assert created.status_code == 201, created.body
+    timer = api_on_fakes.read(created.json_body["id"])
+    assert {name: timer[name] for name in shown} == shown
+    stored = api_on_fakes.store.timers[timer["id"]]
+    assert (stored.body, stored.headers) == (timer["body"], timer["headers"])
+
+
+@pytest.mark.parametrize(
+    ("given", "pointer"),
+    [
+        ({"method": "HEAD"}, "/method"),
+        ({"method": "post"}, "/method"),
+        ({"method": "POST\r\nX: y"}, "/method"),
+        ({"method": "GET", "body": "x"}, "/body"),
+        ({"headers": {"X A": "1"}}, "/headers/X A"),
+        ({"headers": {"": "1"}}, "/headers/"),
+        ({"headers": {"X/A~": "1\n"}}, "/headers/X~1A~0"),
+        ({"headers": {"X": "a\r\nHost: evil"}}, "/headers/X"),
+        ({"headers": {"X\r\nHost": "evil"}}, "/headers/X\r\nHost"),
+        ({"headers": {"X": " a"}}, "/headers/X"),
+        ({"headers": {"X": "a "}}, "/headers/X"),
+        ({"headers": {"X": "\x00"}}, "/headers/X"),
+        ({"headers": {"X": "\x7f"}}, "/headers/X"),
+        ({"headers": {"X": "€"}}, "/headers/X"),
+        ({"headers": {"X": 1}}, "/headers"),
+        ({"headers": {"X-A": "1", "x-a": "2"}}, "/headers"),
+        ({"headers": {f"X-{n}": "1" for n in range(51)}}, "/headers"),
+        *(
+            ({"headers": {name: "1"}}, f"/headers/{name}")
+            for name in (
+                "Host",
+                "content-length",
+                "Transfer-Encoding",
+                "connection",
+                "TE",
+                "Trailer",
+                "Upgrade",
+                "Expect",
+                "Keep-Alive",
+                "Proxy-Authorization",
+                "Accept-Encoding",
+                "webhook-id",
+                "Webhook-Signature",
+                "timer-attempt",
+            )
+        ),
+        ({"timeout": 0}, "/timeout"),
+        ({"timeout": 31}, "/timeout"),
+        ({"timeout": 1.5}, "/timeout"),
+        ({"retry": {"max_attempts": 0}}, "/retry/max_attempts"),
+        ({"retry": {"max_attempts": 16}}, "/retry/max_attempts"),
+        ({"retry": {"initial_delay": 0}}, "/retry/initial_delay"),
+        ({"retry": {"initial_delay": 60, "max_delay": 59}}, "/retry/initial_delay"),
+        ({"retry": {"max_delay": 86_401}}, "/retry/max_delay"),
+        ({"retry": {"jitter": 1}}, "/retry/jitter"),
+        ({"body": "x" * api.MAX_WEBHOOK}, "/body"),
+        ({"body": ["x" * api.MAX_WEBHOOK]}, "/body"),
+        ({"headers": {"X": "x" * api.MAX_WEBHOOK}}, "/body"),
+    ],
+)
+def test_what_can_not_be_sent(api_on_fakes: Api, given: Any, pointer: str) -> None:
+    """What no webhook may be is refused when it is asked for, and nothing is stored."""
+    assert refused(asked(api_on_fakes, given), 400)["pointer"] == pointer
+    assert not api_on_fakes.store.timers
+
+
+def test_a_body_that_is_no_utf8(api_on_fakes: Api) -> None:
+    """It could not be signed, nor shown."""
+    whole = b'{"seconds": 1, "url": "http://localhost/", "body": ["\xff"]}'
+    assert refused(api_on_fakes.post(whole), 400)["pointer"] in ("", "/body")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hidden"),
+    [
+        ("Authorization", "Bearer abc", True),
+        ("X-Api-Key", "abc", True),
+        ("x-auth", "abc", True),
+        ("Cookie", "a=b", True),
+        ("X-Hub-Signature-256", "abc", True),
+        ("X-Whatever", "Basic YTpi", True),
+        ("X-Whatever", "bearer abc", True),
+        ("X-Request", "abc", False),
+        ("Content-Type", "application/json", False),
+    ],
+)
+def test_secrets_are_sent_and_not_shown(
+    api_on_fakes: Api, name: str, value: str, hidden: bool
+) -> None:
+    """A header that looks like a secret is masked in every answer; it is stored as it is."""
+    created = asked(api_on_fakes, {"headers": {name: value}}).json_body
+    for timer in (created, api_on_fakes.read(created["id"])):
+        assert timer["headers"] == {name: "•••" if hidden else value}
+    assert api_on_fakes.store.timers[created["id"]].headers == {name: value}
+
+
+def test_retry_puts_a_failed_timer_back(api_on_fakes: Api) -> None:
+    """202, due now, with all its attempts ahead; not while it is anything else than failed."""
+    id = str(api_on_fakes.create(0)["id"])
+    assert refused(api_on_fakes.ask("POST", f"/timers/{id}/retry"), 409)
+    api_on_fakes.sender.outcome = Outcome(status=410)
+    api_on_fakes.ring()
+    assert api_on_fakes.read(id)["failure"] == "HTTP 410"
+    api_on_fakes.clock.forward(3600)
+    answer = api_on_fakes.ask("POST", f"/timers/{id}/retry")
+    assert (answer.status_code, answer.json_body["status"]) == (202, "scheduled")
+    assert datetime.fromisoformat(answer.json_body["fire_at"]) == api_on_fakes.clock.now
+    api_on_fakes.sender.outcome = Outcome(status=200)
+    api_on_fakes.ring()
+    timer = api_on_fakes.read(id)
+    assert (timer["status"], len(timer["attempts"])) == ("delivered", 2)
+    assert refused(api_on_fakes.ask("POST", f"/timers/{id}/retry"), 409)
+    assert refused(api_on_fakes.ask("POST", "/timers/nobody/retry"), 404)
+
+
+def test_attempts_are_shown(api_on_fakes: Api) -> None:
+    """Each with its moment, lateness, outcome and duration; the next one's moment beside them."""
+    id = str(api_on_fakes.create(0)["id"])
+    api_on_fakes.sender.outcome = Outcome(status=503, answer="a" * 1024, duration=0.5)
+    for _ in range(2):
+        api_on_fakes.clock.now = api_on_fakes.alarm.rings[-1].due_at + timedelta(seconds=0.25)
+        api_on_fakes.ring()
+    timer = api_on_fakes.read(id)
+    assert timer["status"] == "retrying"
+    assert timer["next_attempt_at"] > timer["attempts"][-1]["at"]
+    assert [len(attempt["answer"]) for attempt in timer["attempts"]] == [200, 1024]
+    last = timer["attempts"][-1]
+    shown = {name: last[name] for name in ("number", "lateness", "status", "error", "duration")}
+    assert shown == {"number": 2, "lateness": 0.25, "status": 503, "error": None, "duration": 0.5}

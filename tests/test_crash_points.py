@@ -83,7 +83,7 @@ def waiting(cloud: Cloud) -> None:
 
 def failed(cloud: Cloud) -> None:
     create(cloud)
-    cloud.sender.outcome = Outcome(status=500)
+    cloud.sender.outcome = Outcome(status=404)
     deliver(cloud)
     cloud.sender.outcome = Outcome(status=204)
 

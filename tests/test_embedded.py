@@ -26,7 +26,7 @@ from chalicelib import timers, wiring
 from chalicelib.errors import Conflict
 from chalicelib.guard import Targets
 from chalicelib.service import Service
-from chalicelib.timers import DEFAULT_TENANT, Outcome, Timer
+from chalicelib.timers import DEFAULT_TENANT, Outcome, Timer, Webhook
 from chalicelib.wiring import new_id, now
 from embedded import engine as engine_module
 from embedded.__main__ import Settings, run
@@ -143,7 +143,7 @@ class RecordingSender:
     def __init__(self) -> None:
         self.sent: list[str] = []
 
-    def send(self, timer: Timer, at: datetime, timeout: timedelta) -> Outcome:
+    def send(self, timer: Timer, at: datetime) -> Outcome:
         self.sent.append(timer.id)
         return NO_CONTENT
 
@@ -160,7 +160,9 @@ def test_cancel_and_fire_never_both_happen(database: Path) -> None:
         cancelled: list[str] = []
 
         def race(jitter: float) -> str:
-            timer = service.create(DEFAULT_TENANT, "https://x.test", timedelta(seconds=0.03))
+            timer = service.create(
+                DEFAULT_TENANT, Webhook(url="https://x.test"), timedelta(seconds=0.03)
+            )
             time.sleep(max(0.0, (timer.deadline - now()).total_seconds() + jitter))
             try:
                 service.cancel(DEFAULT_TENANT, timer.id)
@@ -272,7 +274,7 @@ def test_start_takes_up_what_a_sweep_put_off(database: Path) -> None:
     with Receiver() as receiver:
         with closing(SqliteStore(database)) as store:
             due_at = now() - timedelta(minutes=1)
-            timer = timers.new(new_id(), DEFAULT_TENANT, receiver.url, due_at, due_at)
+            timer = timers.new(new_id(), DEFAULT_TENANT, Webhook(url=receiver.url), due_at, due_at)
             store.add(timer)
             store.replace(timers.postponed(timer, now() + timedelta(minutes=5)))
         with Embedded(database):
@@ -308,9 +310,12 @@ def test_upkeep_sweeps_and_purges(database: Path, monkeypatch: pytest.MonkeyPatc
     runner = threading.Thread(target=run, args=(settings, store, server, stop))
     runner.start()
     long_ago = now() - timedelta(days=60)
-    forgotten = timers.new(new_id(), DEFAULT_TENANT, "http://10.0.0.1/", long_ago, long_ago)
+    forgotten = timers.new(
+        new_id(), DEFAULT_TENANT, Webhook(url="http://10.0.0.1/"), long_ago, long_ago
+    )
     expired = timers.cancel(
-        timers.new(new_id(), DEFAULT_TENANT, "http://10.0.0.1/", now(), long_ago), long_ago
+        timers.new(new_id(), DEFAULT_TENANT, Webhook(url="http://10.0.0.1/"), now(), long_ago),
+        long_ago,
     )
     store.add(forgotten)
     store.add(expired)

@@ -15,12 +15,12 @@ import pytest
 from chalice.app import Response
 from msgspec.structs import replace
 
-from chalicelib import api, logs, retry, timers
+from chalicelib import api, logs, timers
 from chalicelib.alarm import AwsAlarm
 from chalicelib.errors import Unavailable
 from chalicelib.guard import LOOPBACK, Targets
 from chalicelib.service import Service, one_by_one
-from chalicelib.timers import DEFAULT_TENANT, Outcome, Timer
+from chalicelib.timers import DEFAULT_TENANT, Outcome, Timer, Webhook
 from chalicelib.webhook import WebhookSender
 from tests.aws import TEMPLATE, account
 from tests.cloud import Cloud
@@ -66,7 +66,7 @@ class Told:
 
     def create(self, seconds: float = 5) -> Timer:
         url = f"https://example.com/{SECRET}?token={SECRET}"
-        return self.service.create("acme", url, timedelta(seconds=seconds))
+        return self.service.create("acme", Webhook(url=url), timedelta(seconds=seconds))
 
     def deliver(self, late: float = 0) -> None:
         ring = self.alarm.rings[-1]
@@ -139,7 +139,7 @@ def test_an_error_is_told_by_its_class(told: Told) -> None:
     told.deliver()
     lines, _ = told.read()
     shown = {name: lines[-1][name] for name in ("outcome", "duration", "generation", "attempt")}
-    assert shown == {"outcome": "tls", "duration": 0.5, "generation": 1, "attempt": 1}
+    assert shown == {"outcome": "tls", "duration": 0.5, "generation": 2, "attempt": 1}
 
 
 def test_what_is_not_recorded_is_not_counted(told: Told) -> None:
@@ -171,8 +171,8 @@ def test_libraries_tell_no_secret(told: Told) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         Thread(target=_answer, args=(server, answer.encode()), daemon=True).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/{SECRET}"
-        timer = timers.new("id-1", "acme", url, START, START)
-        outcome = WebhookSender(Targets.parse(LOOPBACK)).send(timer, START, timedelta(seconds=5))
+        timer = timers.new("id-1", "acme", Webhook(url=url), START, START)
+        outcome = WebhookSender(Targets.parse(LOOPBACK)).send(timer, START)
     assert outcome.status == 200
     assert told.read() == ([], [])
 
@@ -197,7 +197,7 @@ def test_overdue(told: Told) -> None:
 def test_a_lost_worker_is_failure_only_at_the_end(told: Told) -> None:
     """A claim taken back is tried again; the timer that kills its workers is counted once."""
     told.create(0)
-    for _ in range(retry.MAX_ATTEMPTS):
+    for _ in range(8):
         ring = told.alarm.rings[-1]
         claimed = told.store.claim(ring, told.clock.now, told.clock.now)
         assert claimed is not None

@@ -19,10 +19,9 @@ from chalicelib.service import (
     SWEEP_BATCH,
     SWEEP_GRACE,
     WAITED_OUT,
-    WEBHOOK_TIMEOUT,
     Service,
 )
-from chalicelib.timers import DEFAULT_TENANT, Outcome, Ring, Status, Timer
+from chalicelib.timers import DEFAULT_TENANT, Outcome, Ring, Status, Timer, Webhook
 from tests.fakes import NO_CONTENT, Clock, FakeAlarm, FakeSender, FakeStore
 
 URL = "https://example.com/hook"
@@ -47,6 +46,7 @@ class World:
             clock=self.clock,
             new_id=lambda: next(self._ids),
             pause=self.pause,
+            chance=lambda: 0.5,
         )
 
     def pause(self, seconds: float) -> None:
@@ -54,7 +54,7 @@ class World:
         self.clock.forward(seconds)
 
     def create(self, seconds: float = 60) -> Timer:
-        return self.service.create(DEFAULT_TENANT, URL, timedelta(seconds=seconds))
+        return self.service.create(DEFAULT_TENANT, Webhook(url=URL), timedelta(seconds=seconds))
 
     def read(self, timer: Timer) -> Timer:
         return self.service.get(DEFAULT_TENANT, timer.id)
@@ -209,13 +209,44 @@ def test_deliver_ignores_what_is_gone(world: World, caplog: pytest.LogCaptureFix
     assert caplog.messages == ["alarm ignored"] * 8
 
 
-def test_failed_attempt_ends_the_timer(world: World) -> None:
-    """An attempt that fails leaves the timer failed, with the reason on it."""
+def test_an_attempt_that_can_not_succeed_ends_the_timer(world: World) -> None:
+    """What fails for good leaves the timer failed, with the reason on it."""
+    timer = world.create(0)
+    world.sender.outcome = Outcome(error="refused target", detail="it is at 10.0.0.1")
+    world.ring(timers.ring(timer))
+    after = world.read(timer)
+    assert (after.status, after.failure) == (Status.FAILED, "refused target: it is at 10.0.0.1")
+
+
+def test_an_attempt_that_may_pass_is_made_again(world: World) -> None:
+    """It waits for its share of the longest wait, with an alarm of its own; the old one is taken
+    back, and what comes then ends it."""
     timer = world.create(0)
     world.sender.outcome = Outcome(error="connect", detail="Connection refused")
     world.ring(timers.ring(timer))
     after = world.read(timer)
-    assert (after.status, after.failure) == (Status.FAILED, "connect: Connection refused")
+    assert (after.status, after.failure) == (Status.RETRYING, None)
+    assert after.due_at == world.clock.now + timedelta(seconds=5)  # a chance of 0.5 of 10 s
+    assert world.alarm.rings[-1] == timers.ring(after)
+    assert world.alarm.cleared == [timers.ring(timer)]
+    world.sender.outcome = NO_CONTENT
+    world.clock.forward(5)
+    world.ring(timers.ring(after))
+    assert world.read(timer).status is Status.DELIVERED
+
+
+def test_attempts_come_to_an_end(world: World) -> None:
+    """A receiver that never answers well is given up after as many attempts as the policy has."""
+    timer = world.create(0)
+    world.sender.outcome = Outcome(status=500)
+    waits = []
+    while (current := world.read(timer)).status in timers.WAITING:
+        world.clock.now = max(world.clock.now, current.due_at)
+        world.ring(timers.ring(current))
+        waits.append((world.read(timer).due_at - world.clock.now).total_seconds())
+    assert (current.status, current.failure) == (Status.FAILED, "HTTP 500")
+    assert [attempt.number for attempt in current.attempts] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert waits[:-1] == [5, 20, 80, 320, 1280, 5120, 20480]
 
 
 def test_cancel_wins_over_an_alarm_on_its_way(world: World) -> None:
@@ -290,7 +321,7 @@ def test_reschedule_holds_although_the_alarm_can_not_be_set(world: World) -> Non
 def test_redrive_sends_a_failed_timer_again(world: World) -> None:
     """A failed timer is due again at once, under the same id."""
     timer = world.create(0)
-    world.sender.outcome = Outcome(status=500)
+    world.sender.outcome = Outcome(status=404)
     world.ring(timers.ring(timer))
     world.sender.outcome = NO_CONTENT
     again = world.service.redrive(DEFAULT_TENANT, timer.id)
@@ -326,7 +357,9 @@ def test_stalled_worker_sends_nothing(world: World, monkeypatch: pytest.MonkeyPa
 
     def slow_claim(*args: object) -> Timer | None:
         claimed = real_claim(*args)  # type: ignore[arg-type]
-        world.clock.now = ends_at - WEBHOOK_TIMEOUT - MARGIN + timedelta(microseconds=1)
+        world.clock.now = (
+            ends_at - timedelta(seconds=timer.timeout) - MARGIN + timedelta(microseconds=1)
+        )
         return claimed
 
     monkeypatch.setattr(world.store, "claim", slow_claim)
@@ -551,7 +584,7 @@ def test_timer_that_kills_its_worker_ends_as_failed(world: World) -> None:
         assert world.store.claim(ring, world.clock.now, world.clock.now + MINUTE)
         world.clock.forward((MINUTE + SWEEP_GRACE).total_seconds() + 6)
         world.sweep()
-    assert rounds == retry.MAX_ATTEMPTS
+    assert rounds == timer.retry.max_attempts
     after = world.read(timer)
     assert after.failure is not None
     assert after.failure.startswith("worker lost")

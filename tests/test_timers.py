@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from chalicelib import timers
 from chalicelib.errors import Conflict, DeliveryUnderWay
 from chalicelib.retry import WORKER_LOST
-from chalicelib.timers import Outcome, Status, Timer
+from chalicelib.timers import Outcome, Status, Timer, Webhook
 from tests.fakes import NO_CONTENT, START
 
 HOUR = timedelta(hours=1)
 
 
 def scheduled(delay: timedelta = HOUR) -> Timer:
-    return timers.new("id-1", "default", "https://example.com/{id}", START + delay, START)
+    return timers.new(
+        "id-1", "default", Webhook(url="https://example.com/{id}"), START + delay, START
+    )
 
 
 def delivering() -> Timer:
@@ -189,7 +191,9 @@ def test_expires_after_the_retention() -> None:
 
 def test_target_has_the_id() -> None:
     """`{id}` in the URL stands for the id, everywhere it stands."""
-    timer = timers.new("42", "default", "https://{id}.example.com/{id}?x={id}", START, START)
+    timer = timers.new(
+        "42", "default", Webhook(url="https://{id}.example.com/{id}?x={id}"), START, START
+    )
     assert timer.target == "https://42.example.com/42?x=42"
 
 

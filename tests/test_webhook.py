@@ -2,6 +2,7 @@
 
 import gc
 import gzip
+import re
 import socket
 import ssl
 import struct
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from werkzeug import Request, Response
 
 from chalicelib import timers, webhook
 from chalicelib.guard import LOOPBACK, Targets
-from chalicelib.timers import Outcome
+from chalicelib.timers import Outcome, Webhook
 from chalicelib.webhook import ANSWER_KEPT, MAX_BYTES, WebhookSender
 from tests.fakes import START
 
@@ -167,9 +168,15 @@ class Recording:
     def __init__(self, answer: bytes = NO_CONTENT):
         self.answer = answer
         self.heads: list[bytes] = []
+        self.bodies: list[bytes] = []
 
     def __call__(self, conn: socket.socket) -> None:
-        self.heads.append(read_head(conn))
+        head, body = read_head(conn), b""
+        length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
+        while len(body) < int(length[1] if length else 0):
+            body += conn.recv(65536)
+        self.heads.append(head)
+        self.bodies.append(body)
         conn.sendall(self.answer)
 
 
@@ -232,8 +239,8 @@ def sender_to(targets: str, authority: trustme.CA | None = None) -> WebhookSende
 
 
 def post(sender: WebhookSender, url: str, timeout: float = PATIENCE) -> Outcome:
-    timer = timers.new("id-1", "default", url, START, START)
-    return sender.send(timer, START, timedelta(seconds=timeout))
+    timer = timers.new("id-1", "default", Webhook(url=url), START, START)
+    return sender.send(replace(timer, timeout=timeout), START)
 
 
 def post_to(
@@ -256,15 +263,71 @@ def maybe_tls(request: pytest.FixtureRequest, tls: ssl.SSLContext) -> ssl.SSLCon
 # The request
 
 
+def sent(sender: WebhookSender, **fields: Any) -> list[str]:
+    """Return the head and the body that a webhook with these fields is sent with, line by line."""
+    recording = Recording()
+    with receiver(recording) as running:
+        url = f"http://127.0.0.1:{running.port}/"
+        timer = timers.new("id-1", "default", Webhook(url=url, **fields), START, START)
+        sender.send(replace(timer, timeout=PATIENCE), START)
+    return (recording.heads[0] + recording.bodies[0]).decode().split("\r\n")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+def test_custom_request(sender: WebhookSender, method: str) -> None:
+    """Method, headers and body are the owner's; what we say of ourselves may be said otherwise."""
+    headers = {"X-A": "1", "user-agent": "mine", "ACCEPT": "x/y", "Content-Type": "text/plain"}
+    lines = sent(sender, method=method, headers=headers, body="häl\r\nlo")
+    assert lines[0] == f"{method} / HTTP/1.1"
+    assert lines[-2:] == ["häl", "lo"]
+    assert {"X-A: 1", "user-agent: mine", "ACCEPT: x/y", "Content-Length: 8"} <= set(lines)
+    names = [line.split(":")[0].lower() for line in lines[1 : lines.index("")]]
+    assert len(names) == len(set(names))
+
+
+def test_get_has_no_body(sender: WebhookSender) -> None:
+    """Nor a length of one."""
+    lines = sent(sender, method="GET")
+    assert lines[0] == "GET / HTTP/1.1"
+    assert not [line for line in lines if line.lower().startswith("content-")]
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0),
+        ("120", 120),
+        ("999999999", 999_999_999),
+        ("Sat, 31 Jan 2026 12:01:30 GMT", 90),
+        ("Sat, 31 Jan 2026 13:01:30 +0100", 90),
+        ("Sat, 31 Jan 2026 11:00:00 GMT", 0),
+        ("Sat, 31 Jan 2026 12:01:30 -0000", None),
+        ("-1", None),
+        ("1.5", None),
+        ("1e9", None),
+        ("１２", None),
+        ("9" * 400, None),
+        ("soon", None),
+        ("", None),
+        ("Sat, 99 Jan 99999 12:01:30 GMT", None),
+    ],
+)
+def test_retry_after(sender: WebhookSender, value: str, seconds: float | None) -> None:
+    """Seconds or a date, from the moment of the attempt; what is neither counts as nothing."""
+    head = f"HTTP/1.1 503 X\r\nRetry-After: {value}\r\nContent-Length: 0\r\n\r\n"
+    outcome = post_to(sender, answering(head.encode()))
+    assert (outcome.status, outcome.retry_after) == (503, seconds)
+
+
 def test_request(sender: WebhookSender) -> None:
     """The request is a POST with an empty body and these headers, and no others."""
     deadline = datetime(2026, 1, 31, 11, 59, 58, 250000, tzinfo=UTC)
-    timer = timers.new("id-1", "default", "", deadline, START)
+    timer = timers.new("id-1", "default", Webhook(url=""), deadline, START)
     recording = Recording()
     with receiver(recording) as running:
         url = f"http://127.0.0.1:{running.port}/hook?x=1"
         at = datetime(2026, 1, 31, 12, 0, 7, 999999, tzinfo=UTC)
-        sender.send(replace(timer, url=url, attempt=3), at, timedelta(seconds=PATIENCE))
+        sender.send(replace(timer, url=url, attempt=3), at)
     assert recording.heads[0].decode().split("\r\n") == [
         "POST /hook?x=1 HTTP/1.1",
         f"Host: 127.0.0.1:{running.port}",
