@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCALSTACK := .localstack
 
-.PHONY: run test check e2e simulate deploy destroy key stage localstack localstack-down clean
+.PHONY: run test check e2e simulate deploy destroy key secrets stage localstack localstack-down clean
 
 run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, TIMERS_DB, ALLOWED_TARGETS)
 	@exec $(BIN)/python -m embedded
@@ -32,6 +32,9 @@ destroy: stage $(VENV)/deploy.done  ## take a stage away, its timers included, S
 
 key: stage $(VENV)/deploy.done  ## make an API key, STAGE=dev (TENANT, ROLE=full or read)
 	@$(BIN)/python -m infra.deploy key $(STAGE) $(if $(TENANT),--tenant "$(TENANT)") $(if $(ROLE),--role "$(ROLE)")
+
+secrets: $(VENV)/$(if $(STAGE),deploy,run).done  ## print what webhooks are signed with (STAGE, else this machine; TENANT, ADD=new, RETIRE=whsec_…)
+	@$(BIN)/python -m $(if $(STAGE),infra.deploy secrets $(STAGE),embedded.rotate) $(if $(TENANT),--tenant "$(TENANT)") $(if $(ADD),--add "$(ADD)") $(if $(RETIRE),--retire "$(RETIRE)")
 
 localstack:  ## run Timers on LocalStack in Docker (PRECISION=60 for schedules as coarse as AWS's)
 	@command -v docker > /dev/null || { echo "Docker is missing; without it there is \`make e2e\`." >&2; exit 1; }

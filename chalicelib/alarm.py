@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from zlib import crc32
@@ -221,7 +222,13 @@ class AwsAlarm:
     def _send(self, rings: Sequence[Ring]) -> None:
         now = self._clock()
         entries: list[Any] = [
-            {"Id": str(n), "MessageBody": _text(ring), "DelaySeconds": _delay(ring, now)}
+            {
+                "Id": str(n),
+                "MessageBody": _text(ring),
+                "DelaySeconds": _delay(ring, now),
+                # Fair queues: while one group's messages keep many workers, others' go first.
+                "MessageGroupId": sha256(ring.host.encode()).hexdigest()[:16],
+            }
             for n, ring in enumerate(rings)
         ]
         with _translated():

@@ -12,9 +12,10 @@ import msgspec
 from chalice.app import Request, Response
 
 from chalicelib import errors, timers
-from chalicelib.guard import Targets, check_headers, masked
+from chalicelib.guard import Targets, check_headers
 from chalicelib.keys import Role
-from chalicelib.timers import RetryPolicy, Status, Timer, Webhook
+from chalicelib.timers import RetryPolicy, Timer, Webhook
+from chalicelib.views import view
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class NewTimer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A text, or any other JSON value, which is sent as it stands there; null for none."""
     timeout: Annotated[int, msgspec.Meta(ge=1, le=timers.MAX_TIMEOUT)] = timers.MAX_TIMEOUT
     retry: NewRetryPolicy = NewRetryPolicy()
+    on_failure: str | None = None
+    """A URL that is told if the timer ends as failed."""
     hours: Count | msgspec.UnsetType = msgspec.UNSET
     minutes: Count | msgspec.UnsetType = msgspec.UNSET
     seconds: Count | msgspec.UnsetType = msgspec.UNSET
@@ -78,6 +81,8 @@ class NewTimer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def webhook(self, targets: Targets) -> Webhook:
         """Return what is to be sent, checked; raise InvalidRequest."""
         targets.check_url(self.url.replace("{id}", _ANY_ID), "/url")
+        if self.on_failure is not None:
+            targets.check_url(self.on_failure.replace("{id}", _ANY_ID), "/on_failure")
         body, kind = _body(self.body)
         headers = dict(self.headers)
         if body and "content-type" not in {name.lower() for name in headers}:
@@ -85,7 +90,7 @@ class NewTimer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         check_headers(headers, "/headers")
         if body and self.method == "GET":
             raise errors.InvalidRequest("A GET has no body.", "/body")
-        _check_size(self.url, body, *headers, *headers.values())
+        _check_size(self.url, self.on_failure or "", body, *headers, *headers.values())
         if self.retry.initial_delay > self.retry.max_delay:
             detail = "The first delay is longer than the longest."
             raise errors.InvalidRequest(detail, "/retry/initial_delay")
@@ -96,6 +101,7 @@ class NewTimer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             body=body,
             timeout=self.timeout,
             retry=RetryPolicy(**msgspec.structs.asdict(self.retry)),
+            on_failure=self.on_failure,
         )
 
 
@@ -106,39 +112,6 @@ class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
     status: int
     detail: str
     pointer: str | None = None
-
-
-class AttemptView(msgspec.Struct, kw_only=True):
-    """One entry of a timer's attempt log: seconds, and a status or an error."""
-
-    number: int
-    at: datetime
-    lateness: float
-    duration: float
-    status: int | None
-    error: str | None
-    detail: str
-    answer: str
-
-
-class TimerView(msgspec.Struct, kw_only=True):
-    """A timer as the API shows it."""
-
-    id: str
-    status: Status
-    time_left: int
-    url: str
-    method: str
-    headers: dict[str, str]
-    """Values that look like secrets are masked."""
-    body: str
-    timeout: int
-    retry: RetryPolicy
-    fire_at: datetime
-    created_at: datetime
-    next_attempt_at: datetime | None
-    failure: str | None
-    attempts: list[AttemptView]
 
 
 def tenant(request: Request | None, role: Role, anonymous: str | None) -> str:
@@ -166,19 +139,19 @@ def read_new_timer(request: Request | None, targets: Targets) -> tuple[Webhook, 
 
 def accepted(timer: Timer, now: datetime) -> Response:
     """Return a timer whose webhook is about to be sent."""
-    return _json(_view(timer, now), HTTPStatus.ACCEPTED, {})
+    return _json(view(timer, now), HTTPStatus.ACCEPTED, {})
 
 
 def show(timer: Timer, now: datetime) -> Response:
     """Return the timer."""
-    return _json(_view(timer, now), HTTPStatus.OK, {})
+    return _json(view(timer, now), HTTPStatus.OK, {})
 
 
 def created(timer: Timer, now: datetime, request: Request | None) -> Response:
     """Return a new timer, and where it is to be found."""
     # The path as the client wrote it, which begins with the stage on API Gateway.
     path = "/timers" if request is None else request.context["path"].rstrip("/")
-    return _json(_view(timer, now), HTTPStatus.CREATED, {"Location": f"{path}/{timer.id}"})
+    return _json(view(timer, now), HTTPStatus.CREATED, {"Location": f"{path}/{timer.id}"})
 
 
 def healthy() -> Response:
@@ -250,7 +223,9 @@ def _body(raw: msgspec.Raw) -> tuple[str, str]:
 def _check_size(*texts: str) -> None:
     size = sum(len(text.encode()) for text in texts)
     if size > MAX_WEBHOOK:
-        detail = f"URL, headers and body are {size:,} bytes together; {MAX_WEBHOOK:,} are possible."
+        detail = (
+            f"URLs, headers and body are {size:,} bytes; {MAX_WEBHOOK:,} are possible."
+        )
         raise errors.InvalidRequest(detail, "/body")
 
 
@@ -296,37 +271,6 @@ def _error(error: errors.TimersError) -> Response:
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     return problem(status, str(error), pointer, headers)
-
-
-def _view(timer: Timer, now: datetime) -> TimerView:
-    return TimerView(
-        id=timer.id,
-        status=timer.status,
-        time_left=timer.time_left(now),
-        url=timer.url,
-        method=timer.method,
-        headers={name: masked(name, value) for name, value in timer.headers.items()},
-        body=timer.body,
-        timeout=timer.timeout,
-        retry=timer.retry,
-        fire_at=timer.deadline,
-        created_at=timer.created_at,
-        next_attempt_at=timer.due_at if timer.status in timers.WAITING else None,
-        failure=timer.failure,
-        attempts=[
-            AttemptView(
-                number=attempt.number,
-                at=attempt.at,
-                lateness=attempt.lateness,
-                duration=attempt.outcome.duration,
-                status=attempt.outcome.status,
-                error=attempt.outcome.error,
-                detail=attempt.outcome.detail,
-                answer=attempt.outcome.answer,
-            )
-            for attempt in timer.attempts
-        ],
-    )
 
 
 def _json(body: Any, status: HTTPStatus, headers: Headers) -> Response:

@@ -1,4 +1,4 @@
-"""Store on one DynamoDB table, and Keys on another.
+"""Store on one DynamoDB table, Keys and Secrets on another.
 
 One item for each timer, its attributes named as the fields of `Timer`; moments are text of fixed
 width, so that they compare as they should. An item that has yet to wake up is also in the index
@@ -10,7 +10,8 @@ width, so that they compare as they should. An item that has yet to wake up is a
 
 Each condition is made of the clauses named below; where one fails, somebody else was first.
 
-The tenants table has an item for each API key; its `id` begins with `key#`.
+The tenants table has an item for each API key, its `id` being `key#` and the id of the key, and one
+for all secrets of a tenant, under `secrets#` and its name.
 """
 
 import re
@@ -26,6 +27,7 @@ from zlib import crc32
 import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
 
+from chalicelib import signing
 from chalicelib.errors import Unavailable
 from chalicelib.keys import Key
 from chalicelib.timers import RetryPolicy, Ring, Status, Timer
@@ -48,7 +50,11 @@ BATCH = 100
 THREADS = 32
 """Calls side by side in a sweep; the client needs as many connections."""
 
+RACES = 10
+"""How often a change of secrets starts over because another one came between."""
+
 _KEY = "key#"
+_SECRETS = "secrets#"
 
 IS_NEW = "attribute_not_exists(#id)"
 IS_THE_TENANTS = "#tenant = :tenant"
@@ -111,14 +117,18 @@ class DynamoStore:
             return _timer(failed)  # the answer was lost, and the client asked again
         return _timer(claimed["Attributes"]) if claimed else None
 
-    def replace(self, timer: Timer) -> bool:
+    def replace(self, timer: Timer, adding: Timer | None = None) -> bool:
         failed = self._write(
-            self._client.put_item,
+            self._client.put_item if adding is None else partial(self._put_both, adding),
             Item=_item(timer),
             when=[IS_THE_TENANTS, IS_OF_THE_VERSION],
             values={"tenant": timer.tenant, "version": timer.version - 1},
         )
         return failed is None or _was_ours(failed, timer)
+
+    def _put_both(self, adding: Timer, **put: Any) -> None:
+        both: Any = [put, {"TableName": self._table, "Item": _item(adding)}]
+        self._client.transact_write_items(TransactItems=[{"Put": one} for one in both])
 
     def replace_all(self, changed: Sequence[Timer]) -> list[Timer]:
         faults: list[Unavailable] = []
@@ -260,6 +270,61 @@ class DynamoKeys:
         return sorted(found, key=lambda key: (key.created_at, key.id))
 
 
+class DynamoSecrets:
+    """Secrets on the tenants table of that name."""
+
+    def __init__(self, client: "DynamoDBClient", table: str) -> None:
+        self._client = client
+        self._table = table
+
+    def of(self, tenant: str) -> list[str]:
+        return _secrets(self._kept(tenant))
+
+    def add(self, tenant: str, secret: str) -> None:
+        self._change(tenant, lambda kept: signing.added(kept, secret))
+
+    def retire(self, tenant: str, secret: str) -> None:
+        self._change(tenant, lambda kept: signing.retired(kept, secret))
+
+    def _kept(self, tenant: str) -> str | None:
+        key = {"id": _attribute(_SECRETS + tenant)}
+        with _translated():
+            answer = self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True)
+        return answer["Item"]["secrets"]["S"] if "Item" in answer else None
+
+    def _change(self, tenant: str, decide: Callable[[list[str]], list[str]]) -> None:
+        for _ in range(RACES):
+            before = self._kept(tenant)
+            after = msgspec.json.encode(decide(_secrets(before))).decode()
+            if after == before or self._replace(tenant, before, after):
+                return
+        raise Unavailable("The secrets are being changed by too many at once.")
+
+    def _replace(self, tenant: str, before: str | None, after: str) -> bool:
+        item = {"id": _attribute(_SECRETS + tenant), "secrets": _attribute(after)}
+        unchanged: dict[str, Any] = {"ConditionExpression": "attribute_not_exists(id)"}
+        if before is not None:
+            unchanged = {
+                "ConditionExpression": "secrets = :before",
+                "ExpressionAttributeValues": {":before": _attribute(before)},
+            }
+        try:
+            with _translated():
+                self._client.put_item(
+                    TableName=self._table,
+                    Item=item,
+                    ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                    **unchanged,
+                )
+        except _ConditionFailed as failed:
+            return failed.item == item  # the answer was lost, and the client asked again
+        return True
+
+
+def _secrets(kept: str | None) -> list[str]:
+    return [] if kept is None else msgspec.json.decode(kept, type=list[str])
+
+
 class _ConditionFailed(Exception):
     def __init__(self, item: "Item") -> None:
         super().__init__()
@@ -275,6 +340,10 @@ def _translated() -> Iterator[None]:
         if code == "ConditionalCheckFailedException":
             item: Any = error.response.get("Item", {})
             raise _ConditionFailed(item) from None
+        # In a transaction the first write is the one with conditions.
+        reasons: Any = error.response.get("CancellationReasons", [])
+        if reasons and reasons[0]["Code"] == "ConditionalCheckFailed":
+            raise _ConditionFailed(reasons[0].get("Item", {})) from None
         # No more than the code: this sentence reaches whoever asked, and AWS names roles and ARNs.
         raise Unavailable(f"DynamoDB can't do this now: {code}.") from error
     except BotoCoreError as error:

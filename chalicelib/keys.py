@@ -17,6 +17,9 @@ from msgspec import Struct
 ENTROPY = 38
 """Random bytes that a key is made of."""
 
+TENANT = re.compile("[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
+"""The names that tenants may have."""
+
 _KEY = re.compile(r"tmr_([a-z2-7]{10})_[a-z2-7]{52}", re.ASCII)
 _BEARER = re.compile(r"bearer +(\S+)", re.ASCII | re.IGNORECASE)
 

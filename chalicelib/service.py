@@ -7,7 +7,7 @@ from functools import partial
 from random import random
 from typing import Any, Protocol
 
-from chalicelib import retry, timers
+from chalicelib import retry, timers, views
 from chalicelib.errors import AlarmRefused, TimerNotFound, Unavailable
 from chalicelib.timers import Outcome, Ring, Status, Timer, Webhook
 
@@ -73,10 +73,11 @@ class Store(Protocol):
     def claim(self, ring: Ring, now: datetime, lease_until: datetime) -> Timer | None:
         """Do `timers.claim` in one step that no other write can come between."""
 
-    def replace(self, timer: Timer) -> bool:
+    def replace(self, timer: Timer, adding: Timer | None = None) -> bool:
         """Write the timer if the stored version is `timer.version - 1`; say whether it was.
 
-        To write once more exactly what is stored may count as written.
+        `adding` is a new timer that is stored in the same step, or not at all. To write once more
+        exactly what is stored may count as written.
         """
 
     def replace_all(self, changed: Sequence[Timer]) -> list[Timer]:
@@ -122,7 +123,10 @@ class Sender(Protocol):
     """Posts webhooks."""
 
     def send(self, timer: Timer, at: datetime) -> Outcome:
-        """Make one attempt at `at`, over within `timer.timeout`. A failure is an Outcome."""
+        """Make one attempt at `at`, over within `timer.timeout`. A failure is an Outcome.
+
+        Only Unavailable escapes, and only if nothing was sent.
+        """
 
 
 class Service:
@@ -237,7 +241,12 @@ class Service:
             if self._store.replace(timers.released(timer)):
                 self._alarm.forward([ring])
             return
-        outcome = self._sender.send(timer, at)
+        try:
+            outcome = self._sender.send(timer, at)
+        except Unavailable:
+            # Nothing was sent, so this is no attempt: the next ring, or the sweep, makes one.
+            self._store.replace(timers.released(timer))
+            raise
         self._record(timer, outcome, at)
 
     def sweep(self, until: datetime) -> int:
@@ -260,11 +269,11 @@ class Service:
         now = self._clock()
         retry_at = retry.next_attempt_at(timer, retry.WORKER_LOST, now, self._chance())
         after = timers.record(timer, retry.WORKER_LOST, now, retry_at)
-        if not self._store.replace(after):
+        notice = _notice(after, now)
+        if not self._store.replace(after, notice):
             return False
         _log("claim taken back", after, logging.WARNING)
-        if after.status is Status.RETRYING:
-            self._rearm(timer, after)
+        self._follow_up(timer, after, notice)
         return True
 
     def check(self) -> None:
@@ -286,18 +295,32 @@ class Service:
         now = self._clock()
         retry_at = retry.next_attempt_at(claimed, outcome, now, self._chance())
         after = timers.record(claimed, outcome, at, retry_at)
-        if not self._replace_while_leased(after, claimed):
+        notice = _notice(after, now)
+        if not self._replace_while_leased(after, claimed, notice):
             _log("outcome dropped", after, logging.WARNING)
             return
         _log("webhook delivered" if outcome.succeeded else "webhook failed", after)
-        if after.status is Status.RETRYING:
-            self._rearm(claimed, after)
+        self._follow_up(claimed, after, notice)
 
-    def _replace_while_leased(self, after: Timer, claimed: Timer) -> bool:
+    def _follow_up(self, before: Timer, after: Timer, notice: Timer | None) -> None:
+        if after.status is Status.RETRYING:
+            self._rearm(before, after)
+        if notice is not None:
+            self._arm_new(notice)
+
+    def _arm_new(self, timer: Timer) -> None:
+        # It is stored, so it fires; an alarm that can't be set now is set by the sweep.
+        try:
+            self._alarm.set(timer)
+        except Unavailable:
+            self._leave_to_sweep(timer)
+        _log("timer created", timer)
+
+    def _replace_while_leased(self, after: Timer, claimed: Timer, notice: Timer | None) -> bool:
         # An outcome that is not recorded is a webhook sent twice: keep trying while we may.
         while True:
             try:
-                return self._store.replace(after)
+                return self._store.replace(after, notice)
             except Unavailable:
                 if (
                     claimed.wake_at is None
@@ -372,7 +395,14 @@ class Service:
 
 
 def _waits_for(timer: Timer, ring: Ring) -> bool:
-    return timer.status in timers.WAITING and timers.ring(timer) == ring
+    # Its generation says it all; what else a ring carries may differ between versions.
+    return timer.status in timers.WAITING and timer.generation == ring.generation
+
+
+def _notice(timer: Timer, now: datetime) -> Timer | None:
+    if timer.status is not Status.FAILED or timer.on_failure is None:
+        return None
+    return timers.notice(timer, views.failure(timer, now), now)
 
 
 def _log_ignored(ring: Ring) -> None:

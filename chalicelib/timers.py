@@ -18,8 +18,10 @@ Two numbers decide every race:
 
 from datetime import datetime, timedelta
 from enum import StrEnum
+from hashlib import sha256
 from math import ceil
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from msgspec import Struct
@@ -125,6 +127,8 @@ class Webhook(Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout: int = 30
     """Seconds that one attempt may take, from name resolution to the last byte."""
     retry: RetryPolicy = RetryPolicy()
+    on_failure: str | None = None
+    """A URL that is told, by a timer of its own, if this one ends as failed."""
 
 
 class Timer(Webhook, frozen=True, kw_only=True, omit_defaults=True):
@@ -180,6 +184,8 @@ class Ring(Struct, frozen=True, omit_defaults=True, order=True):
     due_at: datetime
     hops: int = 0
     """How often it has been forwarded."""
+    host: str = ""
+    """Whom the webhook is for, so that a receiver that hangs holds up nobody else's."""
 
 
 def timer_id(at: datetime, entropy: bytes) -> str:
@@ -192,7 +198,15 @@ def timer_id(at: datetime, entropy: bytes) -> str:
 
 def ring(timer: Timer) -> Ring:
     """Return what the alarm for the timer's next attempt has to say."""
-    return Ring(timer.id, timer.tenant, timer.generation, timer.due_at)
+    return Ring(timer.id, timer.tenant, timer.generation, timer.due_at, host=host(timer.url))
+
+
+def host(url: str) -> str:
+    """Return the host of a timer's URL, with its port if there is one."""
+    try:
+        return urlsplit(url).netloc.lower()
+    except ValueError:  # none that a timer can have; but a ring must not fail
+        return ""
 
 
 def new(id: str, tenant: str, webhook: Webhook, deadline: datetime, now: datetime) -> Timer:
@@ -206,6 +220,18 @@ def new(id: str, tenant: str, webhook: Webhook, deadline: datetime, now: datetim
         due_at=deadline,
         wake_at=deadline,
     )
+
+
+def notice(timer: Timer, body: str, now: datetime) -> Timer:
+    """Return the timer that tells `timer.on_failure` of a failed timer, with this JSON.
+
+    Its id is the same whenever this is said of the same failure.
+    """
+    entropy = sha256(f"{timer.id}.{timer.generation}".encode()).digest()[:10]
+    webhook = Webhook(
+        url=timer.on_failure or "", headers={"Content-Type": "application/json"}, body=body
+    )
+    return new(timer_id(timer.created_at, entropy), timer.tenant, webhook, now, now)
 
 
 def claim(timer: Timer, rung: Ring, now: datetime, lease_until: datetime) -> Timer | None:

@@ -3,7 +3,8 @@
 Whatever the receiver does, an attempt ends in time and reads a bounded number of bytes: the socket
 itself keeps both bounds, so dripped headers, endless `100 Continue` and gzip bombs fall under them
 as well. Every connection is made for one attempt only, to an address that was checked, without
-redirects and without the proxies of the environment.
+redirects and without the proxies of the environment. What is sent is signed with all the secrets of
+its tenant; while these can't be read, nothing is sent.
 """
 
 import logging
@@ -12,8 +13,10 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from ipaddress import ip_address
@@ -28,6 +31,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
+from chalicelib import signing
+from chalicelib.errors import Unavailable
 from chalicelib.guard import Targets
 from chalicelib.timers import Outcome, Timer
 
@@ -50,30 +55,87 @@ BODY_PATIENCE = 2.0
 """Seconds to wait for the body once the status is known; the status alone decides."""
 
 
+FRESH = timedelta(minutes=1)
+"""How long secrets are remembered, and so how long a retired one may still sign."""
+
+SecretsOf = Callable[[str], Sequence[str]]
+"""Returns a tenant's secrets, newest first, or raises Unavailable."""
+
+
+class Remembered:
+    """Secrets that are read at most once in `FRESH`, whatever the number of threads that ask."""
+
+    def __init__(self, read: SecretsOf, clock: Callable[[], datetime]) -> None:
+        self._read = read
+        self._clock = clock  # wall time: a function that is frozen may miss the passing of another
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[datetime, Future[Sequence[str]]]] = {}
+
+    def of(self, tenant: str) -> Sequence[str]:
+        """Return the tenant's secrets, newest first; raise Unavailable if they can't be read."""
+        with self._lock:
+            now = self._clock()
+            read_at, found = self._known.get(tenant, (now - FRESH, Future()))
+            fresh = timedelta(0) <= now - read_at < FRESH
+            if not fresh:
+                found = Future()
+                self._known[tenant] = now, found
+        if not fresh:
+            self._fill(tenant, found)
+        return found.result()
+
+    def _fill(self, tenant: str, found: "Future[Sequence[str]]") -> None:
+        try:
+            found.set_result(self._read(tenant))
+        except BaseException as error:
+            # Those who wait for this reading fail with it; the next one tries again.
+            with self._lock:
+                self._known.pop(tenant, None)
+            found.set_exception(error)
+
+
 class WebhookSender:
-    """Posts webhooks to what `targets` allows.
+    """Posts webhooks to what `targets` allows, signed with all of `secrets_of` their tenant.
 
     `tls` is for receivers with certificates of another authority than the public ones.
     """
 
-    def __init__(self, targets: Targets, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        targets: Targets,
+        tls: ssl.SSLContext | None = None,
+        *,
+        secrets_of: SecretsOf = lambda _: (),
+    ) -> None:
         tls = tls or ssl.create_default_context(cafile=certifi.where())
         self._adapter = _Adapter(targets, tls)
+        self._secrets_of = secrets_of
 
     def send(self, timer: Timer, at: datetime) -> Outcome:
-        """Make one attempt at `at`, over within `timer.timeout`. A failure is an Outcome."""
+        """Make one attempt at `at`, over within `timer.timeout`. A failure is an Outcome.
+
+        Only Unavailable escapes, before anything is sent: the secrets can't be read.
+        """
+        asked = time.monotonic()
+        secrets = self._secrets_of(timer.tenant)
         began = time.monotonic()
+        left = timer.timeout - (began - asked)
+        if left < timer.timeout / 2:
+            raise Unavailable("The secrets took so long to read that the receiver had no time.")
         try:
-            outcome = self._exchange(timer, at)
+            outcome = self._exchange(timer, at, secrets, left)
         except Exception as error:
             # Receivers can answer so that the standard library fails in any way: RecursionError …
             outcome = _failure(error)
         return msgspec.structs.replace(outcome, duration=round(time.monotonic() - began, 6))
 
-    def _exchange(self, timer: Timer, at: datetime) -> Outcome:
-        body, headers = timer.body.encode(), _headers(timer, at)
+    def _exchange(
+        self, timer: Timer, at: datetime, secrets: Sequence[str], timeout: float
+    ) -> Outcome:
+        body = timer.body.encode()
+        headers = _headers(timer, at) | _signature(timer, at, secrets, body)
         request = requests.Request(timer.method, timer.target, headers, data=body).prepare()
-        limit = urllib3.Timeout(total=timer.timeout)
+        limit = urllib3.Timeout(total=timeout)
         # Not through a Session: that reads the whole body of a redirect, however long.
         response = self._adapter.send(request, stream=True, timeout=limit)  # type: ignore[arg-type]  # requests takes urllib3's own Timeout, its stubs do not say so
         try:
@@ -233,6 +295,12 @@ def _connect(addresses: list[str], port: int, expires: float) -> socket.socket:
         except OSError as error:
             failure = error
     raise _Stopped("connect", _words(failure)) if failure else _too_late()
+
+
+def _signature(timer: Timer, at: datetime, secrets: Sequence[str], body: bytes) -> dict[str, str]:
+    if not secrets:
+        return {}
+    return {"webhook-signature": signing.sign(secrets, timer.id, int(at.timestamp()), body)}
 
 
 def _headers(timer: Timer, at: datetime) -> dict[str, str]:

@@ -25,6 +25,7 @@ from chalicelib.timers import DEFAULT_TENANT, Outcome, Timer
 if TYPE_CHECKING:
     from chalicelib.alarm import AwsAlarm
     from chalicelib.logs import Lines
+    from chalicelib.signing import Secrets
     from chalicelib.webhook import WebhookSender
 
 log = logging.getLogger(__name__)
@@ -106,17 +107,20 @@ def new_id() -> str:
 class _Sender:
     """The Sender, made when a webhook is first sent: most requests send none."""
 
-    def __init__(self, targets: Targets) -> None:
-        self._real = _once(partial(_make_sender, targets))
+    def __init__(self, targets: Targets, secrets: "Secrets") -> None:
+        self._real = _once(partial(_make_sender, targets, secrets))
 
     def send(self, timer: Timer, at: datetime) -> Outcome:
         return self._real().send(timer, at)
 
 
-def _make_sender(targets: Targets) -> "WebhookSender":
-    from chalicelib.webhook import WebhookSender  # noqa: PLC0415  # requests takes 60 ms to import
+def _make_sender(targets: Targets, secrets: "Secrets") -> "WebhookSender":
+    from chalicelib.webhook import (  # noqa: PLC0415  # requests takes 60 ms to import
+        Remembered,
+        WebhookSender,
+    )
 
-    return WebhookSender(targets)
+    return WebhookSender(targets, secrets_of=Remembered(secrets.of, now).of)
 
 
 def _once(make: Callable[[], T]) -> Callable[[], T]:
@@ -138,7 +142,7 @@ def _on_aws(partition: str, region: str, account: str) -> Parts:
 
     from chalicelib import logs  # noqa: PLC0415
     from chalicelib.alarm import REACH, Addresses, AwsAlarm, threads  # noqa: PLC0415
-    from chalicelib.dynamodb import DynamoKeys, DynamoStore  # noqa: PLC0415
+    from chalicelib.dynamodb import DynamoKeys, DynamoSecrets, DynamoStore  # noqa: PLC0415
 
     lines = logs.attach(NAME)
     anonymous = _anonymous(account)
@@ -161,7 +165,7 @@ def _on_aws(partition: str, region: str, account: str) -> Parts:
     service = Service(
         DynamoStore(dynamodb, NAME),
         alarm,
-        _Sender(targets),
+        _Sender(targets, DynamoSecrets(dynamodb, f"{NAME}-tenants")),
         clock=now,
         new_id=new_id,
         pause=time.sleep,

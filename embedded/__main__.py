@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import resource
+import secrets
 import signal
 import sys
 import threading
@@ -15,7 +16,7 @@ from pathlib import Path
 
 try:
     from app import app
-    from chalicelib import timers, wiring
+    from chalicelib import signing, timers, wiring
     from chalicelib.errors import Unavailable
     from chalicelib.guard import LOOPBACK, InvalidTargets, Targets
     from chalicelib.service import Service
@@ -24,7 +25,7 @@ try:
     from embedded import terminal
     from embedded.engine import Engine
     from embedded.server import LOCAL_HOSTS, Server, application
-    from embedded.sqlite import SqliteStore, Unusable
+    from embedded.sqlite import DATABASE, SqliteStore, Unusable
 except ModuleNotFoundError as missing:
     name = str(missing.name).partition(".")[0]
     sys.exit(f"{name} is missing: run `make run`, or pip install -r requirements-run.txt.")
@@ -71,7 +72,7 @@ class Settings:
             targets = Targets.parse(environ.get("ALLOWED_TARGETS", LOOPBACK))
         except InvalidTargets as error:
             raise BadSetting(str(error)) from None
-        database = Path(environ.get("TIMERS_DB", ".data/timers.db"))
+        database = Path(environ.get("TIMERS_DB", DATABASE))
         return cls(host, int(port), database, targets)
 
 
@@ -102,7 +103,9 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
     # glibc's resolver is the one part of a webhook that no deadline of ours can cut short.
     os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:2")
     engine = Engine(store, now)
-    sender = WebhookSender(settings.targets)
+    entropy = secrets.token_bytes(signing.ENTROPY)
+    signing.ensure(store.secrets, timers.DEFAULT_TENANT, entropy)
+    sender = WebhookSender(settings.targets, secrets_of=store.secrets.of)
 
     def pause(seconds: float) -> None:
         if stop.wait(seconds):

@@ -1,5 +1,7 @@
 """Alarm in one process: a heap of what fires next, one thread that waits for it, a pool that fires.
 
+What is due takes turns by host, so that a receiver that hangs keeps nobody else's webhooks waiting.
+
 Only the next timers to fire are in memory, at most `HEAP`; the rest wait in the store. `_horizon`
 is the border: whatever is due up to it is in the heap, whatever lies beyond is read when the heap
 runs low. So that no timer falls between, the border is raised *before* that reading, and a timer is
@@ -8,9 +10,9 @@ compared with it *after* its commit: it is seen by one or by both.
 
 import heapq
 import logging
-import queue
 import threading
 import time
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 
@@ -34,6 +36,9 @@ END = timedelta(days=1)
 """When a sender counts as gone. Far longer than any attempt, and than a night with the lid closed:
 the file lock proves that the senders of a dead process are dead, so nobody waits for this."""
 
+CROWDED_WAIT = 0.05
+"""Seconds to wait for turns while as many rings wait for theirs as the heap may hold."""
+
 UPKEEP = 10.0
 """Seconds between two sweeps."""
 
@@ -47,6 +52,68 @@ _BEGINNING: Position = (-(2**63), "")
 _END: Position = (2**63 - 1, "")
 
 
+class Turns:
+    """Rings that are due, handed to the senders host by host.
+
+    No host has more senders at work than stand free: one that hangs, with however many timers,
+    leaves half of them to the others, and the next that hangs half of those.
+    """
+
+    def __init__(self, senders: int) -> None:
+        self._free = senders
+        self._waiting: OrderedDict[str, deque[Ring]] = OrderedDict()
+        self._under_way: Counter[str] = Counter()
+        self._changed = threading.Condition()
+        self._closed = False
+        self.size = 0
+
+    def put(self, rings: Sequence[Ring]) -> None:
+        """Let rings wait for their turn."""
+        with self._changed:
+            for ring in rings:
+                self._waiting.setdefault(ring.host, deque()).append(ring)
+            self.size += len(rings)
+            self._changed.notify(len(rings))
+
+    def take(self) -> Ring | None:
+        """Return the next ring as soon as there is one that may be sent; None once closed."""
+        with self._changed:
+            while not self._closed:
+                if (ring := self._next()) is not None:
+                    return ring
+                self._changed.wait()
+        return None
+
+    def done(self, ring: Ring) -> None:
+        """Give back the sender that a ring was taken for."""
+        with self._changed:
+            self._free += 1
+            self._under_way[ring.host] -= 1
+            if not self._under_way[ring.host]:
+                del self._under_way[ring.host]
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Hand out nothing more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _next(self) -> Ring | None:
+        # Hosts that may not have one more are at most as many as there are senders.
+        for host, rings in self._waiting.items():
+            if self._under_way[host] < self._free:
+                ring = rings.popleft()
+                self._under_way[host] += 1
+                self._free -= 1
+                self.size -= 1
+                self._waiting.move_to_end(host)
+                if not rings:
+                    del self._waiting[host]
+                return ring
+        return None
+
+
 class Engine:
     """Rings for the timers of `store` by the wall time that `clock` returns."""
 
@@ -56,7 +123,7 @@ class Engine:
         self._heap: list[tuple[Position, Ring]] = []
         self._horizon = _BEGINNING
         self._changed = threading.Condition()
-        self._due: queue.Queue[Ring | None] = queue.Queue(maxsize=2 * SENDERS)
+        self._due = Turns(SENDERS)
         self._stopping = threading.Event()
         self._low = threading.Event()
         self._alive_at = time.monotonic()
@@ -80,8 +147,7 @@ class Engine:
         self._low.set()
         with self._changed:
             self._changed.notify_all()
-        for _ in range(SENDERS):
-            self._due.put(None)
+        self._due.close()
         for thread in self._threads:
             thread.join()
 
@@ -98,10 +164,10 @@ class Engine:
         """Say whether what is due already has to wait for a sender; it all gets its turn."""
         with self._changed:
             late = self._heap and self._heap[0][0][0] < micros(self._clock() - BEHIND)
-        return bool(late) or not self._due.empty()
+        return bool(late) or self._due.size > 0
 
     def check(self) -> None:
-        if time.monotonic() - self._alive_at > STUCK and not self._due.full():
+        if time.monotonic() - self._alive_at > STUCK:
             raise Unavailable("The firing loop does not respond.")
 
     def pop_due(self) -> tuple[list[Ring], float]:
@@ -152,18 +218,18 @@ class Engine:
 
     def _release(self) -> None:
         while not self._stopping.is_set():
+            self._alive_at = time.monotonic()
+            if self._due.size >= HEAP:
+                self._stopping.wait(CROWDED_WAIT)
+                continue
             with self._changed:
                 due, seconds = self.pop_due()
                 if not due:
                     self._changed.wait(seconds)
-            for ring in due:
-                self._due.put(ring)
-            self._alive_at = time.monotonic()
+            self._due.put(due)
 
     def _send(self, deliver: Callable[[Ring, datetime], None]) -> None:
-        while (ring := self._due.get()) is not None:
-            if self._stopping.is_set():
-                continue
+        while (ring := self._due.take()) is not None:
             try:
                 deliver(ring, self._clock() + END)
             except Unavailable as error:
@@ -171,6 +237,8 @@ class Engine:
             except Exception:
                 # The claim stays, the sweep takes it back; this thread goes on for the others.
                 log.exception("delivery broke", extra={"timer": ring.id})
+            finally:
+                self._due.done(ring)
 
     def _fill(self) -> None:
         while self._low.wait() and not self._stopping.is_set():

@@ -1,4 +1,4 @@
-"""Store on one SQLite file in WAL mode.
+"""Store and Secrets on one SQLite file in WAL mode.
 
 All writes go through one thread, which commits together what arrives together: one fsync for many.
 A call returns once its transaction is committed. Reads have a connection for each thread.
@@ -11,16 +11,19 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from chalicelib import timers
+from chalicelib import signing, timers
 from chalicelib.errors import Unavailable
 from chalicelib.timers import Ring, Status, Timer
+
+DATABASE = ".data/timers.db"
+"""Where it is, if nobody says otherwise."""
 
 BATCH = 500
 """The most writes that share one transaction."""
@@ -48,6 +51,12 @@ MIGRATIONS = (
     CREATE TABLE health (checks INTEGER NOT NULL);
     INSERT INTO health VALUES (0);
     """,
+    """
+    CREATE TABLE secrets (
+        tenant TEXT PRIMARY KEY,
+        secrets TEXT NOT NULL -- a JSON array, newest first
+    );
+    """,
 )
 """What makes each version of the schema from the one before it; never edited, only added to."""
 
@@ -56,6 +65,7 @@ T = TypeVar("T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _decode = msgspec.json.Decoder(Timer).decode
+_OF_TENANT = "SELECT secrets FROM secrets WHERE tenant = ?"
 
 
 class Unusable(Exception):
@@ -81,6 +91,7 @@ class SqliteStore:
             os.close(self._lock)
             raise
         self._local = threading.local()
+        self.secrets = SqliteSecrets(self._read, self._writer.call)
         self._readers: list[sqlite3.Connection] = []
 
     def close(self) -> None:
@@ -91,12 +102,7 @@ class SqliteStore:
         os.close(self._lock)
 
     def add(self, timer: Timer) -> bool:
-        row = _row(timer)
-        sql = (
-            "INSERT INTO timers (tenant, version, generation, status, due_at, wake_at, expires_at,"
-            " timer, id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-        )
-        return self._writer.call(lambda db: db.execute(sql, row).rowcount == 1)
+        return self._writer.call(lambda db: _add(db, timer))
 
     def get(self, tenant: str, timer_id: str) -> Timer | None:
         sql = "SELECT timer FROM timers WHERE id = ? AND tenant = ?"
@@ -113,8 +119,14 @@ class SqliteStore:
         # A power cut that loses a claim leaves a timer that is due: it is sent again, as promised.
         return self._writer.call(write, durable=False)
 
-    def replace(self, timer: Timer) -> bool:
-        return self._writer.call(lambda db: _replace(db, timer))
+    def replace(self, timer: Timer, adding: Timer | None = None) -> bool:
+        def write(db: sqlite3.Connection) -> bool:
+            replaced = _replace(db, timer)
+            if replaced and adding is not None:
+                _add(db, adding)
+            return replaced
+
+        return self._writer.call(write)
 
     def replace_all(self, changed: Sequence[Timer]) -> list[Timer]:
         return self._writer.call(lambda db: [timer for timer in changed if _replace(db, timer)])
@@ -139,11 +151,14 @@ class SqliteStore:
     def waiting(self, after: Position, limit: int) -> list[tuple[Position, Ring]]:
         """Return the next rings to come behind a position, in their order."""
         sql = (
-            "SELECT wake_at, id, tenant, generation FROM timers"
+            "SELECT wake_at, id, tenant, generation, json_extract(timer, '$.url') FROM timers"
             " WHERE wake_at >= ? AND (wake_at, id) > (?, ?) ORDER BY wake_at, id LIMIT ?"
         )
         rows = self._read(sql, (after[0], *after, limit))
-        return [((at, id), Ring(id, tenant, gen, _moment(at))) for at, id, tenant, gen in rows]
+        return [
+            ((at, id), Ring(id, tenant, generation, _moment(at), host=timers.host(url)))
+            for at, id, tenant, generation, url in rows
+        ]
 
     def claimed(self) -> list[Timer]:
         """Return the timers that are being delivered; at start those whose worker has died."""
@@ -168,6 +183,60 @@ class SqliteStore:
                 reader = self._local.reader = _connect(self._path)
                 self._readers.append(reader)
             return reader.execute(sql, parameters).fetchall()
+
+
+Read = Callable[[str, tuple[Any, ...]], list[Any]]
+Write = Callable[[Callable[[sqlite3.Connection], None]], None]
+
+
+class SqliteSecrets:
+    """Secrets in a database: `read` makes a query, `write` runs something in a transaction."""
+
+    def __init__(self, read: Read, write: Write) -> None:
+        self._read = read
+        self._write = write
+
+    def of(self, tenant: str) -> list[str]:
+        return _secrets(self._read(_OF_TENANT, (tenant,)))
+
+    def add(self, tenant: str, secret: str) -> None:
+        self._change(tenant, lambda kept: signing.added(kept, secret))
+
+    def retire(self, tenant: str, secret: str) -> None:
+        self._change(tenant, lambda kept: signing.retired(kept, secret))
+
+    def _change(self, tenant: str, decide: Callable[[list[str]], list[str]]) -> None:
+        def write(db: sqlite3.Connection) -> None:
+            after = decide(_secrets(db.execute(_OF_TENANT, (tenant,)).fetchall()))
+            sql = "INSERT OR REPLACE INTO secrets (tenant, secrets) VALUES (?, ?)"
+            db.execute(sql, (tenant, msgspec.json.encode(after).decode()))
+
+        self._write(write)
+
+
+def _secrets(rows: list[Any]) -> list[str]:
+    return msgspec.json.decode(rows[0][0], type=list[str]) if rows else []
+
+
+@contextmanager
+def secrets_in(path: Path) -> Iterator[SqliteSecrets]:
+    """Give the Secrets of a database, also beside the process that has it open; raises Unusable."""
+    if not path.is_file():
+        raise Unusable(f"There is no database {path} yet: `make run` makes it.")
+    with closing(_connect(path)) as db, _translated():
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version != len(MIGRATIONS):
+            raise Unusable(
+                f"The database {path} is of another version of Timers (schema {version}):"
+                " start this one on it first."
+            )
+        db.execute("PRAGMA synchronous = FULL")
+
+        def write(do: Callable[[sqlite3.Connection], None]) -> None:
+            with _transaction(db):
+                do(db)
+
+        yield SqliteSecrets(lambda sql, parameters: db.execute(sql, parameters).fetchall(), write)
 
 
 class _Write(NamedTuple):
@@ -245,15 +314,20 @@ class _Writer:
     def _commit(self, batch: list[_Write]) -> list[Any]:
         durable = any(write.durable for write in batch)
         self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            results = [write.do(self._db) for write in batch]
-            self._db.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):  # some errors have rolled it back already
-                self._db.execute("ROLLBACK")
-            raise
-        return results
+        with _transaction(self._db):
+            return [write.do(self._db) for write in batch]
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):  # some errors have rolled it back already
+            db.execute("ROLLBACK")
+        raise
 
 
 def _row(timer: Timer) -> tuple[Any, ...]:
@@ -268,6 +342,14 @@ def _row(timer: Timer) -> tuple[Any, ...]:
         msgspec.json.encode(timer).decode(),
         timer.id,
     )
+
+
+def _add(db: sqlite3.Connection, timer: Timer) -> bool:
+    sql = (
+        "INSERT INTO timers (tenant, version, generation, status, due_at, wake_at, expires_at,"
+        " timer, id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+    )
+    return db.execute(sql, _row(timer)).rowcount == 1
 
 
 def _replace(db: sqlite3.Connection, timer: Timer) -> bool:
@@ -318,6 +400,10 @@ def _lock(path: Path) -> int:
 def _migrate(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # It holds secrets, and a copy that was brought back may be open to all. What SQLite makes
+        # beside it has the same rights.
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
         db = _connect(path)
     except (OSError, sqlite3.Error) as error:
         raise Unusable(f"The database {path} can't be written: {_why(error)}.") from error

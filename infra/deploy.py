@@ -1,6 +1,6 @@
 """Deploys Timers into an AWS account or LocalStack, and takes it away again.
 
-    template.yaml ──► chalice deploy ──► what Chalice can't set ──► a first key
+    template.yaml ──► chalice deploy ──► what Chalice can't set ──► first key and secrets
 
 Every step may be repeated, and goes on where an earlier one was cut off. What Chalice has to
 remember of a deployment (the ids that AWS chose) is kept in SSM, so that any machine can update it.
@@ -25,10 +25,11 @@ from typing import Any
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError, WaiterError
 
-from chalicelib import keys
-from chalicelib.dynamodb import DynamoKeys
+from chalicelib import keys, signing
+from chalicelib.dynamodb import DynamoKeys, DynamoSecrets
 from chalicelib.errors import Unavailable
 from chalicelib.keys import Role
+from chalicelib.signing import SecretRefused
 from chalicelib.timers import DEFAULT_TENANT
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +75,7 @@ class Deployment:
         self._state_file = root / f".chalice/deployed/{stage}.json"
         self._parameter = f"/timers/{stage}/deployed"
         self._keys = DynamoKeys(self._client("dynamodb"), f"{self._name}-tenants")
+        self._secrets = DynamoSecrets(self._client("dynamodb"), f"{self._name}-tenants")
 
     def deploy(
         self, *, topic: str | None, rate: int | None, burst: int | None, pollers: int | None
@@ -88,8 +90,7 @@ class Deployment:
         self._allow_recursion()
         self._throttle(rate, burst)
         # Before what may have to wait: whoever has deployed has a key.
-        made = None if self._keys.all() else self.make_key(DEFAULT_TENANT, Role.FULL)
-        _say(self._greeting(made))
+        _say(self._greeting(self._first_key()))
         if pollers is not None:
             self._provision(pollers)
 
@@ -116,11 +117,27 @@ class Deployment:
         _say(f"{self._name} is gone.")
 
     def make_key(self, tenant: str, role: Role) -> str:
-        """Return a new API key, which is kept as its hash only."""
+        """Return a new API key, which is kept as its hash only. Its tenant has a secret then."""
         entropy = secrets.token_bytes(keys.ENTROPY)
         text, key = keys.mint(tenant, role, datetime.now(UTC), entropy)
         self._keys.add(key)
+        self._ensure_secret(tenant)
         return text
+
+    def _first_key(self) -> str | None:
+        found = self._keys.all()
+        # Also those whose keys are older than signing.
+        for tenant in sorted({DEFAULT_TENANT, *(key.tenant for key in found)}):
+            self._ensure_secret(tenant)
+        return None if found else self.make_key(DEFAULT_TENANT, Role.FULL)
+
+    def change_secrets(self, tenant: str, *, add: str | None, retire: str | None) -> list[str]:
+        """Add a secret and retire one, if given; return those that the tenant has then."""
+        entropy = secrets.token_bytes(signing.ENTROPY)
+        return signing.change(self._secrets, tenant, entropy, add=add, retire=retire)
+
+    def _ensure_secret(self, tenant: str) -> None:
+        signing.ensure(self._secrets, tenant, secrets.token_bytes(signing.ENTROPY))
 
     def _place(self) -> str:
         return f"{self._name} in account {self._account()}, {self._session.region_name}."
@@ -384,7 +401,7 @@ def _parameters(given: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def _tenant(name: str) -> str:
-    if not re.fullmatch("[a-z0-9][a-z0-9_-]{0,62}", name):
+    if not keys.TENANT.fullmatch(name):
         raise argparse.ArgumentTypeError("up to 63 of a-z, 0-9, - and _, not - or _ first")
     return name
 
@@ -407,7 +424,7 @@ def main(arguments: Sequence[str]) -> None:
         os.environ.update(ON_LOCALSTACK | os.environ)
     try:
         _run(given)
-    except (Refused, Unavailable) as error:
+    except (Refused, SecretRefused, Unavailable) as error:
         sys.exit(str(error))
     except (BotoCoreError, ClientError) as error:
         hint = " Is it running? `make localstack` starts it." if given.stage == "localstack" else ""
@@ -428,6 +445,9 @@ def _run(given: argparse.Namespace) -> None:
             deployment.destroy()
         case "key":
             _say(deployment.make_key(given.tenant, Role(given.role)))
+        case "secrets":
+            found = deployment.change_secrets(given.tenant, add=given.add, retire=given.retire)
+            _say("\n".join(found))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -437,7 +457,8 @@ def _parser() -> argparse.ArgumentParser:
     deploy = commands.add_parser("deploy", help="make or update a stage")
     destroy = commands.add_parser("destroy", help="take a stage away, its timers included")
     key = commands.add_parser("key", help="make one more API key and print it")
-    for command in (deploy, destroy, key):
+    signed = commands.add_parser("secrets", help="print what a tenant's webhooks are signed with")
+    for command in (deploy, destroy, key, signed):
         command.add_argument("stage", choices=sorted(stages))
     deploy.add_argument("--topic", help="ARN of the SNS topic that the alarms tell, or none")
     deploy.add_argument("--rate", type=int, help=f"requests a second, {RATE} at first")
@@ -449,7 +470,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="0|2..200",
         help="pollers of the queue that always run, and are paid for; 0 for none",
     )
-    key.add_argument("--tenant", type=_tenant, default=DEFAULT_TENANT)
+    for command in (key, signed):
+        command.add_argument("--tenant", type=_tenant, default=DEFAULT_TENANT)
+    signed.add_argument("--add", metavar="new|whsec_…", help="add this one first")
+    signed.add_argument("--retire", metavar="whsec_…", help="then retire this one")
     key.add_argument("--role", choices=[role.value for role in Role], default=Role.FULL.value)
     return parser
 

@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from chalicelib import timers
+from chalicelib import signing, timers
 from chalicelib.errors import Unavailable
 from chalicelib.keys import Key
 from chalicelib.timers import Outcome, Ring, Timer
@@ -49,11 +49,13 @@ class FakeStore:
         claimed = timers.claim(timer, ring, now, lease_until) if timer else None
         return claimed if claimed is not None and self.replace(claimed) else None
 
-    def replace(self, timer: Timer) -> bool:
+    def replace(self, timer: Timer, adding: Timer | None = None) -> bool:
         stored = self.get(timer.tenant, timer.id)
         if stored is None or stored.version != timer.version - 1:
             return False
         self.timers[timer.id] = timer
+        if adding is not None:
+            self.timers.setdefault(adding.id, adding)
         return True
 
     def replace_all(self, changed: Sequence[Timer]) -> list[Timer]:
@@ -90,6 +92,22 @@ class FakeKeys:
 
     def all(self) -> list[Key]:
         return sorted(self.keys.values(), key=lambda key: key.created_at)
+
+
+class FakeSecrets:
+    """Secrets in a dict."""
+
+    def __init__(self) -> None:
+        self.secrets: dict[str, list[str]] = {}
+
+    def of(self, tenant: str) -> list[str]:
+        return list(self.secrets.get(tenant, ()))
+
+    def add(self, tenant: str, secret: str) -> None:
+        self.secrets[tenant] = signing.added(self.of(tenant), secret)
+
+    def retire(self, tenant: str, secret: str) -> None:
+        self.secrets[tenant] = signing.retired(self.of(tenant), secret)
 
 
 class FakeAlarm:

@@ -351,9 +351,9 @@ class SlowStore(FakeStore):
         except ClientError as error:
             raise Unavailable("The simulated store is throttled.") from error
 
-    def replace(self, timer: Timer) -> bool:
+    def replace(self, timer: Timer, adding: Timer | None = None) -> bool:
         self.check()
-        return self._replace_now(timer)
+        return self._replace_now(timer, adding)
 
     def claim(self, ring: Ring, now: datetime, lease_until: datetime) -> Timer | None:
         self.check()
@@ -372,7 +372,7 @@ class SlowStore(FakeStore):
             del self.timers[timer.id]
         return timer.id not in self.timers
 
-    def _replace_now(self, timer: Timer) -> bool:
+    def _replace_now(self, timer: Timer, adding: Timer | None = None) -> bool:
         stored = self.timers.get(timer.id)
         if stored is None or stored.version != timer.version - 1:
             return False

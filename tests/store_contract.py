@@ -257,3 +257,16 @@ class StoreContract:
         assert final.status is end
         assert store.replace(final)
         return final
+
+    def test_a_timer_is_added_in_the_same_step(self, store: Store) -> None:
+        """Both writes are there, or neither is; what exists already is left alone."""
+        timer, other = make(1), make(2)
+        store.add(timer)
+        changed = timers.cancel(timer, START)
+        assert store.replace(changed, other)
+        assert store.get(timer.tenant, timer.id) == changed
+        assert store.get(other.tenant, other.id) == other
+        # The version is not the one before any more: nothing of this may happen.
+        third = make(3)
+        assert not store.replace(replace(changed, version=9), third)
+        assert store.get(third.tenant, third.id) is None

@@ -1,6 +1,7 @@
 """The two-tier alarm: exact requests, counts and races, on moto."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -88,7 +89,7 @@ def test_exact_requests_of_a_new_timer(
     }
     assert wake(created[0]) == wakes - lead
     event = created[0]["Target"]["Input"]
-    assert set(json.loads(event)) == {"id", "tenant", "generation", "due_at"}
+    assert set(json.loads(event)) == {"id", "tenant", "generation", "due_at", "host"}
     assert alarm.read(event) == timers.ring(timer)
     sent = requests(cloud.aws, "SendMessageBatch")
     assert [entry["DelaySeconds"] for request in sent for entry in request["Entries"]] == (
@@ -212,6 +213,17 @@ def test_forward_goes_in_batches_of_ten(aws: Account, alarms: AwsAlarm) -> None:
     assert [alarm.read(entry["MessageBody"]) for entry in sent] == [
         replace(ring, hops=1) for ring in rings
     ]
+
+
+def test_messages_are_grouped_by_host(aws: Account, alarms: AwsAlarm) -> None:
+    """Fair queues let the messages for one host wait without those for others; any host will do."""
+    hosts = ["a.example", "a.example", "b.example:8443", "[::1]:1", "bücher.example", "", "x" * 999]
+    alarms.forward([replace(rung(make(n)), host=host) for n, host in enumerate(hosts)])
+    (request,) = requests(aws, "SendMessageBatch")
+    groups = [entry["MessageGroupId"] for entry in request["Entries"]]
+    assert groups[0] == groups[1]
+    assert len(set(groups)) == 6
+    assert all(re.fullmatch("[0-9a-f]{16}", group) for group in groups)
 
 
 def test_forward_reaches_fifteen_minutes(aws: Account, alarms: AwsAlarm) -> None:

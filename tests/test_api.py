@@ -494,6 +494,7 @@ def test_timer_as_json(api_on_fakes: Api) -> None:
         "body": "",
         "timeout": 30,
         "retry": {"max_attempts": 8, "initial_delay": 10, "max_delay": 43200},
+        "on_failure": None,
         "fire_at": "2026-01-31T12:01:30Z",
         "created_at": "2026-01-31T12:00:00Z",
         "next_attempt_at": "2026-01-31T12:01:30Z",
@@ -816,6 +817,8 @@ def asked(api: Api, members_: dict[str, Any]) -> HTTPResponse:
             ({"method": name}, {"method": name})
             for name in ("POST", "PUT", "PATCH", "DELETE", "GET")
         ),
+        ({"on_failure": URL}, {"on_failure": URL}),
+        ({"on_failure": None}, {"on_failure": None}),
         ({"timeout": 1}, {"timeout": 1}),
         ({"timeout": 30}, {"timeout": 30}),
         (
@@ -878,6 +881,8 @@ def test_what_is_sent_is_as_asked(api_on_fakes: Api, given: Any, shown: dict[str
                 "timer-attempt",
             )
         ),
+        ({"on_failure": "http://10.0.0.1/"}, "/on_failure"),
+        ({"on_failure": "mailto:me"}, "/on_failure"),
         ({"timeout": 0}, "/timeout"),
         ({"timeout": 31}, "/timeout"),
         ({"timeout": 1.5}, "/timeout"),

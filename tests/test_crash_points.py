@@ -14,7 +14,7 @@ from botocore.exceptions import ReadTimeoutError
 
 from chalicelib import dynamodb
 from chalicelib.errors import TimersError
-from chalicelib.timers import DEFAULT_TENANT, FINAL, Outcome, Status, Timer
+from chalicelib.timers import DEFAULT_TENANT, FINAL, Outcome, Status, Timer, Webhook
 from tests.aws import NAME, account
 from tests.cloud import Cloud
 from tests.fakes import START
@@ -203,6 +203,36 @@ def test_failure_between_two_writes(point: tuple[str, int, str, str], alarms: st
         if name == "cancel" and answered:
             assert not sent
         assert aws.schedules() == []
+
+
+TOLD = ["UpdateItem", "TransactWriteItems", "SendMessageBatch", "CreateSchedule"]
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("side", ["before", "after"])
+@pytest.mark.parametrize("number", range(len(TOLD)), ids=TOLD)
+def test_failure_while_a_failure_is_told(number: int, side: str, failure: str) -> None:
+    """A timer that fails and the one that tells of it come together: both or none, and one only."""
+    with account() as aws:
+        cloud = Cloud(aws)
+        webhook = Webhook(url="https://example.com/", on_failure="https://example.com/failed")
+
+        def answer() -> None:
+            gone = cloud.sender.sent[-1][0].on_failure is not None
+            cloud.sender.outcome = Outcome(status=410 if gone else 204)
+
+        cloud.sender.during = answer
+        cloud.service.create(DEFAULT_TENANT, webhook, timedelta(seconds=DELAY))
+        aws.calls.clear()
+        _fail(cloud, deliver, number, side, failure)
+        assert aws.names()[: number + 1] == TOLD[: number + 1]
+        stored = {timer.on_failure is None: timer for timer in _settle(cloud)}
+        assert {told: timer.status for told, timer in stored.items()} == {
+            False: Status.FAILED,
+            True: Status.DELIVERED,
+        }
+        sent = Counter(timer.id for timer, _ in cloud.sender.sent)
+        assert sent[stored[True].id] == 1
 
 
 def _settle(cloud: Cloud) -> list[Timer]:

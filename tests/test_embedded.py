@@ -502,3 +502,35 @@ def test_chalice_local_points_to_make_run(tmp_path: Path) -> None:
     assert answers[0].status_code == 503
     assert answers[0].headers["content-type"] == "application/problem+json"
     assert "`make run`" in answers[0].json()["detail"]
+
+
+@pytest.mark.e2e
+def test_a_host_that_hangs_holds_up_nobody_else(tmp_path: Path) -> None:
+    """1,000 timers for a receiver that never answers and 100 for a healthy one, due together: all
+    of the healthy one's arrive before the first of the others has timed out."""
+    give_up = threading.Event()
+    with (
+        Embedded(tmp_path / "timers.db", {"ALLOWED_TARGETS": "127.0.0.0/8"}) as server,
+        Receiver(lambda: give_up.wait(60)) as hanging,
+        Receiver(listen="127.0.0.2") as healthy,
+    ):
+        at = 15
+        def create(url: str) -> None:
+            left = at - (time.monotonic() - began)
+            body = {"seconds": max(0, round(left)), "url": url}
+            answer = requests.post(f"{server.url}/timers", json=body, timeout=30)
+            assert answer.status_code == 201, answer.text
+
+        began = time.monotonic()
+        urls = [hanging.url] * 1000 + [healthy.url] * 100
+        try:
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(create, urls))
+            assert time.monotonic() - began < at, "This machine is too slow to create them all."
+            wait_until(lambda: len(hanging.arrivals) >= 16, 60)
+            first = min(arrival.at for arrival in hanging.arrivals)
+            wait_until(lambda: len(healthy.arrivals) == 100, 60)
+        finally:
+            give_up.set()
+        last = max(arrival.at for arrival in healthy.arrivals)
+        assert last < first + timedelta(seconds=timers.MAX_TIMEOUT)

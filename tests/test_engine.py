@@ -7,12 +7,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from chalicelib import timers
 from chalicelib.errors import Unavailable
 from chalicelib.timers import Ring, Timer
 from embedded import engine as engine_module
-from embedded.engine import LONGEST_WAIT, Engine
+from embedded.engine import LONGEST_WAIT, Engine, Turns
 from embedded.sqlite import Position, SqliteStore
 from tests.fakes import START, Clock
 from tests.processes import wait_until
@@ -232,16 +233,77 @@ def test_two_generations_of_one_moment_fit_side_by_side(engine: Engine, clock: C
 def test_is_behind_while_rings_wait_for_a_sender(engine: Engine) -> None:
     """What is released and not taken yet is a backlog: the sweep must not ring for it."""
     assert not engine.is_behind()
-    engine._due.put(rung(make(1)))
+    engine._due.put([rung(make(1))])
     assert engine.is_behind()
 
 
-def test_check_takes_a_full_backlog_for_work(engine: Engine) -> None:
-    """While all senders are busy the releasing thread waits for them: that is no fault."""
-    while not engine._due.full():
-        engine._due.put(rung(make(1)))
-    engine._alive_at -= engine_module.STUCK + 1
+def test_check_notices_a_loop_that_stands(engine: Engine) -> None:
+    """Without a sign of life from the loop that fires, timers do not fire, however many wait."""
+    engine._due.put([rung(make(1))])
     engine.check()
+    engine._alive_at -= engine_module.STUCK + 1
+    with pytest.raises(Unavailable):
+        engine.check()
+
+
+def ring_to(host: str, number: int = 1) -> Ring:
+    return replace(rung(make(number)), host=host)
+
+
+def test_hosts_take_turns() -> None:
+    """One ring of each host after the other, each host's in their order."""
+    turns = Turns(100)
+    turns.put([ring_to("a", 1), ring_to("a", 2), ring_to("a", 3), ring_to("b", 4), ring_to("c", 5)])
+    taken = [turns.take() for _ in range(5)]
+    assert taken == [
+        ring_to("a", 1), ring_to("b", 4), ring_to("c", 5), ring_to("a", 2), ring_to("a", 3)
+    ]  # fmt: skip
+    assert turns.size == 0
+
+
+def under_way(turns: Turns, *hosts: str) -> dict[str, int]:
+    """Return how many senders the hosts get that have any number of rings, one after the other."""
+    for host in hosts:
+        turns.put([ring_to(host, number) for number in range(100)])
+        while turns._next() is not None:
+            pass
+    return dict(turns._under_way)
+
+
+def test_a_host_that_hangs_leaves_half_to_the_others() -> None:
+    """… and the next one half of that: however many hang, there is one more sender for a while."""
+    assert under_way(Turns(64), "a") == {"a": 32}
+    assert under_way(Turns(64), "a", "b") == {"a": 32, "b": 16}
+    many = under_way(Turns(64), *"abcdefg")
+    assert many == {"a": 32, "b": 16, "c": 8, "d": 4, "e": 2, "f": 1, "g": 1}
+
+
+def test_a_sender_that_is_done_serves_who_may_be_served() -> None:
+    """Giving back a sender wakes whoever waits for one; closing wakes all."""
+    turns = Turns(2)
+    turns.put([ring_to("a", number) for number in range(3)])
+    first = turns.take()
+    assert first is not None
+    taken: list[Ring | None] = []
+    waiting = [threading.Thread(target=lambda: taken.append(turns.take())) for _ in range(2)]
+    for thread in waiting:
+        thread.start()
+    assert taken == []  # one of two is free, and one is under way: the host may not have it
+    turns.done(first)
+    wait_until(lambda: taken == [ring_to("a", 1)])
+    turns.close()
+    for thread in waiting:
+        thread.join(10)
+    assert taken == [ring_to("a", 1), None]
+
+
+def test_rings_of_the_store_know_their_host(store: SqliteStore, clock: Clock) -> None:
+    """What was read from disk takes its turn like what was just set."""
+    (added,) = add(store, range(1, 2))
+    engine = Engine(store, clock)
+    engine.refill()
+    assert engine._heap[0][1] == rung(added)
+    assert rung(added).host == "example.com"
 
 
 def test_fill_goes_on_when_it_fails(
@@ -343,7 +405,7 @@ def test_stop_waits_for_what_is_being_sent(engine: Engine, monkeypatch: pytest.M
     engine.set(make(1, -SECOND))
     assert started.wait(10)
     engine.set(make(2, -SECOND))
-    wait_until(lambda: engine._due.qsize() == 1)
+    wait_until(lambda: engine._due.size == 1)
     stopper = threading.Thread(target=engine.stop)
     stopper.start()
     assert engine._stopping.wait(10)

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
 from chalicelib import alarm, keys, timers
-from chalicelib.dynamodb import DynamoKeys
+from chalicelib.dynamodb import DynamoKeys, DynamoSecrets
 from chalicelib.errors import AlarmRefused, Unavailable
 from chalicelib.timers import DEFAULT_TENANT, Status
 from tests.aws import TENANTS, account
@@ -22,6 +23,7 @@ ACTIONS = {
     "DeleteSchedule": {"scheduler:DeleteSchedule"},
     "SendMessageBatch": {"sqs:SendMessage"},
     "DeleteMessageBatch": {"sqs:DeleteMessage"},
+    "TransactWriteItems": {"dynamodb:PutItem"},
     "GetQueueAttributes": {"sqs:GetQueueAttributes"},
 }
 """The rights that a call needs; those of DynamoDB are called as the calls."""
@@ -77,6 +79,7 @@ def deliver(cloud: Cloud) -> None:
 
     cloud.aws.before = fail
     ends_at = cloud.clock.now + timedelta(seconds=60)
+    DynamoSecrets(cloud.aws.dynamodb, TENANTS).of(good.tenant)
     messages = [(alarm._text(timers.ring(timer)), "handle") for timer in (good, bad)]
     alarms: Any = cloud.service._alarm
     with pytest.raises(Unavailable):
@@ -141,20 +144,71 @@ def test_policy_reaches_timers_only(name: str) -> None:
         assert "timers-" in statement["Resource"]
         if statement["Effect"] == "Allow":
             assert not [action for action in statement["Action"] if "*" in action]
-        if statement["Action"] == ["iam:PassRole"]:
+        if statement.get("Action") == ["iam:PassRole"]:
             condition = {"StringEquals": {"iam:PassedToService": "scheduler.amazonaws.com"}}
             assert statement["Condition"] == condition
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_keys_are_kept_from_whom_they_do_not_concern(name: str) -> None:
-    """The names of the tables look alike, so that a right to one would be a right to the other."""
-    denied = [it["Resource"] for it in statements(name) if it["Effect"] == "Deny"]
-    tenants = "arn:aws:dynamodb:*:*:table/timers-*-tenants"
-    if name == "authorizer":
-        assert [it["Resource"] for it in statements(name)][1:] == [tenants]
+def may(name: str, action: str, table: str, key: str | None) -> bool:
+    """Say whether IAM lets a function do this to a table: allowed by one statement, denied by none.
+
+    `key` is the partition key of the item; None for a call that names none.
+    """
+    resource = f"arn:aws:dynamodb:eu-central-1:123456789012:table/{table}"
+    effects = {it["Effect"] for it in statements(name) if concerns(it, action, resource, key)}
+    return effects == {"Allow"}
+
+
+def concerns(statement: dict[str, Any], action: str, resource: str, key: str | None) -> bool:
+    if "Action" in statement:
+        meant = is_like(action, statement["Action"])
     else:
-        assert denied == [tenants]
+        meant = not is_like(action, statement["NotAction"])
+    conditions = statement.get("Condition", {}) if meant else {}
+    return (
+        meant
+        and is_like(resource, [statement["Resource"]])
+        and all(
+            # Where there is no key at all, whatever begins with ForAllValues is met.
+            key is None or is_like(key, names["dynamodb:LeadingKeys"]) is LIKE[operator]
+            for operator, names in conditions.items()
+        )
+    )
+
+
+def is_like(text: str, patterns: list[str]) -> bool:
+    return any(fnmatchcase(text, pattern) for pattern in patterns)
+
+
+LIKE = {"ForAllValues:StringLike": True, "ForAllValues:StringNotLike": False}
+
+CALLS = ["GetItem", "BatchGetItem", "Query", "Scan", "PutItem", "UpdateItem", "DeleteItem"]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_keys_and_secrets_are_kept_from_whom_they_do_not_concern(name: str) -> None:
+    """The authorizer reads keys and `deliver` secrets, one by one; nobody reads anything else
+    there, and nobody writes. The names of the tables look alike, so that a right to one would be a
+    right to the other."""
+    keys = ["key#abc", "secrets#acme", "xsecrets#acme", "", None]
+    allowed = {
+        (call, key)
+        for call in CALLS
+        for key in keys
+        if may(name, f"dynamodb:{call}", "timers-dev-tenants", key)
+    }
+    allowed.discard(("GetItem", None))  # there is no such call
+    wanted = {"authorizer": {("GetItem", "key#abc")}, "deliver": {("GetItem", "secrets#acme")}}
+    assert allowed == wanted.get(name, set())
+
+
+def test_the_rules_of_iam_are_played_right() -> None:
+    """The table of the timers is open to those who work with it, and to no authorizer."""
+    assert may("deliver", "dynamodb:PutItem", "timers-dev", "x")
+    assert may("sweep", "dynamodb:GetItem", "timers-dev", "secrets#x")
+    assert not may("deliver", "dynamodb:DeleteItem", "timers-dev", "x")
+    assert not may("authorizer", "dynamodb:GetItem", "timers-dev", "key#x")
+    assert not may("deliver", "dynamodb:GetItem", "other-dev-tenants", "secrets#x")
 
 
 @pytest.mark.parametrize("stage", ["localstack", "dev", "prod"])

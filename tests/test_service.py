@@ -1,9 +1,12 @@
 """The use cases, on fakes and a clock that stands until it is moved."""
 
+import json
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from chalicelib import retry, timers
 from chalicelib.errors import (
@@ -21,7 +24,7 @@ from chalicelib.service import (
     WAITED_OUT,
     Service,
 )
-from chalicelib.timers import DEFAULT_TENANT, Outcome, Ring, Status, Timer, Webhook
+from chalicelib.timers import DEFAULT_TENANT, Outcome, RetryPolicy, Ring, Status, Timer, Webhook
 from tests.fakes import NO_CONTENT, Clock, FakeAlarm, FakeSender, FakeStore
 
 URL = "https://example.com/hook"
@@ -600,3 +603,125 @@ def test_check_fails_with_either_part(world: World, part: str) -> None:
         world.alarm.failure = Unavailable("stuck")
     with pytest.raises(Unavailable):
         world.service.check()
+
+
+def failing(world: World, **fields: Any) -> Timer:
+    """Return a timer that has failed, as it is then."""
+    webhook = Webhook(url=URL, on_failure="https://example.com/failed/{id}", **fields)
+    timer = world.service.create(DEFAULT_TENANT, webhook, timedelta(0))
+    world.sender.outcome = Outcome(status=410, answer="gone")
+    world.ring(timers.ring(timer))
+    world.sender.outcome = NO_CONTENT
+    failed = world.read(timer)
+    assert failed.status is Status.FAILED
+    return failed
+
+
+def notices(world: World, failed: Timer) -> list[Timer]:
+    return [it for it in world.store.timers.values() if it.id != failed.id]
+
+
+def test_a_failure_is_told_by_a_timer(world: World) -> None:
+    """It is due at once, of the same tenant, with the timer and its last attempt as JSON, retried
+    like any other, and tells nobody of its own failure."""
+    failed = failing(world, headers={"Authorization": "Bearer s3cr3t"})
+    (notice,) = notices(world, failed)
+    assert (notice.tenant, notice.status) == (failed.tenant, Status.SCHEDULED)
+    assert notice.deadline == world.clock.now
+    assert notice.target == f"https://example.com/failed/{notice.id}"
+    assert (notice.method, notice.on_failure) == ("POST", None)
+    assert notice.headers == {"Content-Type": "application/json"}
+    told = json.loads(notice.body)
+    assert told["type"] == "timer.failed"
+    assert told["timer"]["id"] == failed.id
+    assert told["timer"]["failure"] == "HTTP 410"
+    assert told["last_attempt"]["answer"] == "gone"
+    assert "s3cr3t" not in notice.body
+    assert world.alarm.rings[-1] == timers.ring(notice)
+    world.ring(timers.ring(notice))
+    assert world.read(notice).status is Status.DELIVERED
+
+
+def test_a_notice_that_fails_tells_nobody(world: World) -> None:
+    """No chain of notices of notices."""
+    failed = failing(world)
+    (notice,) = notices(world, failed)
+    world.sender.outcome = Outcome(status=404)
+    world.ring(timers.ring(notice))
+    assert world.read(notice).status is Status.FAILED
+    assert notices(world, failed) == [world.read(notice)]
+
+
+def test_a_failure_is_told_once(world: World) -> None:
+    """The same failure makes the same notice; one after a redrive is another failure."""
+    failed = failing(world)
+    (first,) = notices(world, failed)
+    assert timers.notice(failed, first.body, world.clock.now).id == first.id
+    world.sender.outcome = Outcome(status=410)
+    again = world.service.redrive(DEFAULT_TENANT, failed.id)
+    world.ring(timers.ring(again))
+    assert len({it.id for it in notices(world, failed)}) == 2
+
+
+def test_success_and_cancel_tell_nobody(world: World) -> None:
+    """Only a timer that ends as failed makes a notice; nor does one that is tried again."""
+    webhook = Webhook(url=URL, on_failure="https://example.com/failed")
+    delivered, cancelled, retried = (
+        world.service.create(DEFAULT_TENANT, webhook, timedelta(0)) for _ in range(3)
+    )
+    world.ring(timers.ring(delivered))
+    world.service.cancel(DEFAULT_TENANT, cancelled.id)
+    world.sender.outcome = Outcome(status=500)
+    world.ring(timers.ring(retried))
+    assert len(world.store.timers) == 3
+
+
+def test_a_lost_worker_at_the_end_is_told_too(world: World) -> None:
+    """Also who finds a dead worker's claim stores the notice with the failure."""
+    policy = RetryPolicy(max_attempts=1)
+    webhook = Webhook(url=URL, on_failure="https://example.com/failed", retry=policy)
+    timer = world.service.create(DEFAULT_TENANT, webhook, timedelta(0))
+    claimed = world.store.claim(timers.ring(timer), world.clock.now, world.clock.now)
+    assert claimed is not None
+    assert world.service.take_back(claimed)
+    (notice,) = notices(world, timer)
+    assert json.loads(notice.body)["last_attempt"]["error"] == "worker lost"
+
+
+def test_a_notice_whose_alarm_can_not_be_set_is_left_to_the_sweep(world: World) -> None:
+    """It is stored with the failure, so it fires in any case."""
+    webhook = Webhook(url=URL, on_failure="https://example.com/failed")
+    timer = world.service.create(DEFAULT_TENANT, webhook, timedelta(0))
+    world.sender.outcome = Outcome(status=410)
+    world.alarm.failure = Unavailable("throttled")
+    world.ring(timers.ring(timer))
+    (notice,) = notices(world, timer)
+    assert not notice.armed
+
+
+@pytest.mark.parametrize("host", ["", "elsewhere.example"])
+def test_rings_of_other_versions_are_good(world: World, host: str) -> None:
+    """A schedule that an earlier version has set says less, and rings all the same."""
+    timer = world.create(3600)
+    world.alarm.rings.clear()
+    world.service.fire(replace(timers.ring(timer), host=host))
+    assert [ring.id for ring in world.alarm.rings] == [timer.id]
+
+
+def test_what_could_not_be_sent_is_no_attempt(world: World) -> None:
+    """Where the sender can't even begin, the claim is given back, and the sweep rings again."""
+
+    def unable() -> None:
+        raise Unavailable("the secrets")
+
+    timer = world.create(0)
+    world.sender.during = unable
+    with pytest.raises(Unavailable):
+        world.ring(timers.ring(timer))
+    after = world.read(timer)
+    assert (after.status, after.attempt, after.attempts) == (Status.SCHEDULED, 0, ())
+    world.sender.during = lambda: None
+    world.clock.forward(60)
+    assert world.service.sweep(world.clock.now + timedelta(minutes=1)) == 1
+    world.ring(world.alarm.rings[-1])
+    assert [attempt.number for attempt in world.read(timer).attempts] == [1]

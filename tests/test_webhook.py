@@ -20,10 +20,13 @@ import pytest
 import trustme
 from msgspec.structs import replace
 from pytest_httpserver import HTTPServer
+from standardwebhooks import Webhook as Verifier
+from standardwebhooks import WebhookVerificationError
 from werkzeug import Request, Response
 
 from chalicelib import timers, webhook
 from chalicelib.guard import LOOPBACK, Targets
+from chalicelib.signing import new_secret
 from chalicelib.timers import Outcome, Webhook
 from chalicelib.webhook import ANSWER_KEPT, MAX_BYTES, WebhookSender
 from tests.fakes import START
@@ -935,3 +938,33 @@ def test_nothing_left_of_a_failed_handshake(tls: ssl.SSLContext) -> None:
     before = open_files()
     assert post_to(sender, closing(NO_CONTENT), tls=tls).error == "tls"
     assert open_files() == before
+
+
+# Signed
+
+
+def test_the_signature_verifies_where_it_arrives(httpserver: HTTPServer) -> None:
+    """Headers and body as a receiver gets them satisfy the library, with either of two secrets, and
+    not with one that was retired; without secrets there is no such header."""
+    old, new, retired = (new_secret(bytes([number]) * 32) for number in (1, 2, 3))
+    kept: list[str] = []
+    seen: list[tuple[dict[str, str], bytes]] = []
+
+    def receive(request: Request) -> Response:
+        seen.append((dict(request.headers), request.get_data()))
+        return Response(status=204)
+
+    httpserver.expect_request("/").respond_with_handler(receive)
+    signing_sender = WebhookSender(Targets.parse(LOOPBACK), secrets_of=lambda _: kept)
+    for method in ("POST", "GET", "DELETE"):
+        signed = Webhook(url=httpserver.url_for("/"), method=method, body='{"a": "\u00e4\u2603"}')
+        timer = timers.new("id-1", "default", signed, START, START)
+        for secrets in ([new, old], []):
+            kept[:] = secrets
+            assert signing_sender.send(timer, datetime.now(UTC)).status == 204
+        (headers, body), (unsigned, _) = seen[-2:]
+        for secret in (old, new):
+            assert Verifier(secret).verify(body, headers) == {"a": "\u00e4\u2603"}
+        with pytest.raises(WebhookVerificationError):
+            Verifier(retired).verify(body, headers)
+        assert "webhook-signature" not in {name.lower() for name in unsigned}
