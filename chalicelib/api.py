@@ -223,9 +223,7 @@ def _body(raw: msgspec.Raw) -> tuple[str, str]:
 def _check_size(*texts: str) -> None:
     size = sum(len(text.encode()) for text in texts)
     if size > MAX_WEBHOOK:
-        detail = (
-            f"URLs, headers and body are {size:,} bytes; {MAX_WEBHOOK:,} are possible."
-        )
+        detail = f"URLs, headers and body are {size:,} bytes; {MAX_WEBHOOK:,} are possible."
         raise errors.InvalidRequest(detail, "/body")
 
 

@@ -515,6 +515,7 @@ def test_a_host_that_hangs_holds_up_nobody_else(tmp_path: Path) -> None:
         Receiver(listen="127.0.0.2") as healthy,
     ):
         at = 15
+
         def create(url: str) -> None:
             left = at - (time.monotonic() - began)
             body = {"seconds": max(0, round(left)), "url": url}

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ import boto3
 import pytest
 import requests
 
-from chalicelib import keys
+from chalicelib import keys, signing
 from chalicelib.dynamodb import DynamoKeys
 from tests.localstack.stack import Stack
 from tests.processes import ROOT, Arrival, Receiver, environment, wait_until
@@ -215,8 +216,38 @@ def test_five_seconds(
     assert 0 <= late < 10
     assert (arrival.path, arrival.body) == (f"/{timer['id']}", b"")
     assert arrival.headers["timer-attempt"] == "1"
+    (secret,) = deployed.make("secrets", "STAGE=localstack").split()
+    stamp = int(arrival.headers["webhook-timestamp"])
+    signature = signing.sign([secret], timer["id"], stamp, arrival.body)
+    assert arrival.headers["webhook-signature"] == signature
     refused = deployed.ask("DELETE", f"/timers/{timer['id']}")
     assert refused.status_code == 409
+
+
+def test_a_failure_is_retried_and_told(deployed: Deployed, receivers: Receivers) -> None:
+    """What was asked for is sent; a port where nobody listens is tried as often as the policy has
+    it, and then somebody is told."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nobody = f"http://127.0.0.1:{closed.getsockname()[1]}/"
+    body = {
+        "seconds": 0,
+        "url": nobody,
+        "method": "PUT",
+        "body": {"a": 1},
+        "headers": {"Authorization": "Bearer abc"},
+        "retry": {"max_attempts": 2, "initial_delay": 1},
+        "on_failure": receivers.url(receivers.quick, "/failed"),
+    }
+    timer = deployed.ask("POST", "/timers", body).json()
+    assert timer["headers"]["Authorization"] == "•••"
+    wait_until(lambda: deployed.read(timer["id"])["status"] == "failed", 60)
+    read = deployed.read(timer["id"])
+    assert [attempt["error"] for attempt in read["attempts"]] == ["connect", "connect"]
+    wait_until(lambda: [it for it in receivers.quick.arrivals if it.path == "/failed"], 60)
+    (told,) = [it for it in receivers.quick.arrivals if it.path == "/failed"]
+    assert json.loads(told.body)["timer"]["id"] == timer["id"]
+    again = deployed.ask("POST", f"/timers/{timer['id']}/retry")
+    assert (again.status_code, again.json()["status"]) == (202, "scheduled")
 
 
 def test_a_cancelled_timer_never_arrives(deployed: Deployed, receivers: Receivers) -> None:
