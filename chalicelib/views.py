@@ -8,6 +8,9 @@ from chalicelib import timers
 from chalicelib.guard import masked
 from chalicelib.timers import Attempt, RetryPolicy, Status, Timer
 
+MAX_FAILURE = 256 * 1024
+"""Bytes of what is told of a failure: a stored timer has room for 400 KB in all."""
+
 
 class AttemptView(msgspec.Struct, kw_only=True):
     """One entry of a timer's attempt log: seconds, and a status or an error."""
@@ -74,10 +77,17 @@ def view(timer: Timer, now: datetime) -> TimerView:
 
 
 def failure(timer: Timer, now: datetime) -> str:
-    """Return, as JSON, what is told of a timer that failed."""
+    """Return, as JSON, what is told of a timer that failed; without its body if that is too much.
+
+    64 KB of control characters are six times as much in JSON.
+    """
     shown = view(timer, now)
     told = Failure(type="timer.failed", timestamp=now, timer=shown, last_attempt=shown.attempts[-1])
-    return msgspec.json.encode(told).decode()
+    text = msgspec.json.encode(told)
+    if len(text) > MAX_FAILURE:
+        shown.body = ""
+        text = msgspec.json.encode(told)
+    return text.decode()
 
 
 def _attempt(attempt: Attempt) -> AttemptView:

@@ -27,7 +27,7 @@ from chalicelib.guard import LOOPBACK, Targets
 from chalicelib.keys import Role
 from chalicelib.service import Service
 from chalicelib.signing import MOST, SecretRefused, Secrets
-from chalicelib.timers import DEFAULT_TENANT, Timer, Webhook
+from chalicelib.timers import DEFAULT_TENANT, Status, Timer, Webhook
 from chalicelib.webhook import FRESH, Remembered, WebhookSender
 from embedded.sqlite import MIGRATIONS, SqliteStore, Unusable, secrets_in
 from infra import deploy
@@ -465,7 +465,7 @@ def test_a_batch_asks_once(down: bool) -> None:
 
 def test_nothing_is_sent_unsigned() -> None:
     """If the secrets can't be read, the receiver is not even connected to, and the attempt is none
-    of its failures: nothing is recorded, and the timer stays one that is looked after."""
+    of its failures: nothing is recorded, and the claim is released for the next ring."""
     counting, store, clock = Counting(), FakeStore(), Clock()
     counting.down = True
     with Receiver() as receiver:
@@ -474,12 +474,14 @@ def test_nothing_is_sent_unsigned() -> None:
             store, FakeAlarm(), sender, clock=clock, new_id=lambda: "id-1", pause=lambda _: None
         )
         made = service.create("acme", Webhook(url=receiver.url), timedelta(0))
-        with suppress(Unavailable):
+        with pytest.raises(Unavailable):
             service.deliver(timers.ring(made), clock.now + timedelta(minutes=1))
         assert receiver.arrivals == []
-    after = store.timers["id-1"]
-    assert after.attempts == ()
-    assert after.wake_at is not None
+        after = store.timers["id-1"]
+        assert (after.status, after.attempt, after.attempts) == (Status.SCHEDULED, 0, ())
+        counting.down = False
+        service.deliver(timers.ring(made), clock.now + timedelta(minutes=1))
+        assert store.timers["id-1"].status is Status.DELIVERED
 
 
 def test_a_reading_that_takes_long_is_not_the_receivers_fault() -> None:

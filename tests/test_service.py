@@ -725,3 +725,15 @@ def test_what_could_not_be_sent_is_no_attempt(world: World) -> None:
     assert world.service.sweep(world.clock.now + timedelta(minutes=1)) == 1
     world.ring(world.alarm.rings[-1])
     assert [attempt.number for attempt in world.read(timer).attempts] == [1]
+
+
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [("x" * 60_000, True), ('"' * 60_000, True), ("\x01" * 40_000, True), ("\x01" * 60_000, False)],
+)
+def test_a_failure_can_be_told_whatever_the_body(world: World, body: str, kept: bool) -> None:
+    """What is told fits where it is stored, or the failure itself could not be recorded."""
+    failed = failing(world, body=body, headers={"X": "ÿ" * 5_000})
+    (notice,) = notices(world, failed)
+    assert len(notice.body.encode()) < 300 * 1024
+    assert json.loads(notice.body)["timer"]["body"] == (body if kept else "")
