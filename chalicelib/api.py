@@ -84,16 +84,16 @@ class NewTimer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         if self.on_failure is not None:
             targets.check_url(self.on_failure.replace("{id}", _ANY_ID), "/on_failure")
         body, kind = _body(self.body)
+        check_headers(self.headers, "/headers")
         headers = dict(self.headers)
         if body and "content-type" not in {name.lower() for name in headers}:
             headers["Content-Type"] = kind
-        check_headers(headers, "/headers")
         if body and self.method == "GET":
             raise errors.InvalidRequest("A GET has no body.", "/body")
         _check_size(self.url, self.on_failure or "", body, *headers, *headers.values())
         if self.retry.initial_delay > self.retry.max_delay:
-            detail = "The first delay is longer than the longest."
-            raise errors.InvalidRequest(detail, "/retry/initial_delay")
+            detail = f"It is shorter than the first delay, {self.retry.initial_delay} s."
+            raise errors.InvalidRequest(detail, "/retry/max_delay")
         return Webhook(
             url=self.url,
             method=self.method,

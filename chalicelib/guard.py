@@ -53,14 +53,15 @@ _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _PORT = re.compile(r"[0-9]{1,5}")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
 # As RFC 9110 has it: visible characters, Latin-1 among them, with spaces and tabs in between only.
-_FIELD = re.compile(r"([\x21-\x7e\x80-\xff]([\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
+_FIELD = re.compile(r"([\x21-\x7e\xa1-\xff]([\t\x20-\x7e\xa1-\xff]*[\x21-\x7e\xa1-\xff])?)?")
 _OURS = re.compile(
     r"host|content-length|transfer-encoding|connection|keep-alive|te|trailer|upgrade|expect"
-    r"|accept-encoding|proxy-.*|webhook-.*|timer-.*",
+    r"|accept-encoding|http2-settings|proxy(-.*)?|webhook-.*|timer-.*",
     re.IGNORECASE,
 )
 _SECRET_NAME = re.compile(
-    r"auth|token|secret|key|cookie|password|passwd|credential|signature|session", re.IGNORECASE
+    r"auth|token|secret|key|cookie|pass|pwd|credential|signature|session|jwt|assertion",
+    re.IGNORECASE,
 )
 _SECRET_VALUE = re.compile(
     r"(bearer|basic|digest|token|negotiate|aws4-hmac-sha256)\s", re.IGNORECASE
@@ -161,7 +162,7 @@ def check_headers(headers: Mapping[str, str], pointer: str) -> None:
         at = f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"
         if not _TOKEN.fullmatch(name):
             raise InvalidRequest("This is no name of a header.", at)
-        if _OURS.fullmatch(name):
+        if _OURS.fullmatch(name.replace("_", "-")):  # many receivers take them for the same
             raise InvalidRequest(f"The header {name} is set by the service alone.", at)
         if not _FIELD.fullmatch(value):
             raise InvalidRequest(

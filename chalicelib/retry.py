@@ -49,5 +49,6 @@ def next_attempt_at(
         return now  # the receiver has not said anything
     wait = chance * longest_wait(timer.retry, made)
     if outcome.retry_after is not None:
-        wait = max(wait, min(outcome.retry_after, timer.retry.max_delay))
+        # Later than asked for by a random wait, or all who were told the same come at once.
+        wait = min(outcome.retry_after + wait, timer.retry.max_delay)
     return now + timedelta(seconds=wait)

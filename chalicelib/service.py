@@ -238,14 +238,14 @@ class Service:
         if not timer.due_at <= at <= ends_at - timeout - MARGIN:
             # The worker was held up, or the clock stepped back: leave it to the next ring.
             _log("claim released", timer, logging.WARNING)
-            if self._store.replace(timers.released(timer)):
+            if self._replace_while_leased(timers.released(timer), timer):
                 self._alarm.forward([ring])
             return
         try:
             outcome = self._sender.send(timer, at)
         except Unavailable:
             # Nothing was sent, so this is no attempt: the next ring, or the sweep, makes one.
-            self._store.replace(timers.released(timer))
+            self._replace_while_leased(timers.released(timer), timer)
             raise
         self._record(timer, outcome, at)
 
@@ -316,7 +316,9 @@ class Service:
             self._leave_to_sweep(timer)
         _log("timer created", timer)
 
-    def _replace_while_leased(self, after: Timer, claimed: Timer, notice: Timer | None) -> bool:
+    def _replace_while_leased(
+        self, after: Timer, claimed: Timer, notice: Timer | None = None
+    ) -> bool:
         # An outcome that is not recorded is a webhook sent twice: keep trying while we may.
         while True:
             try:

@@ -97,10 +97,18 @@ def change(
 
     Raises SecretRefused, also if it has none.
     """
-    if add is not None:
-        secrets.add(tenant, new_secret(entropy) if add == NEW else read(add))
-    if retire is not None:
-        secrets.retire(tenant, read(retire))
+    new = None if add is None else new_secret(entropy) if add == NEW else read(add)
+    old = None if retire is None else read(retire)
+    kept = secrets.of(tenant)
+    if old is not None:
+        retired([*kept, *([new] if new else [])], old)  # a slip is found before anything changes
+    # With a place free the new one comes first: at no moment is nothing signed.
+    if new is not None and len(kept) < MOST:
+        secrets.add(tenant, new)
+    if old is not None:
+        secrets.retire(tenant, old)
+    if new is not None and len(kept) >= MOST:
+        secrets.add(tenant, new)
     found = secrets.of(tenant)
     if not found:
         raise SecretRefused(f"Tenant {tenant} has no secret: ADD={NEW} makes one.")

@@ -128,7 +128,7 @@ class Webhook(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Seconds that one attempt may take, from name resolution to the last byte."""
     retry: RetryPolicy = RetryPolicy()
     on_failure: str | None = None
-    """A URL that is told, by a timer of its own, if this one ends as failed."""
+    """A URL that is told, by a timer of its own, if this one ends as failed; `{id}` as in `url`."""
 
 
 class Timer(Webhook, frozen=True, kw_only=True, omit_defaults=True):
@@ -202,9 +202,11 @@ def ring(timer: Timer) -> Ring:
 
 
 def host(url: str) -> str:
-    """Return the host of a timer's URL, with its port if there is one."""
+    """Return the host of a timer's URL, in one spelling, with its port if it is a special one."""
     try:
-        return urlsplit(url).netloc.lower()
+        parts = urlsplit(url)
+        port = "" if parts.port in (None, 80, 443) else f":{parts.port}"
+        return (parts.hostname or "").removesuffix(".") + port
     except ValueError:  # none that a timer can have; but a ring must not fail
         return ""
 
@@ -228,9 +230,8 @@ def notice(timer: Timer, body: str, now: datetime) -> Timer:
     Its id is the same whenever this is said of the same failure.
     """
     entropy = sha256(f"{timer.id}.{timer.generation}".encode()).digest()[:10]
-    webhook = Webhook(
-        url=timer.on_failure or "", headers={"Content-Type": "application/json"}, body=body
-    )
+    url = (timer.on_failure or "").replace("{id}", timer.id)
+    webhook = Webhook(url=url, headers={"Content-Type": "application/json"}, body=body)
     return new(timer_id(timer.created_at, entropy), timer.tenant, webhook, now, now)
 
 

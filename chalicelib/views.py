@@ -8,8 +8,9 @@ from chalicelib import timers
 from chalicelib.guard import masked
 from chalicelib.timers import Attempt, RetryPolicy, Status, Timer
 
-MAX_FAILURE = 256 * 1024
-"""Bytes of what is told of a failure: a stored timer has room for 400 KB in all."""
+MAX_FAILURE = 96 * 1024
+"""Bytes of what is told of a failure: many receivers take no more than 100 KB, and a stored timer
+has room for 400 KB in all."""
 
 
 class AttemptView(msgspec.Struct, kw_only=True):

@@ -134,7 +134,11 @@ class WebhookSender:
     ) -> Outcome:
         body = timer.body.encode()
         headers = _headers(timer, at) | _signature(timer, at, secrets, body)
-        request = requests.Request(timer.method, timer.target, headers, data=body).prepare()
+        try:
+            request = requests.Request(timer.method, timer.target, headers, data=body).prepare()
+        except requests.exceptions.InvalidHeader:
+            # It will not pass, and what requests says of it quotes the header.
+            raise _Stopped("refused target", "a header can't be sent") from None
         limit = urllib3.Timeout(total=timeout)
         # Not through a Session: that reads the whole body of a redirect, however long.
         response = self._adapter.send(request, stream=True, timeout=limit)  # type: ignore[arg-type]  # requests takes urllib3's own Timeout, its stubs do not say so

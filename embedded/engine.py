@@ -36,6 +36,12 @@ END = timedelta(days=1)
 """When a sender counts as gone. Far longer than any attempt, and than a night with the lid closed:
 the file lock proves that the senders of a dead process are dead, so nobody waits for this."""
 
+CROWD = HEAP // 4
+"""How many rings of one host wait at most; the rest stays in the store, and is read again."""
+
+AGAIN = timedelta(seconds=1)
+"""When a ring comes again that could not be answered."""
+
 CROWDED_WAIT = 0.05
 """Seconds to wait for turns while as many rings wait for theirs as the heap may hold."""
 
@@ -63,17 +69,29 @@ class Turns:
         self._free = senders
         self._waiting: OrderedDict[str, deque[Ring]] = OrderedDict()
         self._under_way: Counter[str] = Counter()
+        self._crowded: set[str] = set()
         self._changed = threading.Condition()
         self._closed = False
         self.size = 0
 
     def put(self, rings: Sequence[Ring]) -> None:
-        """Let rings wait for their turn."""
+        """Let rings wait for their turn; of a host with too many of them, not these."""
         with self._changed:
             for ring in rings:
-                self._waiting.setdefault(ring.host, deque()).append(ring)
-            self.size += len(rings)
+                waiting = self._waiting.setdefault(ring.host, deque())
+                if len(waiting) < CROWD:
+                    waiting.append(ring)
+                    self.size += 1
+                else:
+                    self._crowded.add(ring.host)
             self._changed.notify(len(rings))
+
+    def room_again(self) -> bool:
+        """Say, once, that a host whose rings were turned away has room for them now."""
+        with self._changed:
+            free = {h for h in self._crowded if len(self._waiting.get(h, ())) < CROWD // 2}
+            self._crowded -= free
+            return bool(free)
 
     def take(self) -> Ring | None:
         """Return the next ring as soon as there is one that may be sent; None once closed."""
@@ -198,6 +216,12 @@ class Engine:
             with self._changed:
                 self._horizon = min(self._horizon, read[-1][0])
 
+    def _begin_anew(self) -> None:
+        """Read all that waits again, from the first: a ring that comes twice does nothing."""
+        with self._changed:
+            self._horizon = _BEGINNING
+            self._low.set()
+
     def _push(self, entries: Iterable[tuple[Position, Ring]]) -> None:
         with self._changed:
             first = self._heap[0] if self._heap else None
@@ -219,6 +243,8 @@ class Engine:
     def _release(self) -> None:
         while not self._stopping.is_set():
             self._alive_at = time.monotonic()
+            if self._due.room_again():
+                self._begin_anew()
             if self._due.size >= HEAP:
                 self._stopping.wait(CROWDED_WAIT)
                 continue
@@ -234,6 +260,7 @@ class Engine:
                 deliver(ring, self._clock() + END)
             except Unavailable as error:
                 log.warning("delivery put off", extra={"timer": ring.id, "error": str(error)})
+                self._push([((micros(self._clock() + AGAIN), ring.id), ring)])
             except Exception:
                 # The claim stays, the sweep takes it back; this thread goes on for the others.
                 log.exception("delivery broke", extra={"timer": ring.id})

@@ -223,7 +223,7 @@ def secrets_in(path: Path) -> Iterator[SqliteSecrets]:
     """Give the Secrets of a database, also beside the process that has it open; raises Unusable."""
     if not path.is_file():
         raise Unusable(f"There is no database {path} yet: `make run` makes it.")
-    with closing(_connect(path)) as db, _translated():
+    with _translated(), closing(_connect(path)) as db:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version != len(MIGRATIONS):
             raise Unusable(

@@ -87,8 +87,8 @@ LENGTH = "Content-Length: 0"
     [
         (answering(head("200 OK", LENGTH)), 200, None),
         (answering(head("500 X", LENGTH)), 500, FIRST),
-        (answering(head("503 X", LENGTH, "Retry-After: 120")), 503, 120),
-        (answering(head("503 X", LENGTH, "Retry-After: Sat, 31 Jan 2026 12:01:00 GMT")), 503, 60),
+        (answering(head("503 X", LENGTH, "Retry-After: 120")), 503, 125),
+        (answering(head("503 X", LENGTH, "Retry-After: Sat, 31 Jan 2026 12:01:00 GMT")), 503, 65),
         (answering(head("410 Gone", LENGTH)), 410, None),
         (answering(head("302 Found", LENGTH, "Location: http://169.254.169.254/")), 302, None),
         (answering(head("307 X", LENGTH, "Location: /again")), 307, None),

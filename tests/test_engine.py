@@ -297,6 +297,65 @@ def test_a_sender_that_is_done_serves_who_may_be_served() -> None:
     assert taken == [ring_to("a", 1), None]
 
 
+def test_a_crowd_for_one_host_is_no_wall(
+    store: SqliteStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many timers are due for a host that hangs, those for others get by, also those that
+    are due later; and once it answers, none of its own was forgotten."""
+    for name, value in (("HEAP", 8), ("CROWD", 4), ("SENDERS", 4), ("CROWDED_WAIT", 0.01)):
+        monkeypatch.setattr(engine_module, name, value)
+    hanging = [
+        replace(make(number, number * SECOND), url="https://hangs.example/")
+        for number in range(1, 60)
+    ]
+    healthy = [make(number, number * SECOND) for number in range(60, 65)]
+    for timer in [*hanging, *healthy]:
+        store.add(timer)
+    clock.forward(1000)
+    engine, answers = Engine(store, clock), threading.Event()
+    sent: set[str] = set()
+
+    def deliver(ring: Ring, ends_at: datetime) -> None:
+        claimed = store.claim(ring, clock.now, ends_at)
+        if claimed is not None and ring.host == "hangs.example":
+            answers.wait(30)
+        if claimed is not None:
+            sent.add(ring.id)
+
+    engine.start(deliver, lambda: False)
+    try:
+        wait_until(lambda: {timer.id for timer in healthy} <= sent)
+        assert len(engine._due._waiting["hangs.example"]) <= 4
+        answers.set()
+        wait_until(lambda: {timer.id for timer in hanging} <= sent)
+    finally:
+        answers.set()
+        engine.stop()
+
+
+def test_what_could_not_be_answered_comes_again(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that does not answer for a moment costs a second, whatever else is going on."""
+    faults = [Unavailable("disk"), Unavailable("disk")]
+    rung_for: list[Ring] = []
+
+    def deliver(ring: Ring, ends_at: datetime) -> None:
+        rung_for.append(ring)
+        if faults:
+            raise faults.pop()
+
+    engine.start(deliver, lambda: False)
+    try:
+        engine.set(make(1, -SECOND))
+        for count in (1, 2, 3):
+            wait_until(lambda count=count: len(rung_for) == count)  # type: ignore[misc]
+            clock.forward(1.1)
+    finally:
+        engine.stop()
+    assert len(rung_for) == 3
+
+
 def test_rings_of_the_store_know_their_host(store: SqliteStore, clock: Clock) -> None:
     """What was read from disk takes its turn like what was just set."""
     (added,) = add(store, range(1, 2))

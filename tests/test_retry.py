@@ -47,11 +47,12 @@ def answered(status: int, retry_after: float | None = None) -> Outcome:
         (WORKER_LOST, 1, RetryPolicy(), 0),
         (WORKER_LOST, 7, RetryPolicy(), 0),
         (WORKER_LOST, 8, RetryPolicy(), None),
-        # Retry-After makes a wait longer, never shorter, and not longer than the longest.
-        (answered(503, 7), 1, RetryPolicy(), 7),
-        (answered(429, 3), 1, RetryPolicy(), 5),
+        # Retry-After comes before the wait, up to the longest.
+        (answered(503, 7), 1, RetryPolicy(), 12),
+        (answered(429, 0), 1, RetryPolicy(), 5),
         (answered(503, 10**9), 1, RetryPolicy(), 43_200),
-        (answered(503, 90), 1, THREE, 90),
+        (answered(503, 40), 1, THREE, 70),
+        (answered(503, 90), 1, THREE, 100),
         (answered(503, 500), 1, THREE, 100),
         (answered(404, 7), 1, RetryPolicy(), None),
     ],

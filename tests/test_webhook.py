@@ -295,6 +295,14 @@ def test_get_has_no_body(sender: WebhookSender) -> None:
     assert not [line for line in lines if line.lower().startswith("content-")]
 
 
+@pytest.mark.parametrize("value", ["\xa0s3cr3t", "s3cr3t\r\nX: y", " s3cr3t"])
+def test_a_header_that_can_not_be_sent(sender: WebhookSender, value: str) -> None:
+    """What got past the API all the same fails for good, and is not quoted."""
+    webhook_ = Webhook(url="http://127.0.0.1:9/", headers={"X": value})
+    outcome = sender.send(timers.new("id-1", "default", webhook_, START, START), START)
+    assert (outcome.error, outcome.detail) == ("refused target", "a header can't be sent")
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
