@@ -43,12 +43,15 @@ Headers = dict[str, str | list[str]]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
+_RETRY = RetryPolicy()
+
+
 class NewRetryPolicy(RetryPolicy, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A retry policy as it may be asked for."""
 
-    max_attempts: Annotated[int, msgspec.Meta(ge=1, le=15)] = 8
-    initial_delay: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 10
-    max_delay: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 12 * 3600
+    max_attempts: Annotated[int, msgspec.Meta(ge=1, le=15)] = _RETRY.max_attempts
+    initial_delay: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = _RETRY.initial_delay
+    max_delay: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = _RETRY.max_delay
 
 
 class NewTimer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -30,7 +30,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from chalicelib import signing
 from chalicelib.errors import Unavailable
 from chalicelib.keys import Key
-from chalicelib.timers import RetryPolicy, Ring, Status, Timer
+from chalicelib.timers import Ring, Status, Timer, Webhook
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -358,20 +358,20 @@ def _was_ours(stored: "Item", timer: Timer) -> bool:
 _AS_JSON = {"attempts", "headers", "retry"}
 """Attributes that no condition looks at, and that have parts of their own."""
 
-_DEFAULTS = {
-    "method": "POST",
-    "headers": "{}",
-    "body": "",
-    "timeout": 30,
-    "retry": msgspec.json.encode(RetryPolicy()).decode(),
-}
+
+def _fields(webhook: Webhook) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(webhook)
+    for name in _AS_JSON & fields.keys():
+        fields[name] = msgspec.json.encode(fields[name]).decode()
+    return fields
+
+
+_DEFAULTS = {name: it for name, it in _fields(Webhook(url="")).items() if name != "url"}
 """What is left out, as most webhooks are nothing else."""
 
 
 def _item(timer: Timer) -> "Item":
-    fields = msgspec.structs.asdict(timer)
-    for name in _AS_JSON:
-        fields[name] = msgspec.json.encode(fields[name]).decode()
+    fields = _fields(timer)
     for name, default in _DEFAULTS.items():
         if fields[name] == default:
             del fields[name]

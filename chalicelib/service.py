@@ -306,15 +306,8 @@ class Service:
         if after.status is Status.RETRYING:
             self._rearm(before, after)
         if notice is not None:
-            self._arm_new(notice)
-
-    def _arm_new(self, timer: Timer) -> None:
-        # It is stored, so it fires; an alarm that can't be set now is set by the sweep.
-        try:
-            self._alarm.set(timer)
-        except Unavailable:
-            self._leave_to_sweep(timer)
-        _log("timer created", timer)
+            self._arm(notice)
+            _log("timer created", notice)
 
     def _replace_while_leased(
         self, after: Timer, claimed: Timer, notice: Timer | None = None
@@ -363,12 +356,15 @@ class Service:
         if not self._store.replace(timers.armed(timer)) and self._is_overtaken(timer):
             self._clear(timer)
 
-    def _rearm(self, before: Timer, after: Timer) -> None:
-        # The moment is stored and the answer is yes; an alarm that can't be set now is set later.
+    def _arm(self, timer: Timer) -> None:
+        # The moment is stored, so it counts; an alarm that can't be set now is set by the sweep.
         try:
-            self._alarm.set(after)
+            self._alarm.set(timer)
         except Unavailable:
-            self._leave_to_sweep(after)
+            self._leave_to_sweep(timer)
+
+    def _rearm(self, before: Timer, after: Timer) -> None:
+        self._arm(after)
         self._clear(before)
         # Whoever was faster could not clear an alarm that was not set yet.
         if self._is_overtaken(after):

@@ -124,7 +124,7 @@ class Webhook(Struct, frozen=True, kw_only=True, omit_defaults=True):
     headers: dict[str, str] = {}
     """Further headers, beside those that every webhook has."""
     body: str = ""
-    timeout: int = 30
+    timeout: int = MAX_TIMEOUT
     """Seconds that one attempt may take, from name resolution to the last byte."""
     retry: RetryPolicy = RetryPolicy()
     on_failure: str | None = None

@@ -71,6 +71,7 @@ class Deployment:
         self._stage = stage
         self._name = f"timers-{stage}"
         self._session = session
+        self._clients: dict[str, Any] = {}
         self._root = root
         self._state_file = root / f".chalice/deployed/{stage}.json"
         self._parameter = f"/timers/{stage}/deployed"
@@ -393,7 +394,10 @@ class Deployment:
         )
 
     def _client(self, service: str) -> Any:
-        return self._session.client(service)  # type: ignore[call-overload]  # by name
+        # Each takes up to half a second to make.
+        if service not in self._clients:
+            self._clients[service] = self._session.client(service)  # type: ignore[call-overload]
+        return self._clients[service]
 
 
 def _parameters(given: Mapping[str, str]) -> list[dict[str, str]]:
