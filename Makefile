@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCALSTACK := .localstack
+# Keys and secrets are those of a stage, or of this machine's database.
+TENANTS = $(BIN)/python -m infra.tenants $(if $(STAGE),--stage $(STAGE))
 
-.PHONY: run test check e2e simulate deploy destroy key secrets stage localstack localstack-down clean
+.PHONY: run test check e2e simulate deploy destroy key keys revoke secrets stage named localstack localstack-down clean
 
-run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, TIMERS_DB, ALLOWED_TARGETS)
+run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, AUTH, RATE, TIMERS_DB, ALLOWED_TARGETS)
 	@exec $(BIN)/python -m embedded
 
 test: $(VENV)/dev.done  ## run all tests
@@ -30,11 +32,19 @@ deploy: stage $(VENV)/deploy.done  ## deploy into an AWS account, STAGE=dev or p
 destroy: stage $(VENV)/deploy.done  ## take a stage away, its timers included, STAGE=dev
 	@$(BIN)/python -m infra.deploy destroy $(STAGE)
 
-key: stage $(VENV)/deploy.done  ## make an API key, STAGE=dev (TENANT, ROLE=full or read)
-	@$(BIN)/python -m infra.deploy key $(STAGE) $(if $(TENANT),--tenant "$(TENANT)") $(if $(ROLE),--role "$(ROLE)")
+key keys revoke secrets: $(VENV)/$(if $(STAGE),deploy,run).done
 
-secrets: $(VENV)/$(if $(STAGE),deploy,run).done  ## print what webhooks are signed with (STAGE, else this machine; TENANT, ADD=new, RETIRE=whsec_…)
-	@$(BIN)/python -m $(if $(STAGE),infra.deploy secrets $(STAGE),embedded.rotate) $(if $(TENANT),--tenant "$(TENANT)") $(if $(ADD),--add "$(ADD)") $(if $(RETIRE),--retire "$(RETIRE)")
+key:  ## make an API key and print it (STAGE, else this machine; TENANT, ROLE=full or read)
+	@$(TENANTS) add $(if $(TENANT),--tenant "$(TENANT)") $(if $(ROLE),--role "$(ROLE)")
+
+keys:  ## list the API keys (STAGE, else this machine)
+	@$(TENANTS) list
+
+revoke: named  ## make an API key open nothing any more, KEY=… (STAGE, else this machine)
+	@$(TENANTS) revoke "$(KEY)"
+
+secrets:  ## print what webhooks are signed with (STAGE, else this machine; TENANT, ADD=new, RETIRE=whsec_…)
+	@$(TENANTS) secrets $(if $(TENANT),--tenant "$(TENANT)") $(if $(ADD),--add "$(ADD)") $(if $(RETIRE),--retire "$(RETIRE)")
 
 localstack:  ## run Timers on LocalStack in Docker (PRECISION=60 for schedules as coarse as AWS's)
 	@command -v docker > /dev/null || { echo "Docker is missing; without it there is \`make e2e\`." >&2; exit 1; }
@@ -47,28 +57,31 @@ localstack-down:  ## end that, and forget its timers
 stage:
 	@test -n "$(STAGE)" || { echo "Say which stage: make $(MAKECMDGOALS) STAGE=dev" >&2; exit 1; }
 
+named:
+	@test -n "$(KEY)" || { echo "Say which key: make revoke KEY=…; make keys lists them" >&2; exit 1; }
+
 clean:  ## remove what the other commands made; not your timers in .data/
 	rm -rf $(VENV) $(LOCALSTACK) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/run.done: requirements-run.txt requirements.txt | $(BIN)/python
-	@echo "Installing what Timers needs …"
+	@echo "Installing what Timers needs …" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 $(VENV)/deploy.done: requirements-deploy.txt requirements-run.txt requirements.txt | $(BIN)/python
-	@echo "Installing what deploying needs …"
+	@echo "Installing what deploying needs …" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@ $(VENV)/run.done
 
 $(VENV)/dev.done: requirements-dev.txt requirements-deploy.txt requirements-run.txt requirements.txt | $(BIN)/python
-	@echo "Installing what the tests need …"
+	@echo "Installing what the tests need …" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@ $(VENV)/deploy.done $(VENV)/run.done
 
 # LocalStack wants libraries of its own age, and functions see nothing but what Lambda has.
 $(LOCALSTACK)/done: tests/localstack/constraints.txt tests/localstack/runtime-requirements.txt | $(BIN)/python
-	@echo "Installing LocalStack …"
+	@echo "Installing LocalStack …" >&2
 	@rm -rf $(LOCALSTACK)
 	@$(BIN)/python -m venv $(LOCALSTACK)/venv
 	@$(LOCALSTACK)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c $< "localstack-core[runtime]==4.9.2"

@@ -23,8 +23,8 @@ app = Chalice(app_name="timers", configure_logs=False)
 
 
 @app.middleware("http")
-def problems(event: Request, get_response: Callable[[Request], Response]) -> Response:
-    return api.own_errors_as_problems(get_response(event))
+def finish(event: Request, get_response: Callable[[Request], Response]) -> Response:
+    return api.finished(get_response(event), app.lambda_context)
 
 
 @app.authorizer(name="authorizer", ttl_seconds=60)
@@ -37,8 +37,39 @@ def authorizer(request: AuthRequest) -> AuthResponse:
 @api.problems
 def create_timer() -> Response:
     owner = tenant(Role.FULL)
-    timer = service().create(owner, *api.read_new_timer(app.current_request, targets()))
-    return api.created(timer, service().now(), app.current_request)
+    order = api.read_order(app.current_request, targets(), service().now())
+    return api.created(service().create(owner, order), service().now(), app.current_request)
+
+
+@app.route("/timers", methods=["GET"], authorizer=authorizer)
+@api.problems
+def list_timers() -> Response:
+    page = service().page(tenant(Role.READ), *api.read_query(app.current_request))
+    return api.listed(page, service().now())
+
+
+@app.route("/timers/batch", methods=["POST"], authorizer=authorizer)
+@api.problems
+def create_timers() -> Response:
+    owner = tenant(Role.FULL)
+    orders = api.read_orders(app.current_request, targets(), service().now())
+    return api.results(service().create_all(owner, orders), service().now())
+
+
+@app.route("/timers/cancel", methods=["POST"], authorizer=authorizer)
+@api.problems
+def cancel_timers() -> Response:
+    owner = tenant(Role.FULL)
+    cancelled = service().cancel_all(owner, api.read_ids(app.current_request))
+    return api.results(cancelled, service().now())
+
+
+@app.route("/timers/retry", methods=["POST"], authorizer=authorizer)
+@api.problems
+def retry_timers() -> Response:
+    owner = tenant(Role.FULL)
+    redriven = service().redrive_all(owner, api.read_ids(app.current_request))
+    return api.results(redriven, service().now())
 
 
 @app.route("/timers/{timer_id}", methods=["GET"], authorizer=authorizer)
@@ -47,10 +78,24 @@ def read_timer(timer_id: str) -> Response:
     return api.show(service().get(tenant(Role.READ), timer_id), service().now())
 
 
+@app.route("/timers/{timer_id}", methods=["PATCH"], authorizer=authorizer)
+@api.problems
+def change_timer(timer_id: str) -> Response:
+    owner = tenant(Role.FULL)
+    change = api.read_change(app.current_request, targets(), service().now())
+    return api.show(service().change(owner, timer_id, *change), service().now())
+
+
 @app.route("/timers/{timer_id}", methods=["DELETE"], authorizer=authorizer)
 @api.problems
 def cancel_timer(timer_id: str) -> Response:
     return api.show(service().cancel(tenant(Role.FULL), timer_id), service().now())
+
+
+@app.route("/timers/{timer_id}/fire", methods=["POST"], authorizer=authorizer)
+@api.problems
+def fire_timer(timer_id: str) -> Response:
+    return api.accepted(service().fire_now(tenant(Role.FULL), timer_id), service().now())
 
 
 @app.route("/timers/{timer_id}/retry", methods=["POST"], authorizer=authorizer)

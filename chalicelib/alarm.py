@@ -14,7 +14,6 @@ Emulators accept anything, so names, times and sizes are checked here.
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -29,14 +28,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from chalicelib import timers
 from chalicelib.errors import AlarmRefused, Unavailable
+from chalicelib.service import SideBySide, threads
 from chalicelib.timers import MAX_DELAY, Ring, Timer
 
 if TYPE_CHECKING:
     from mypy_boto3_scheduler import EventBridgeSchedulerClient
     from mypy_boto3_scheduler.type_defs import RetryPolicyTypeDef
     from mypy_boto3_sqs import SQSClient
-
-    from chalicelib.service import SideBySide
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +69,6 @@ RETRY_POLICY: "RetryPolicyTypeDef" = {
 }
 """Of the invocation of `fire`, as long as the Scheduler goes on trying."""
 
-MOST_THREADS = 32
-"""Calls that are made at the same time; the clients have as many connections."""
 
 MAX_INPUT = 8192
 """Characters of a ring as text: far more than any has, far less than the Scheduler takes."""
@@ -102,12 +98,6 @@ class Addresses:
             raise ValueError(f"{self.group!r} is no name of a schedule group.")
 
 
-def threads(calls: Sequence[Callable[[], object]]) -> list[BaseException | None]:
-    """Run the calls in a thread each; all are over when this returns."""
-    with ThreadPoolExecutor(min(len(calls), MOST_THREADS) or 1) as pool:
-        return [future.exception() for future in [pool.submit(call) for call in calls]]
-
-
 class AwsAlarm:
     """Rings by invoking `fire` and by messages to `deliver`.
 
@@ -121,7 +111,7 @@ class AwsAlarm:
         sqs: Callable[[], "SQSClient"],
         addresses: Addresses,
         clock: Callable[[], datetime],
-        side_by_side: "SideBySide" = threads,
+        side_by_side: SideBySide = threads,
         near: timedelta = REACH,
     ) -> None:
         if not HEADROOM + TOO_SOON <= near <= REACH:

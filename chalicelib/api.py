@@ -1,29 +1,36 @@
 """JSON ↔ values, and which HTTP status each error is. Knows HTTP, decides nothing."""
 
 import logging
-import re
-from collections.abc import Callable
-from datetime import datetime, timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import wraps
 from http import HTTPStatus
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import Any, ParamSpec
 
 import msgspec
 from chalice.app import Request, Response
 
-from chalicelib import errors, timers
-from chalicelib.guard import Targets, check_headers
+from chalicelib import errors, inputs
+from chalicelib.guard import Targets
 from chalicelib.keys import Role
-from chalicelib.timers import RetryPolicy, Timer, Webhook
-from chalicelib.views import view
+from chalicelib.listing import Page, Position, position
+from chalicelib.service import Created
+from chalicelib.timers import Order, Timer, Webhook
+from chalicelib.views import TimerView, view
 
 log = logging.getLogger(__name__)
 
 MAX_BODY = 256 * 1024
 """Bytes of one request's body."""
 
-MAX_WEBHOOK = 64 * 1024
-"""Bytes of a webhook: URL, headers and body together."""
+REQUEST_ID = "X-Request-Id"
+
+MAX_BATCH = 1024 * 1024
+"""Bytes of the body of a request for many timers; their views, escaped once more by Lambda, have to
+stay below its 6 MB."""
+
+MAX_PAGE = 2 * 1024 * 1024
+"""Bytes of the timers in a page of a list, unless one alone is larger; for the same reason."""
 
 STATUS = {
     errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
@@ -38,74 +45,7 @@ STATUS = {
 """A class that is not here has the status of the nearest one above it."""
 
 P = ParamSpec("P")
-T = TypeVar("T")
 Headers = dict[str, str | list[str]]
-Count = Annotated[int, msgspec.Meta(ge=0)]
-
-
-_RETRY = RetryPolicy()
-
-
-class NewRetryPolicy(RetryPolicy, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A retry policy as it may be asked for."""
-
-    max_attempts: Annotated[int, msgspec.Meta(ge=1, le=15)] = _RETRY.max_attempts
-    initial_delay: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = _RETRY.initial_delay
-    max_delay: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = _RETRY.max_delay
-
-
-class NewTimer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Body of POST /timers: a webhook and when to send it, as hours, minutes and seconds."""
-
-    url: str
-    method: Literal["POST", "PUT", "PATCH", "DELETE", "GET"] = "POST"
-    headers: dict[str, str] = {}
-    body: msgspec.Raw = msgspec.Raw(b"null")
-    """A text, or any other JSON value, which is sent as it stands there; null for none."""
-    timeout: Annotated[int, msgspec.Meta(ge=1, le=timers.MAX_TIMEOUT)] = timers.MAX_TIMEOUT
-    retry: NewRetryPolicy = NewRetryPolicy()
-    on_failure: str | None = None
-    """A URL that is told if the timer ends as failed."""
-    hours: Count | msgspec.UnsetType = msgspec.UNSET
-    minutes: Count | msgspec.UnsetType = msgspec.UNSET
-    seconds: Count | msgspec.UnsetType = msgspec.UNSET
-
-    def delay(self) -> timedelta:
-        """Return how far ahead the deadline is; raise InvalidRequest if unsaid or too far."""
-        parts = (self.hours, self.minutes, self.seconds)
-        if all(part is msgspec.UNSET for part in parts):
-            raise errors.InvalidRequest("Say when: give hours, minutes or seconds.", "")
-        hours, minutes, seconds = (0 if part is msgspec.UNSET else part for part in parts)
-        total = hours * 3600 + minutes * 60 + seconds
-        if total > timers.MAX_DELAY.total_seconds():
-            raise errors.InvalidRequest("The deadline is more than 5 years ahead.", "")
-        return timedelta(seconds=total)
-
-    def webhook(self, targets: Targets) -> Webhook:
-        """Return what is to be sent, checked; raise InvalidRequest."""
-        targets.check_url(self.url.replace("{id}", _ANY_ID), "/url")
-        if self.on_failure is not None:
-            targets.check_url(self.on_failure.replace("{id}", _ANY_ID), "/on_failure")
-        body, kind = _body(self.body)
-        check_headers(self.headers, "/headers")
-        headers = dict(self.headers)
-        if body and "content-type" not in {name.lower() for name in headers}:
-            headers["Content-Type"] = kind
-        if body and self.method == "GET":
-            raise errors.InvalidRequest("A GET has no body.", "/body")
-        _check_size(self.url, self.on_failure or "", body, *headers, *headers.values())
-        if self.retry.initial_delay > self.retry.max_delay:
-            detail = f"It is shorter than the first delay, {self.retry.initial_delay} s."
-            raise errors.InvalidRequest(detail, "/retry/max_delay")
-        return Webhook(
-            url=self.url,
-            method=self.method,
-            headers=headers,
-            body=body,
-            timeout=self.timeout,
-            retry=RetryPolicy(**msgspec.structs.asdict(self.retry)),
-            on_failure=self.on_failure,
-        )
 
 
 class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -115,6 +55,14 @@ class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
     status: int
     detail: str
     pointer: str | None = None
+
+
+class Result(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What became of one of many: the timer, or a problem."""
+
+    status: int
+    timer: TimerView | None = None
+    problem: Problem | None = None
 
 
 def tenant(request: Request | None, role: Role, anonymous: str | None) -> str:
@@ -134,10 +82,39 @@ def tenant(request: Request | None, role: Role, anonymous: str | None) -> str:
     return str(found["tenant"])
 
 
-def read_new_timer(request: Request | None, targets: Targets) -> tuple[Webhook, timedelta]:
-    """Return what POST /timers asks for, and in how long; raise InvalidRequest."""
-    wanted = _read(request, NewTimer)
-    return wanted.webhook(targets), wanted.delay()
+def read_order(request: Request | None, targets: Targets, now: datetime) -> Order:
+    """Return what POST /timers asks for; raise InvalidRequest."""
+    wanted = inputs.decode(_content(request), inputs.NewTimer)
+    key = None if request is None else request.headers.get("idempotency-key")
+    return wanted.order(targets, now, None if key is None else inputs.checked_key(key))
+
+
+def read_orders(
+    request: Request | None, targets: Targets, now: datetime
+) -> list[Order | Exception]:
+    """Return what POST /timers/batch asks for; for an impossible entry its error."""
+    if request is not None and "idempotency-key" in request.headers:
+        raise errors.InvalidRequest("In a batch each timer has an `idempotency_key` of its own.")
+    return inputs.orders(_content(request, MAX_BATCH), targets, now)
+
+
+def read_change(
+    request: Request | None, targets: Targets, now: datetime
+) -> tuple[datetime | None, Callable[[Webhook], Webhook]]:
+    """Return the new deadline that PATCH /timers/{id} asks for, if any, and what edits the rest."""
+    wanted = inputs.decode(_content(request), inputs.TimerChange)
+    return wanted.deadline(now), lambda webhook: wanted.webhook(webhook, targets)
+
+
+def read_ids(request: Request | None) -> list[str]:
+    """Return the ids that a request for many timers names."""
+    return inputs.decode(_content(request), inputs.Ids).ids
+
+
+def read_query(request: Request | None) -> inputs.Wanted:
+    """Return the page of the list that GET /timers asks for."""
+    found = None if request is None else request.query_params
+    return inputs.wanted({name: found.getlist(name) for name in found} if found else {})
 
 
 def accepted(timer: Timer, now: datetime) -> Response:
@@ -150,11 +127,31 @@ def show(timer: Timer, now: datetime) -> Response:
     return _json(view(timer, now), HTTPStatus.OK, {})
 
 
-def created(timer: Timer, now: datetime, request: Request | None) -> Response:
-    """Return a new timer, and where it is to be found."""
+def created(made: Created, now: datetime, request: Request | None) -> Response:
+    """Return a timer that was asked for, and where it is to be found; 200 if it was there."""
     # The path as the client wrote it, which begins with the stage on API Gateway.
     path = "/timers" if request is None else request.context["path"].rstrip("/")
-    return _json(view(timer, now), HTTPStatus.CREATED, {"Location": f"{path}/{timer.id}"})
+    location: Headers = {"Location": f"{path}/{made.timer.id}"}
+    return _json(view(made.timer, now), _status(made), location)
+
+
+def listed(page: Page, now: datetime) -> Response:
+    """Return a page of the list, cut off where it would become too large."""
+    shown: list[msgspec.Raw] = []
+    size = 0
+    for timer in page.timers:
+        text = msgspec.json.encode(view(timer, now))
+        size += len(text)
+        if shown and size > MAX_PAGE:
+            last = page.timers[len(shown) - 1]
+            return _page(shown, position(last))
+        shown.append(msgspec.Raw(text))
+    return _page(shown, page.next)
+
+
+def results(found: Sequence[Created | Timer | Exception], now: datetime) -> Response:
+    """Return what became of each of many, in their order."""
+    return _json({"results": [_result(it, now) for it in found]}, HTTPStatus.OK, {})
 
 
 def healthy() -> Response:
@@ -169,8 +166,7 @@ def problem(
     headers: Headers | None = None,
 ) -> Response:
     """Return an error as application/problem+json."""
-    body = Problem(title=status.phrase, status=status, detail=detail, pointer=pointer)
-    return _json(body, status, {**(headers or {}), "Content-Type": "application/problem+json"})
+    return _answer(_told(status, detail, pointer), headers or {})
 
 
 def problems(view: Callable[P, Response]) -> Callable[P, Response]:
@@ -180,17 +176,23 @@ def problems(view: Callable[P, Response]) -> Callable[P, Response]:
     def answer(*args: P.args, **kwargs: P.kwargs) -> Response:
         try:
             return view(*args, **kwargs)
-        except errors.TimersError as error:
+        except Exception as error:
             return _error(error)
-        except Exception:
-            log.exception("view broke")
-            return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "This is a fault of the service.")
 
     return answer
 
 
-def own_errors_as_problems(response: Response) -> Response:
-    """Return the response; one that Chalice itself made of an error in the form of our errors."""
+def finished(response: Response, context: Any) -> Response:
+    """Return the response with the id of its Lambda invocation, which is in the logs too.
+
+    One that Chalice itself made of an error comes in the form of our errors.
+    """
+    response = _own_errors_as_problems(response)
+    response.headers[REQUEST_ID] = context.aws_request_id
+    return response
+
+
+def _own_errors_as_problems(response: Response) -> Response:
     kind = response.headers.get("Content-Type", "application/json")
     if response.status_code < HTTPStatus.BAD_REQUEST or kind == "application/problem+json":
         return response
@@ -204,74 +206,61 @@ def own_errors_as_problems(response: Response) -> Response:
 
 _WANTS_JSON = "Declare the body as JSON, with the header `Content-Type: application/json`."
 
-_ANY_ID = "00000000-0000-7000-8000-000000000000"
 
-_FIELD = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`", re.DOTALL)
-_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
-
-
-def _body(raw: msgspec.Raw) -> tuple[str, str]:
-    """Return the webhook's body, and its media type where the headers say none."""
-    if bytes(raw) == b"null":
-        return "", ""
-    try:
-        text = bytes(raw).decode()
-        if text.startswith('"'):
-            return msgspec.json.decode(text, type=str), "text/plain; charset=utf-8"
-    except (UnicodeDecodeError, msgspec.DecodeError):
-        raise errors.InvalidRequest("The webhook's body is not valid UTF-8.", "/body") from None
-    return text, "application/json"  # as it was written: numbers and the order of members stay
-
-
-def _check_size(*texts: str) -> None:
-    size = sum(len(text.encode()) for text in texts)
-    if size > MAX_WEBHOOK:
-        detail = f"URLs, headers and body are {size:,} bytes; {MAX_WEBHOOK:,} are possible."
-        raise errors.InvalidRequest(detail, "/body")
-
-
-def _read(request: Request | None, body_type: type[T]) -> T:
+def _content(request: Request | None, limit: int = MAX_BODY) -> bytes:
     kind = "" if request is None else request.headers.get("content-type", "")
     if request is None or kind.partition(";")[0].strip().lower() != "application/json":
         raise errors.UnsupportedMediaType(_WANTS_JSON)
-    body = request.raw_body
-    if len(body) > MAX_BODY:
-        raise errors.BodyTooLarge(f"The body is larger than {MAX_BODY:,} bytes.")
-    try:
-        return msgspec.json.decode(body, type=body_type)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
-    except UnicodeDecodeError:
-        raise errors.InvalidRequest("The body is not valid UTF-8.", "") from None
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise errors.InvalidRequest(f"The body is not valid JSON: {error}.", "") from None
+    body: Any = request.raw_body
+    if len(body) > limit:
+        raise errors.BodyTooLarge(f"The body is larger than {limit:,} bytes.")
+    return body  # type: ignore[no-any-return]  # bytes, though Chalice says otherwise
 
 
-def _invalid(message: str) -> errors.InvalidRequest:
-    # msgspec: "Expected `int`, got `str` - at `$.retry.max_attempts`"; it names no key of a map.
-    what, _, path = message.partition(" - at `$")
-    steps = ["".join(step) for step in _STEP.findall(path.removesuffix("`")) if step[1] != "..."]
-    detail = f"{what} in {_pointer(steps) or 'the body'}."
-    if field := _FIELD.fullmatch(what):
-        steps.append(field[1])
-    return errors.InvalidRequest(detail, _pointer(steps))
+def _page(shown: Sequence[msgspec.Raw], next: Position | None) -> Response:
+    return _json({"timers": shown, "next_cursor": inputs.cursor(next)}, HTTPStatus.OK, {})
 
 
-def _pointer(steps: list[str]) -> str:
-    return "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)
+def _result(it: Created | Timer | Exception, now: datetime) -> Result:
+    if isinstance(it, Exception):
+        found = _problem(it)
+        return Result(status=found.status, problem=found)
+    timer = it.timer if isinstance(it, Created) else it
+    return Result(status=_status(it), timer=view(timer, now))
 
 
-def _error(error: errors.TimersError) -> Response:
+def _status(of: Created | Timer) -> HTTPStatus:
+    return HTTPStatus.CREATED if isinstance(of, Created) and of.is_new else HTTPStatus.OK
+
+
+def _problem(error: Exception) -> Problem:
+    """Return what is told of an error; what is a fault of ours or of what we need is logged."""
+    if not isinstance(error, errors.TimersError):
+        log.error("view broke", exc_info=error)
+        return _told(HTTPStatus.INTERNAL_SERVER_ERROR, "This is a fault of the service.")
     if isinstance(error, errors.Unavailable):
         log.error("request not served", extra={"error": str(error), "cause": str(error.__cause__)})
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     pointer = error.pointer if isinstance(error, errors.InvalidRequest) else None
+    return _told(status, str(error), pointer)
+
+
+def _told(status: HTTPStatus, detail: str, pointer: str | None = None) -> Problem:
+    return Problem(title=status.phrase, status=status, detail=detail, pointer=pointer)
+
+
+def _error(error: Exception) -> Response:
     headers: Headers = {}
-    if error.retry_after is not None:
+    if isinstance(error, errors.TimersError) and error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    return problem(status, str(error), pointer, headers)
+    return _answer(_problem(error), headers)
+
+
+def _answer(told: Problem, headers: Headers) -> Response:
+    headers = {**headers, "Content-Type": "application/problem+json"}
+    return _json(told, HTTPStatus(told.status), headers)
 
 
 def _json(body: Any, status: HTTPStatus, headers: Headers) -> Response:

@@ -8,6 +8,11 @@ width, so that they compare as they should. An item that has yet to wake up is a
     wake_at     the deadline         the lease's end        none: it leaves the index
     version     1                    2                      3
 
+The index `listed` has all timers of a tenant under 8 shards, in the order in which lists show them,
+and their labels, so that neither claims nor outcomes touch it. A timer that a version without this
+index has stored is in no list until it is written again. What an index says is a hint, and may be a
+moment behind; what counts is the item.
+
 Each condition is made of the clauses named below; where one fails, somebody else was first.
 
 The tenants table has an item for each API key, its `id` being `key#` and the id of the key, and one
@@ -30,6 +35,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from chalicelib import signing
 from chalicelib.errors import Unavailable
 from chalicelib.keys import Key
+from chalicelib.listing import Listing, Page, Position, position
 from chalicelib.timers import Ring, Status, Timer, Webhook
 
 if TYPE_CHECKING:
@@ -41,11 +47,20 @@ if TYPE_CHECKING:
 SHARDS = 32
 """Partitions of the index `due`: so many times a thousand writes a second."""
 
+LISTED = 8
+"""Partitions of each tenant in the index `listed`: so many times a thousand creates a second."""
+
+SCAN = 500
+"""Entries that are looked at in each of them for one page, where a label tells most apart."""
+
 MAX_KEY = 2048
 """Bytes of a key; a longer id is nobody's."""
 
 BATCH = 100
 """Items that BatchGetItem returns at most."""
+
+ROUNDS = 5
+"""How often it is asked for the same ones; it returns 16 MB at a time, and less when throttled."""
 
 THREADS = 32
 """Calls side by side in a sweep; the client needs as many connections."""
@@ -62,6 +77,9 @@ IS_WAITING = "#status IN (:scheduled, :retrying)"
 IS_OF_THE_GENERATION = "#generation = :generation"
 IS_DUE = "#due_at <= :now"
 IS_OF_THE_VERSION = "#version = :version"
+IS_LISTED = "#listed = :listed"
+IS_BEHIND = "#created < :end"
+HAS_THE_LABEL = "#label = :label"
 
 
 class DynamoStore:
@@ -166,11 +184,32 @@ class DynamoStore:
                 pages = list(threads.map(partial(self._due, before, limit), positions.items()))
                 ids = [id for page, _ in pages for id in page]
                 chunks = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
-                found = [timer for chunk in threads.map(self._read, chunks) for timer in chunk]
+                # What a call did not get round to is for the next sweep.
+                found = [timer for read, _ in threads.map(self._read, chunks) for timer in read]
                 found = [t for t in found if t.wake_at is not None and t.wake_at < before]
                 nexts = zip(positions, pages, strict=True)
                 positions = {shard: position for shard, (_, position) in nexts if position}
         return sorted(found, key=lambda timer: (timer.wake_at, timer.id))[:limit]
+
+    def page(self, tenant: str, listing: Listing, before: Position | None, limit: int) -> Page:
+        # A status shows on the item only: as many are read for it as come in one call.
+        most = limit if listing.status is None else max(limit, BATCH)
+        with ThreadPoolExecutor(LISTED) as threads:
+            query = partial(self._listed, tenant, listing, _end(listing, before), most)
+            shards = list(threads.map(query, range(LISTED)))
+        # Behind where one of the shards was left, it may have entries that are not known yet.
+        horizon = max(left_at for _, left_at in shards)
+        entries = [entry for shard, _ in shards for entry in shard if entry >= horizon]
+        entries = sorted(entries, reverse=True)
+        next = entries[most - 1] if len(entries) > most else horizon
+        places = {_position(entry) for entry in entries[:most]}
+        read = self._read_all(list({place.id for place in places}))
+        # An id that was used again may be where it was before, for a moment.
+        found = [it for it in read if position(it) in places and it.tenant == tenant]
+        found = sorted(filter(listing.matches, found), key=position, reverse=True)
+        if len(found) > limit:
+            return Page(found[:limit], position(found[limit - 1]))
+        return Page(found, _position(next) if next else None)
 
     def check(self) -> None:
         self.get("", "health")
@@ -197,14 +236,57 @@ class DynamoStore:
             )
         return [item["id"]["S"] for item in answer["Items"]], answer.get("LastEvaluatedKey")
 
-    def _read(self, ids: Sequence[str]) -> list[Timer]:
+    def _listed(
+        self, tenant: str, listing: Listing, end: str, most: int, shard: int
+    ) -> tuple[list[str], str]:
+        """Return what one shard lists before `end`, and where it was left; "" if there is no more.
+
+        `since` is seen to here: BETWEEN would take in `end`, and refuse a span that ends before it
+        begins. Little is read for nothing.
+        """
+        request: dict[str, Any] = {"KeyConditionExpression": f"{IS_LISTED} AND {IS_BEHIND}"}
+        values: dict[str, object] = {"listed": f"{tenant}#{shard}", "end": end}
+        if listing.label is not None:
+            request["FilterExpression"] = HAS_THE_LABEL
+            values["label"] = listing.label
+            most = max(most, SCAN)
+        with _translated():
+            answer = self._client.query(
+                TableName=self._table,
+                IndexName="listed",
+                ScanIndexForward=False,
+                Limit=most,
+                **request,
+                **_named("".join(request.values()), values),
+            )
+        since = "" if listing.since is None else _text(listing.since)
+        entries = [item["created"]["S"] for item in answer["Items"]]
+        left_at = answer["LastEvaluatedKey"]["created"]["S"] if "LastEvaluatedKey" in answer else ""
+        return [entry for entry in entries if entry >= since], left_at if left_at >= since else ""
+
+    def _read_all(self, ids: Sequence[str]) -> list[Timer]:
+        found: list[Timer] = []
+        for start in range(0, len(ids), BATCH):
+            left = ids[start : start + BATCH]
+            for _ in range(ROUNDS):
+                read, left = self._read(left)
+                found += read
+                if not left:
+                    break
+            else:
+                raise Unavailable("DynamoDB can't read so much now.")
+        return found
+
+    def _read(self, ids: Sequence[str]) -> tuple[list[Timer], list[str]]:
+        """Return the timers that are there, and the ids that the call did not get round to."""
         keys = [{"id": _attribute(id)} for id in ids]
         with _translated():
             answer = self._client.batch_get_item(
                 RequestItems={self._table: {"Keys": keys, "ConsistentRead": True}}
             )
-        # What it did not get round to is for the next sweep.
-        return [_timer(item) for item in answer["Responses"].get(self._table, [])]
+        found = [_timer(item) for item in answer["Responses"].get(self._table, [])]
+        left = answer["UnprocessedKeys"].get(self._table, {"Keys": []})["Keys"]
+        return found, [key["id"]["S"] for key in left]
 
     def _write(
         self,
@@ -220,13 +302,7 @@ class DynamoStore:
         """
         request["ConditionExpression"] = " AND ".join(when)
         expressions = request["ConditionExpression"] + request.get("UpdateExpression", "")
-        request["ExpressionAttributeNames"] = {
-            f"#{name}": name for name in re.findall(r"#(\w+)", expressions)
-        }
-        if values:
-            request["ExpressionAttributeValues"] = {
-                f":{name}": _attribute(value) for name, value in values.items()
-            }
+        request |= _named(expressions, values or {})
         try:
             with _translated():
                 call(
@@ -257,6 +333,14 @@ class DynamoKeys:
         with _translated():
             answer = self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True)
         return _key(answer["Item"]) if "Item" in answer else None
+
+    def remove(self, key_id: str) -> bool:
+        # Asked before: a call whose answer was lost is made again by the client, and finds nothing.
+        if self.get(key_id) is None:
+            return False
+        with _translated():
+            self._client.delete_item(TableName=self._table, Key={"id": _attribute(_KEY + key_id)})
+        return True
 
     def all(self) -> list[Key]:
         with _translated():
@@ -355,7 +439,30 @@ def _was_ours(stored: "Item", timer: Timer) -> bool:
     return bool(stored) and _timer(stored) == timer
 
 
-_AS_JSON = {"attempts", "headers", "retry"}
+def _named(expressions: str, values: dict[str, object]) -> dict[str, Any]:
+    """Return what the names and values in the clauses stand for."""
+    names = {f"#{name}": name for name in re.findall(r"#(\w+)", expressions)}
+    attributes = {f":{name}": _attribute(value) for name, value in values.items()}
+    named: dict[str, Any] = {"ExpressionAttributeNames": names}
+    return named | ({"ExpressionAttributeValues": attributes} if attributes else {})
+
+
+def _end(listing: Listing, before: Position | None) -> str:
+    """Return what all wanted entries of the index `listed` come before."""
+    until = _text(listing.until or datetime.max.replace(tzinfo=UTC))
+    return until if before is None else min(until, _entry(before))
+
+
+def _entry(at: Position) -> str:
+    return f"{_text(at.created_at)}#{at.id}"
+
+
+def _position(entry: str) -> Position:
+    created_at, _, id = entry.partition("#")
+    return Position(datetime.fromisoformat(created_at), id)
+
+
+_AS_JSON = {"attempts", "headers", "metadata", "retry"}
 """Attributes that no condition looks at, and that have parts of their own."""
 
 
@@ -377,6 +484,8 @@ def _item(timer: Timer) -> "Item":
             del fields[name]
     if timer.wake_at is not None:
         fields["shard"] = crc32(timer.id.encode()) % SHARDS
+    fields["listed"] = f"{timer.tenant}#{crc32(timer.id.encode()) % LISTED}"
+    fields["created"] = _entry(position(timer))
     if (expires_at := fields.pop("expires_at")) is not None:
         fields["expires"] = int(expires_at.timestamp())  # as DynamoDB's TTL wants it
     return {name: _attribute(value) for name, value in fields.items() if value is not None}
@@ -403,10 +512,16 @@ def _attribute(value: object) -> "AttributeValueTypeDef":
         case int():
             return {"N": str(value)}
         case datetime():
-            return {"S": value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+            return {"S": _text(value)}
         case str():
             return {"S": str(value)}
     raise TypeError(f"There is no attribute for {value!r}.")
+
+
+def _text(moment: datetime) -> str:
+    # strftime would write the year 1 in one digit, and nothing could be compared with that.
+    naive = moment.astimezone(UTC).replace(tzinfo=None)
+    return naive.isoformat(timespec="microseconds") + "Z"
 
 
 def _value(attribute: "AttributeValueTypeDef") -> Any:

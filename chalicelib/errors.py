@@ -7,8 +7,9 @@ TimersError
  ├─ Unauthenticated          the request carries no key that counts
  ├─ Forbidden                the key is not for this
  ├─ TimerNotFound
- ├─ Conflict                 the timer's status does not allow it
- │   └─ DeliveryUnderWay     … just now: ask again shortly
+ ├─ Conflict                 what is there already does not allow it
+ │   ├─ DeliveryUnderWay     … just now: ask again shortly
+ │   └─ KeyReused            the Idempotency-Key stands for another request
  └─ Unavailable              the infrastructure does not answer: nothing was decided
      ├─ AlarmRefused         … and never will as it is set up: the alarm was not set
      └─ NotConfigured
@@ -57,13 +58,17 @@ class TimerNotFound(TimersError):
 
 
 class Conflict(TimersError):
-    """The timer exists, and its status does not allow what was asked."""
+    """What is there already does not allow what was asked, mostly the timer's status."""
 
 
 class DeliveryUnderWay(Conflict):
     """The webhook is being sent at this moment, so the timer can't be changed."""
 
     retry_after = 1
+
+
+class KeyReused(Conflict):
+    """The Idempotency-Key was used for another request."""
 
 
 class Unavailable(TimersError):

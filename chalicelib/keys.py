@@ -21,6 +21,7 @@ TENANT = re.compile("[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
 """The names that tenants may have."""
 
 _KEY = re.compile(r"tmr_([a-z2-7]{10})_[a-z2-7]{52}", re.ASCII)
+_NAMED = re.compile(r"(?:tmr_)?([a-z2-7]{10})(?:_.*)?", re.ASCII)
 _BEARER = re.compile(r"bearer +(\S+)", re.ASCII | re.IGNORECASE)
 
 
@@ -52,6 +53,9 @@ class Keys(Protocol):
     def get(self, key_id: str) -> Key | None:
         """Return the key of this id as last written, or None."""
 
+    def remove(self, key_id: str) -> bool:
+        """Forget the key; say whether there was one."""
+
     def all(self) -> list[Key]:
         """Return all keys, oldest first."""
 
@@ -71,6 +75,12 @@ def find(keys: Keys, authorization: str) -> Key | None:
     if shown is None or kept is None or not compare_digest(kept.hash, _hash(shown[0])):
         return None
     return kept
+
+
+def id_in(text: str) -> str | None:
+    """Return the id in what somebody calls a key by: `<id>`, `tmr_<id>`, or all of it."""
+    named = _NAMED.fullmatch(text.strip())
+    return named[1] if named else None
 
 
 def _letters(content: bytes) -> str:

@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
 from random import random
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from chalicelib import retry, timers, views
-from chalicelib.errors import AlarmRefused, TimerNotFound, Unavailable
-from chalicelib.timers import Outcome, Ring, Status, Timer, Webhook
+from chalicelib.errors import AlarmRefused, KeyReused, TimerNotFound, Unavailable
+from chalicelib.listing import Listing, Page, Position
+from chalicelib.timers import Order, Outcome, Ring, Status, Timer, Webhook
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,15 @@ RACES = 10
 """How often a change starts over because another one came between its read and its write."""
 
 
+THREADS = 32
+"""Calls that are made at the same time, at most."""
+
+PAGES = 10
+"""How many pages are read to fill one, where most timers do not match."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
 SideBySide = Callable[[Sequence[Callable[[], object]]], list[BaseException | None]]
 """Makes calls, at the same time or not; returns what each has raised, in their order."""
 
@@ -56,6 +67,20 @@ def one_by_one(calls: Sequence[Callable[[], object]]) -> list[BaseException | No
         else:
             faults.append(None)
     return faults
+
+
+def threads(calls: Sequence[Callable[[], object]]) -> list[BaseException | None]:
+    """Run the calls in a thread each; all are over when this returns."""
+    with ThreadPoolExecutor(min(len(calls), THREADS) or 1) as pool:
+        return [future.exception() for future in [pool.submit(call) for call in calls]]
+
+
+class Created(NamedTuple):
+    """A timer that was asked for."""
+
+    timer: Timer
+    is_new: bool
+    """False if an earlier request with the same Idempotency-Key has made it."""
 
 
 class Store(Protocol):
@@ -88,6 +113,12 @@ class Store(Protocol):
 
     def overdue(self, before: datetime, limit: int) -> list[Timer]:
         """Return timers with `wake_at` before that moment, longest overdue first."""
+
+    def page(self, tenant: str, listing: Listing, before: Position | None, limit: int) -> Page:
+        """Return at most `limit` of the tenant's timers that match, newest first.
+
+        They stand behind `before`, if given. A page may be short, even empty, with more behind it.
+        """
 
     def check(self) -> None:
         """Return if the store works, or raise Unavailable."""
@@ -133,7 +164,8 @@ class Service:
     """What can be done with timers, whatever they are kept in and sent by.
 
     `clock` returns the aware UTC time, `new_id` an unused timer id, `pause` sleeps for seconds,
-    `chance` is a random number from 0 to 1, `side_by_side` makes the calls of a sweep.
+    `chance` is a random number from 0 to 1, `side_by_side` makes the calls of a sweep and of
+    requests for many timers.
     """
 
     def __init__(
@@ -161,22 +193,28 @@ class Service:
         """Return the time that deadlines are measured against."""
         return self._clock()
 
-    def create(self, tenant: str, webhook: Webhook, delay: timedelta) -> Timer:
-        """Store a timer that fires after `delay` and set its alarm."""
-        now = self._clock()
-        timer = timers.new(self._new_id(), tenant, webhook, now + delay, now)
-        if not self._store.add(timer):
-            raise Unavailable("The new timer's id was taken; please send the request again.")
-        try:
-            self._alarm.set(timer)
-        except AlarmRefused:
-            if self._store.remove(timer):
-                self._clear(timer)
-                raise
-        except Unavailable:
-            self._leave_to_sweep(timer)
-        _log("timer created", timer)
-        return timer
+    def create(self, tenant: str, order: Order) -> Created:
+        """Store a timer and set its alarm, once for each Idempotency-Key.
+
+        Raises KeyReused if the key was for something else.
+        """
+        timer = self._new(tenant, order)
+        for _ in range(RACES):
+            if self._store.add(timer):
+                self._arm_new(timer)
+                _log("timer created", timer)
+                return Created(timer, is_new=True)
+            if order.once is None:
+                raise Unavailable("The new timer's id was taken; please send the request again.")
+            if (earlier := self._earlier(timer)) is not None:
+                return Created(earlier, is_new=False)
+        raise Unavailable("There are too many requests with this key at once.")
+
+    def create_all(
+        self, tenant: str, orders: Sequence[Order | Exception]
+    ) -> list[Created | Exception]:
+        """Create each, at the same time; return what became of it. An error stays what it is."""
+        return self._each(lambda order: self.create(tenant, order), orders)
 
     def get(self, tenant: str, timer_id: str) -> Timer:
         """Return the tenant's timer or raise TimerNotFound."""
@@ -184,6 +222,17 @@ class Service:
         if timer is None or timers.expired(timer, self._clock()):
             raise TimerNotFound("There is no timer with this id.")
         return timer
+
+    def page(self, tenant: str, listing: Listing, before: Position | None, limit: int) -> Page:
+        """Return the tenant's newest timers that match; see `Store.page`."""
+        found: list[Timer] = []
+        for _ in range(PAGES):
+            page = self._store.page(tenant, listing, before, limit - len(found))
+            found += [timer for timer in page.timers if not timers.expired(timer, self._clock())]
+            before = page.next
+            if before is None or len(found) >= limit:
+                break
+        return Page(found, before)
 
     def cancel(self, tenant: str, timer_id: str) -> Timer:
         """Cancel a waiting timer; no webhook leaves after this returns. Raise Conflict else."""
@@ -194,13 +243,31 @@ class Service:
             _log("timer cancelled", after)
         return after
 
-    def reschedule(self, tenant: str, timer_id: str, deadline: datetime) -> Timer:
-        """Give a waiting timer a new deadline, with all its attempts ahead of it."""
+    def cancel_all(self, tenant: str, timer_ids: Sequence[str]) -> list[Timer | Exception]:
+        """Cancel each, at the same time; return what became of it."""
+        return self._each(lambda timer_id: self.cancel(tenant, timer_id), timer_ids)
+
+    def change(
+        self,
+        tenant: str,
+        timer_id: str,
+        deadline: datetime | None = None,
+        edit: Callable[[Webhook], Webhook] = lambda webhook: webhook,
+    ) -> Timer:
+        """Edit a waiting timer's webhook; a new deadline puts all its attempts ahead of it."""
         before, after = self._change(
-            tenant, timer_id, lambda timer, _: timers.reschedule(timer, deadline)
+            tenant, timer_id, lambda timer, _: timers.change(timer, edit(timer), deadline)
         )
+        if deadline is not None:
+            self._rearm(before, after)
+        _log("timer changed", after)
+        return after
+
+    def fire_now(self, tenant: str, timer_id: str) -> Timer:
+        """Make a waiting timer due now, with all its attempts ahead of it."""
+        before, after = self._change(tenant, timer_id, timers.fire)
         self._rearm(before, after)
-        _log("timer rescheduled", after)
+        _log("timer fired", after)
         return after
 
     def redrive(self, tenant: str, timer_id: str) -> Timer:
@@ -209,6 +276,10 @@ class Service:
         self._rearm(before, after)
         _log("timer redriven", after)
         return after
+
+    def redrive_all(self, tenant: str, timer_ids: Sequence[str]) -> list[Timer | Exception]:
+        """Put each failed timer back, at the same time; return what became of it."""
+        return self._each(lambda timer_id: self.redrive(tenant, timer_id), timer_ids)
 
     def fire(self, ring: Ring) -> None:
         """Answer an alarm that went off ahead of time, or behind it to make sure: ring when due."""
@@ -280,6 +351,57 @@ class Service:
         """Return if timers can be stored and fire, or raise Unavailable."""
         self._store.check()
         self._alarm.check()
+
+    def _new(self, tenant: str, order: Order) -> Timer:
+        id, fingerprint = self._new_id(), None
+        if order.once is not None:
+            id, fingerprint = timers.keyed_id(tenant, order.once.key), order.once.fingerprint
+        return timers.new(id, tenant, order.webhook, order.deadline, self._clock(), fingerprint)
+
+    def _arm_new(self, timer: Timer) -> None:
+        try:
+            self._alarm.set(timer)
+        except AlarmRefused:
+            if self._store.remove(timer):
+                self._clear(timer)
+                raise
+            self._leave_to_sweep(timer)
+        except Unavailable:
+            self._leave_to_sweep(timer)
+
+    def _earlier(self, timer: Timer) -> Timer | None:
+        """Return the timer that has this one's id, if that can be promised to somebody.
+
+        None if it is gone by now, or changing: try again.
+        """
+        kept = self._store.get(timer.tenant, timer.id)
+        if kept is None:
+            return None
+        if timers.expired(kept, self._clock()):
+            self._store.remove(kept)
+            return None
+        if kept.fingerprint != timer.fingerprint:
+            raise KeyReused("This Idempotency-Key was used for a different request.")
+        if kept.version > 1:
+            return kept
+        # Its creator may be about to take it back.
+        promised = timers.promised(kept)
+        return promised if self._store.replace(promised) else None
+
+    def _each(self, what: Callable[[T], R], of: Sequence[T | Exception]) -> list[R | Exception]:
+        results: list[R | Exception] = [
+            it if isinstance(it, Exception) else Unavailable("It was not tried.") for it in of
+        ]
+
+        def call(index: int, it: T) -> None:
+            results[index] = what(it)
+
+        given = [(index, it) for index, it in enumerate(of) if not isinstance(it, Exception)]
+        faults = self._side_by_side([partial(call, index, it) for index, it in given])
+        for (index, _), fault in zip(given, faults, strict=True):
+            if isinstance(fault, Exception):
+                results[index] = fault
+        return results
 
     def _change(
         self, tenant: str, timer_id: str, decide: Callable[[Timer, datetime], Timer]
@@ -378,9 +500,13 @@ class Service:
         return current is None or not _waits_for(current, timers.ring(timer))
 
     def _leave_to_sweep(self, timer: Timer) -> None:
+        def unarm(current: Timer, now: datetime) -> Timer:
+            waits = _waits_for(current, timers.ring(timer))
+            return timers.unarmed(current, now) if waits else current
+
         try:
-            self._store.replace(timers.unarmed(timer, self._clock()))
-        except Unavailable:
+            self._change(timer.tenant, timer.id, unarm)
+        except (Unavailable, TimerNotFound):
             # Then the sweep finds it when it is overdue.
             _log("alarm not set", timer, logging.ERROR)
 

@@ -9,7 +9,7 @@
 
 Two numbers decide every race:
 
-* `generation` grows with every new moment (reschedule, retry, redrive, a lease taken back).
+* `generation` grows with every new moment (deadline, retry, redrive, a lease taken back).
   A `Ring` of an older generation does nothing.
 * `version` grows with every write. A store replaces a timer only if the stored version is the one
   before it, so whoever decided on an older state (a worker that stalled past its lease) changes
@@ -116,7 +116,7 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
 
 
 class Webhook(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is to be sent, and how."""
+    """What is to be sent, how, and what its owner calls it: all of a timer but when."""
 
     url: str
     """As given; `{id}` in it stands for the timer's id."""
@@ -129,6 +129,25 @@ class Webhook(Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry: RetryPolicy = RetryPolicy()
     on_failure: str | None = None
     """A URL that is told, by a timer of its own, if this one ends as failed; `{id}` as in `url`."""
+    label: str | None = None
+    """What timers can be found by."""
+    metadata: dict[str, str] = {}
+    """What the owner wants to remember with it; it is not sent."""
+
+
+class Once(Struct, frozen=True):
+    """An Idempotency-Key, and the SHA-256 of what was asked for with it."""
+
+    key: str
+    fingerprint: str
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """A timer that somebody wants."""
+
+    webhook: Webhook
+    deadline: datetime
+    once: Once | None = None
 
 
 class Timer(Webhook, frozen=True, kw_only=True, omit_defaults=True):
@@ -157,6 +176,8 @@ class Timer(Webhook, frozen=True, kw_only=True, omit_defaults=True):
     """False if its alarm could not be set; the sweep then sets it."""
     expires_at: datetime | None = None
     """When a finished timer is forgotten, in whole seconds."""
+    fingerprint: str | None = None
+    """What the Idempotency-Key that it was created with stood for."""
 
     @property
     def target(self) -> str:
@@ -191,9 +212,12 @@ class Ring(Struct, frozen=True, omit_defaults=True, order=True):
 def timer_id(at: datetime, entropy: bytes) -> str:
     """Return a UUIDv7 (RFC 9562) of a moment and 10 random bytes: unguessable, sorted by age."""
     milliseconds = int(at.timestamp() * 1000)
-    number = int.from_bytes(milliseconds.to_bytes(6, "big") + entropy, "big")
-    number = number & ~(0xF << 76) | 0x7 << 76
-    return str(UUID(int=number & ~(0x3 << 62) | 0x2 << 62))
+    return _uuid(7, milliseconds.to_bytes(6, "big") + entropy)
+
+
+def keyed_id(tenant: str, key: str) -> str:
+    """Return the id of the one timer that a tenant can have of an Idempotency-Key: a UUIDv8."""
+    return _uuid(8, sha256(f"{tenant} {key}".encode()).digest()[:16])
 
 
 def ring(timer: Timer) -> Ring:
@@ -211,7 +235,14 @@ def host(url: str) -> str:
         return ""
 
 
-def new(id: str, tenant: str, webhook: Webhook, deadline: datetime, now: datetime) -> Timer:
+def new(
+    id: str,
+    tenant: str,
+    webhook: Webhook,
+    deadline: datetime,
+    now: datetime,
+    fingerprint: str | None = None,
+) -> Timer:
     """Return a timer that waits for its deadline; one in the past is due at once."""
     return Timer(
         **asdict(webhook),
@@ -221,6 +252,7 @@ def new(id: str, tenant: str, webhook: Webhook, deadline: datetime, now: datetim
         deadline=deadline,
         due_at=deadline,
         wake_at=deadline,
+        fingerprint=fingerprint,
     )
 
 
@@ -275,10 +307,22 @@ def cancel(timer: Timer, now: datetime) -> Timer:
     return _ended(timer, Status.CANCELLED, now)
 
 
-def reschedule(timer: Timer, deadline: datetime) -> Timer:
-    """Return the timer with a new deadline and all its attempts ahead of it, or raise Conflict."""
-    _require(timer, WAITING, "rescheduled")
-    return _restarted(timer, deadline)
+def change(timer: Timer, webhook: Webhook, deadline: datetime | None = None) -> Timer:
+    """Return the timer with another webhook, or raise Conflict.
+
+    A new deadline starts it over, with all its attempts ahead of it.
+    """
+    _require(timer, WAITING, "changed")
+    wanted = {name: getattr(webhook, name) for name in Webhook.__struct_fields__}
+    if deadline is None:
+        return _next(timer, **wanted)
+    return _restarted(timer, deadline, **wanted)
+
+
+def fire(timer: Timer, now: datetime) -> Timer:
+    """Return a waiting timer due now, with all its attempts ahead of it, or raise Conflict."""
+    _require(timer, WAITING, "fired")
+    return _restarted(timer, now)
 
 
 def redrive(timer: Timer, now: datetime) -> Timer:
@@ -297,6 +341,14 @@ def armed(timer: Timer) -> Timer:
     return _next(timer, armed=True, wake_at=max(timer.due_at, timer.wake_at or timer.due_at))
 
 
+def promised(timer: Timer) -> Timer:
+    """Return the timer as one that a second request was told of: it can't be taken back any more.
+
+    Whoever created it and fails to set its alarm removes it only as it was created.
+    """
+    return _next(timer)
+
+
 def postponed(timer: Timer, until: datetime) -> Timer:
     """Return the timer as one that the sweep need not look at before `until`."""
     return _next(timer, wake_at=until)
@@ -305,6 +357,11 @@ def postponed(timer: Timer, until: datetime) -> Timer:
 def expired(timer: Timer, now: datetime) -> bool:
     """Say whether the timer is to be treated as forgotten."""
     return timer.expires_at is not None and timer.expires_at <= now
+
+
+def _uuid(version: int, content: bytes) -> str:
+    number = int.from_bytes(content, "big") & ~(0xF << 76) | version << 76
+    return str(UUID(int=number & ~(0x3 << 62) | 0x2 << 62))
 
 
 def _next(timer: Timer, **changes: Any) -> Timer:
@@ -324,7 +381,7 @@ def _moved(timer: Timer, due_at: datetime, **changes: Any) -> Timer:
     return _next(timer, generation=generation, due_at=due_at, wake_at=due_at, armed=True, **changes)
 
 
-def _restarted(timer: Timer, deadline: datetime) -> Timer:
+def _restarted(timer: Timer, deadline: datetime, **changes: Any) -> Timer:
     return _moved(
         timer,
         deadline,
@@ -332,6 +389,7 @@ def _restarted(timer: Timer, deadline: datetime) -> Timer:
         deadline=deadline,
         attempts_before=timer.attempt,
         expires_at=None,
+        **changes,
     )
 
 

@@ -40,6 +40,8 @@ class TimerView(msgspec.Struct, kw_only=True):
     timeout: int
     retry: RetryPolicy
     on_failure: str | None
+    label: str | None
+    metadata: dict[str, str]
     fire_at: datetime
     created_at: datetime
     next_attempt_at: datetime | None
@@ -69,6 +71,8 @@ def view(timer: Timer, now: datetime) -> TimerView:
         timeout=timer.timeout,
         retry=timer.retry,
         on_failure=timer.on_failure,
+        label=timer.label,
+        metadata=timer.metadata,
         fire_at=timer.deadline,
         created_at=timer.created_at,
         next_attempt_at=timer.due_at if timer.status in timers.WAITING else None,

@@ -19,7 +19,7 @@ from chalicelib import timers
 from chalicelib.errors import NotConfigured
 from chalicelib.guard import Targets
 from chalicelib.keys import Keys
-from chalicelib.service import Service
+from chalicelib.service import Service, threads
 from chalicelib.timers import DEFAULT_TENANT, Outcome, Timer
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _on_aws(partition: str, region: str, account: str) -> Parts:
     from botocore.config import Config  # noqa: PLC0415
 
     from chalicelib import logs  # noqa: PLC0415
-    from chalicelib.alarm import REACH, Addresses, AwsAlarm, threads  # noqa: PLC0415
+    from chalicelib.alarm import REACH, Addresses, AwsAlarm  # noqa: PLC0415
     from chalicelib.dynamodb import DynamoKeys, DynamoSecrets, DynamoStore  # noqa: PLC0415
 
     lines = logs.attach(NAME)

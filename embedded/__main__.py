@@ -8,10 +8,12 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 try:
@@ -19,12 +21,13 @@ try:
     from chalicelib import signing, timers, wiring
     from chalicelib.errors import Unavailable
     from chalicelib.guard import LOOPBACK, InvalidTargets, Targets
-    from chalicelib.service import Service
+    from chalicelib.service import Service, threads
     from chalicelib.webhook import WebhookSender
     from chalicelib.wiring import Parts, new_id, now
     from embedded import terminal
     from embedded.engine import Engine
-    from embedded.server import LOCAL_HOSTS, Server, application
+    from embedded.rate import MAX_RATE, RATE, Limit
+    from embedded.server import LOCAL_HOSTS, Server, Wsgi, application
     from embedded.sqlite import DATABASE, SqliteStore, Unusable
 except ModuleNotFoundError as missing:
     name = str(missing.name).partition(".")[0]
@@ -55,25 +58,44 @@ class Settings:
     port: int
     database: Path
     targets: Targets
+    keys: bool = False
+    """Whether requests need one."""
+    rate: int = 0
+    """Requests a second for each key, or without keys for all together; 0 for any number."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Settings":
-        """Read HOST, PORT, TIMERS_DB and ALLOWED_TARGETS; raise BadSetting."""
+        """Read HOST, PORT, AUTH, RATE, TIMERS_DB and ALLOWED_TARGETS; raise BadSetting."""
+        auth = environ.get("AUTH", "none")
+        if auth not in ("none", "keys"):
+            raise BadSetting(f"AUTH must be none or keys, not {auth[:20]!r}.")
+        keys = auth == "keys"
         host = environ.get("HOST", "127.0.0.1")
-        if host not in LOCAL_HOSTS:
+        if host not in LOCAL_HOSTS and not keys:
             raise BadSetting(
                 f"HOST={host} is not this machine alone, and without keys Timers serves no other:"
-                " use 127.0.0.1, localhost or ::1."
+                " set AUTH=keys, or use 127.0.0.1, localhost or ::1."
             )
-        port = environ.get("PORT", "8000")
-        if not (re.fullmatch("[0-9]{1,5}", port) and int(port) < 65536):
-            raise BadSetting(f"PORT must be a number from 0 to 65535, not {port[:20]!r}.")
+        port = _number("PORT", environ.get("PORT", "8000"), 65535)
+        rate = _number("RATE", environ.get("RATE", str(RATE if keys else 0)), MAX_RATE)
+        reachable = LOOPBACK if host in LOCAL_HOSTS else ""
         try:
-            targets = Targets.parse(environ.get("ALLOWED_TARGETS", LOOPBACK))
+            targets = Targets.parse(environ.get("ALLOWED_TARGETS", reachable))
         except InvalidTargets as error:
             raise BadSetting(str(error)) from None
         database = Path(environ.get("TIMERS_DB", DATABASE))
-        return cls(host, int(port), database, targets)
+        return cls(host, port, database, targets, keys, rate)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this machine alone can reach the server."""
+        return self.host in LOCAL_HOSTS
+
+
+def _number(name: str, text: str, limit: int) -> int:
+    if not (re.fullmatch("[0-9]{1,9}", text) and int(text) <= limit):
+        raise BadSetting(f"{name} must be a number from 0 to {limit}, not {text[:20]!r}.")
+    return int(text)
 
 
 def main() -> None:
@@ -86,7 +108,7 @@ def main() -> None:
     except (BadSetting, Unusable, Unavailable) as error:
         sys.exit(str(error))
     try:
-        server = Server(application(app, now), settings.host, settings.port)
+        server = Server(door(settings, store), settings.host, settings.port)
     except OSError as error:
         store.close()
         sys.exit(f"Port {settings.port} of {settings.host} can't be used: {error.strerror}.")
@@ -96,6 +118,17 @@ def main() -> None:
             run(settings, store, server, stop)
         except Unavailable as error:  # while it starts: later on it is met where it happens
             sys.exit(str(error))
+
+
+def door(settings: Settings, store: SqliteStore) -> Wsgi:
+    """Return the application as the settings let people in."""
+    return application(
+        app,
+        now,
+        keys=store.keys if settings.keys else None,
+        limit=Limit(settings.rate, time.monotonic_ns) if settings.rate else None,
+        receiver=settings.is_local,
+    )
 
 
 def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.Event) -> None:
@@ -111,10 +144,17 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
         if stop.wait(seconds):
             raise Unavailable("Timers is being stopped.")
 
-    service = Service(store, engine, sender, clock=now, new_id=new_id, pause=pause)
-    wiring.install(
-        Parts(service=service, targets=settings.targets, anonymous=timers.DEFAULT_TENANT)
+    service = Service(
+        store,
+        engine,
+        sender,
+        clock=now,
+        new_id=new_id,
+        pause=pause,
+        side_by_side=threads,  # what is written at the same time shares a commit
     )
+    anonymous = None if settings.keys else timers.DEFAULT_TENANT
+    wiring.install(Parts(service=service, targets=settings.targets, anonymous=anonymous))
     for timer in store.claimed():
         service.take_back(timer)
     store.replace_all([timers.postponed(timer, timer.due_at) for timer in store.postponed()])
@@ -125,7 +165,8 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
     engine.start(service.deliver, upkeep)
     http = threading.Thread(target=_serve, args=(server, stop), name="http", daemon=True)
     http.start()
-    _say(_greeting(settings.host, server.effective_port))
+    has_keys = settings.keys and bool(store.keys.all())
+    _say(_greeting(settings, _url(server.effective_host, server.effective_port), has_keys))
     stop.wait()
     broken = not http.is_alive()
     _say("Finishing what is being sent …")
@@ -162,13 +203,27 @@ def _serve(server: Server, stop: threading.Event) -> None:
         stop.set()
 
 
-def _greeting(host: str, port: int) -> str:
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    body = f'{{"seconds": 5, "url": "{url}/_receiver/hello"}}'
+def _greeting(settings: Settings, url: str, has_keys: bool) -> str:
+    wanted = key = ""
+    if settings.keys:
+        wanted = " Requests need a key"
+        wanted += "." if has_keys else ", and there is none yet: `make key` makes one."
+        key = ' -H "authorization: Bearer $TIMERS_KEY"'
+    to, then = "https://example.com/hook", ""
+    if settings.is_local:
+        to, then = f"{url}/_receiver/hello", " and watch it arrive here"
+    body = f'{{"seconds": 5, "url": "{to}"}}'
     return (
-        f"Timers is ready at {url}. Set a timer of 5 seconds and watch it arrive here:\n"
-        f"  curl {url}/timers -H 'content-type: application/json' -d '{body}'"
+        f"Timers is ready at {url}.{wanted} Set a timer of 5 seconds{then}:\n"
+        f"  curl {url}/timers{key} -H 'content-type: application/json' -d '{body}'"
     )
+
+
+def _url(host: str, port: int) -> str:
+    address = ip_address(host)
+    if address.is_unspecified:  # where it listens, but nobody can connect to it
+        address = ip_address("127.0.0.1" if address.version == 4 else "::1")
+    return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
 
 
 def _say(words: str) -> None:

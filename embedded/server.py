@@ -1,13 +1,16 @@
 """HTTP for the embedded engine: waitress, Chalice's own gateway, and the built-in receiver.
 
 waitress reads requests without holding a thread for them, so slow clients keep nobody waiting, and
-bounds what it reads. The gateway turns each into the event that the views get on Lambda.
+bounds what it reads. The gateway turns each into the event that the views get on Lambda; the door
+in it asks for keys, and keeps callers to their rate.
 """
 
 import base64
+import errno
 import logging
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from http import HTTPStatus
@@ -22,7 +25,9 @@ from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask
 
-from chalicelib import api
+from chalicelib import api, errors
+from chalicelib.keys import Keys, find
+from embedded.rate import Limit
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +78,7 @@ class _ErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
         answer = api.problem(HTTPStatus(error.code), f"{error.body.removesuffix('.')}.")
         content = answer.body.encode()
         self.status = f"{error.code} {error.reason}"
-        self.response_headers.extend(answer.headers.items())
+        self.response_headers.extend(_with_id(answer.headers).items())
         self.set_close_on_finish()
         self.content_length = len(content)
         self.write(content)
@@ -100,20 +105,23 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
     finished = False
 
     def __init__(self, wsgi: Wsgi, host: str, port: int) -> None:
-        super().__init__(
-            wsgi,
-            host=host,
-            port=port,
-            threads=THREADS,
-            connection_limit=CONNECTIONS,
-            channel_timeout=IDLE,
-            cleanup_interval=5,
-            max_request_header_size=MAX_HEADER,
-            max_request_body_size=MAX_BODY,
-            asyncore_use_poll=True,
-            log_socket_errors=False,
-            ident=None,
-        )
+        try:
+            super().__init__(
+                wsgi,
+                host=host,
+                port=port,
+                threads=THREADS,
+                connection_limit=CONNECTIONS,
+                channel_timeout=IDLE,
+                cleanup_interval=5,
+                max_request_header_size=MAX_HEADER,
+                max_request_body_size=MAX_BODY,
+                asyncore_use_poll=True,
+                log_socket_errors=False,
+                ident=None,
+            )
+        except ValueError:
+            raise OSError(errno.EADDRNOTAVAIL, "There is no address of this name") from None
 
     def maintenance(self, now: float) -> None:
         """Close connections that are silent, as waitress does, and those that drip."""
@@ -135,27 +143,79 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
         self.finished = not self.task_dispatcher.threads
 
 
-class OpenDoor(LocalGatewayAuthorizer):
-    """Lets everybody in: a server without keys is guarded by answering this machine alone."""
-
-    def authorize(self, *event_and_context: Any) -> Any:
-        return event_and_context[1:]
+class _TooMany(Exception):
+    """The caller has no token left."""
 
 
-def application(app: Chalice, clock: Callable[[], datetime]) -> Wsgi:
-    """Return the WSGI application of a Chalice application and of the built-in receiver."""
-    # Chalice keeps the current request in one attribute; this class keeps one for each thread.
-    app.__class__ = LocalChalice
+class Door(LocalGatewayAuthorizer):
+    """Stands before the routes that want a key on AWS, as API Gateway does there.
+
+    A server without keys lets everybody in: it is guarded by answering this machine alone.
+    """
+
+    def __init__(self, app: Chalice, keys: Keys | None = None, limit: Limit | None = None) -> None:
+        super().__init__(app)
+        self._keys = keys
+        self._limit = limit
+
+    def authorize(self, _: str, lambda_event: Any, lambda_context: Any) -> Any:
+        """Return event and context, with whose request it is, or raise what keeps it out."""
+        route = self._route_for_event(lambda_event)
+        if route is not None and route.authorizer is not None:
+            # Who shows no key that is known gets no bucket: anybody could make up a million.
+            caller = "" if self._keys is None else _admit(self._keys, lambda_event)
+            if self._limit is not None and not self._limit.take(caller):
+                raise _TooMany
+        return lambda_event, lambda_context
+
+
+def _admit(keys: Keys, event: Any) -> str:
+    # Looked up for each request, so that a key that is taken back opens nothing from then on.
+    key = find(keys, event["headers"].get("authorization", ""))
+    if key is None:
+        raise errors.Unauthenticated("Send an API key that counts: `Authorization: Bearer tmr_…`.")
+    found = {"tenant": key.tenant, "role": key.role.value, "principalId": key.id}
+    event["requestContext"]["authorizer"] = found
+    return key.id
+
+
+class _Threaded(LocalChalice):
+    """Keeps a request and its context for each thread, where Chalice has one of each."""
+
+    @property
+    def lambda_context(self) -> Any:
+        return getattr(self._THREAD_LOCAL, "lambda_context", None)
+
+    @lambda_context.setter
+    def lambda_context(self, context: Any) -> None:
+        self._THREAD_LOCAL.lambda_context = context
+
+
+def application(
+    app: Chalice,
+    clock: Callable[[], datetime],
+    *,
+    keys: Keys | None = None,
+    limit: Limit | None = None,
+    receiver: bool = True,
+) -> Wsgi:
+    """Return the WSGI application of a Chalice application and of the built-in receiver.
+
+    Without `keys` it is for this machine alone. The receiver, which writes into the terminal
+    whatever it gets, always is; it takes no key.
+    """
+    app.__class__ = _Threaded
     gateway = LocalGateway(app, Config())
-    gateway._authorizer = OpenDoor(app)  # noqa: SLF001  # it has no seam for that
+    gateway._authorizer = Door(app, keys, limit)  # noqa: SLF001  # it has no seam for that
     routes = RouteMatcher(list(app.routes))
 
     def handle(environ: Environ) -> dict[str, Any]:
-        refusal = _refusal(environ)
+        method, path = environ["REQUEST_METHOD"], environ["REQUEST_URI"]
+        is_webhook = receiver and path.startswith(RECEIVER)
+        refusal = _refusal(environ) if keys is None or is_webhook else None
         if refusal is not None:
             return refusal.to_dict()
-        method, path = environ["REQUEST_METHOD"], environ["REQUEST_URI"]
-        if path.startswith(RECEIVER):
+        if is_webhook:
             return _receive(environ, clock()).to_dict()
         try:
             allowed = app.routes[routes.match_route(path).route]
@@ -165,8 +225,17 @@ def application(app: Chalice, clock: Callable[[], datetime]) -> Wsgi:
             detail = f"{method} is not possible here."
             headers: api.Headers = {"Allow": ", ".join(allowed)}
             return api.problem(HTTPStatus.METHOD_NOT_ALLOWED, detail, None, headers).to_dict()
-        body = environ["wsgi.input"].read()
-        response: dict[str, Any] = gateway.handle_request(method, path, _headers(environ), body)
+        return enter(method, path, _headers(environ), environ["wsgi.input"].read())
+
+    def enter(method: str, path: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
+        try:
+            response: dict[str, Any] = gateway.handle_request(method, path, headers, body)
+        except _TooMany:
+            after: api.Headers = {"Retry-After": "1"}  # at any rate there is a token by then
+            detail = "There are too many requests a second."
+            return api.problem(HTTPStatus.TOO_MANY_REQUESTS, detail, None, after).to_dict()
+        except errors.TimersError as error:
+            return _told(error).to_dict()
         return response
 
     def wsgi(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -174,11 +243,22 @@ def application(app: Chalice, clock: Callable[[], datetime]) -> Wsgi:
         body = response["body"] or ""
         content = base64.b64decode(body) if response.get("isBase64Encoded") else body.encode()
         status = HTTPStatus(response["statusCode"])
-        headers = [*response["headers"].items(), ("Content-Length", str(len(content)))]
-        start_response(f"{status.value} {status.phrase}", headers)
+        headers = _with_id(response["headers"]) | {"Content-Length": str(len(content))}
+        start_response(f"{status.value} {status.phrase}", list(headers.items()))
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [content]
 
     return wsgi
+
+
+def _with_id(headers: dict[str, Any]) -> dict[str, Any]:
+    """Return the headers of an answer, with an id of its request if no view gave it one."""
+    return headers if api.REQUEST_ID in headers else {**headers, api.REQUEST_ID: str(uuid.uuid4())}
+
+
+@api.problems
+def _told(error: errors.TimersError) -> Response:
+    """Return what a view would answer to this."""
+    raise error
 
 
 def _headers(environ: Environ) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Store and Secrets on one SQLite file in WAL mode.
+"""Store, Keys and Secrets on one SQLite file in WAL mode.
 
 All writes go through one thread, which commits together what arrives together: one fsync for many.
 A call returns once its transaction is committed. Reads have a connection for each thread.
@@ -14,12 +14,15 @@ from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from chalicelib import signing, timers
 from chalicelib.errors import Unavailable
+from chalicelib.keys import Key, Role
+from chalicelib.listing import Listing, Page, position
+from chalicelib.listing import Position as ListPosition
 from chalicelib.timers import Ring, Status, Timer
 
 DATABASE = ".data/timers.db"
@@ -27,6 +30,9 @@ DATABASE = ".data/timers.db"
 
 BATCH = 500
 """The most writes that share one transaction."""
+
+SCAN = 10_000
+"""Timers that are looked at for one page of a list; it is short if few of them match."""
 
 Position = tuple[int, str]
 """Where a waiting timer stands in the order of firing: `wake_at` in microseconds, id."""
@@ -57,6 +63,24 @@ MIGRATIONS = (
         secrets TEXT NOT NULL -- a JSON array, newest first
     );
     """,
+    # Moments in the JSON are text: 2026-01-31T12:00:00.000001Z, without a fraction if it is 0.
+    """
+    ALTER TABLE timers ADD COLUMN created_at INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE timers ADD COLUMN label TEXT;
+    UPDATE timers SET created_at =
+        1000000 * strftime('%s', substr(json_extract(timer, '$.created_at'), 1, 19))
+        + iif(substr(json_extract(timer, '$.created_at'), 20, 1) = '.',
+              CAST(substr(json_extract(timer, '$.created_at'), 21, 6) AS INTEGER), 0);
+    -- With the label, which in a row comes behind all of the JSON.
+    CREATE INDEX timers_listed ON timers (tenant, created_at, id, label);
+    CREATE TABLE keys (
+        id TEXT PRIMARY KEY,
+        hash TEXT NOT NULL,
+        tenant TEXT NOT NULL,
+        role TEXT NOT NULL,
+        created_at INTEGER NOT NULL -- microseconds since 1970
+    );
+    """,
 )
 """What makes each version of the schema from the one before it; never edited, only added to."""
 
@@ -65,7 +89,20 @@ T = TypeVar("T")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _decode = msgspec.json.Decoder(Timer).decode
+_KEYS = "SELECT id, hash, tenant, role, created_at FROM keys"
 _OF_TENANT = "SELECT secrets FROM secrets WHERE tenant = ?"
+
+_LOOKED_AT_LAST = """
+    SELECT created_at, id FROM timers
+    WHERE tenant = ? AND (created_at, id) < (?, ?) AND (created_at, id) >= (?, ?)
+    ORDER BY created_at DESC, id DESC LIMIT 1 OFFSET ?
+"""
+_PAGE = """
+    SELECT timer FROM timers
+    WHERE tenant = ? AND (created_at, id) < (?, ?) AND (created_at, id) >= (?, ?)
+        AND label IS coalesce(?, label) AND status = coalesce(?, status)
+    ORDER BY created_at DESC, id DESC LIMIT ?
+"""
 
 
 class Unusable(Exception):
@@ -91,6 +128,7 @@ class SqliteStore:
             os.close(self._lock)
             raise
         self._local = threading.local()
+        self.keys = SqliteKeys(self._read, self._writer.call)
         self.secrets = SqliteSecrets(self._read, self._writer.call)
         self._readers: list[sqlite3.Connection] = []
 
@@ -143,6 +181,18 @@ class SqliteStore:
         sql = "SELECT timer FROM timers WHERE wake_at < ? ORDER BY wake_at, id LIMIT ?"
         return [_decode(row[0]) for row in self._read(sql, (micros(before), limit))]
 
+    def page(self, tenant: str, listing: Listing, before: ListPosition | None, limit: int) -> Page:
+        top, bottom = _bounds(listing, before)
+        # This first: what comes in between is then looked at, and not passed over.
+        edge = self._read(_LOOKED_AT_LAST, (tenant, *top, *bottom, SCAN - 1))
+        bottom = edge[0] if edge else bottom
+        wanted = (tenant, *top, *bottom, listing.label, listing.status)
+        rows = self._read(_PAGE, (*wanted, limit + 1))
+        found = [_decode(row[0]) for row in rows[:limit]]
+        if len(rows) > limit:
+            return Page(found, position(found[-1]))
+        return Page(found, ListPosition(_moment(bottom[0]), bottom[1]) if edge else None)
+
     def check(self) -> None:
         """Write, so that a full disk or a file gone read-only shows."""
         sql = "UPDATE health SET checks = checks + 1"
@@ -186,7 +236,44 @@ class SqliteStore:
 
 
 Read = Callable[[str, tuple[Any, ...]], list[Any]]
-Write = Callable[[Callable[[sqlite3.Connection], None]], None]
+
+
+class Write(Protocol):
+    """Runs something in a transaction; what it returns is durable."""
+
+    def __call__(self, do: Callable[[sqlite3.Connection], T], /) -> T: ...
+
+
+class SqliteKeys:
+    """Keys in a database: `read` makes a query, `write` runs something in a transaction."""
+
+    def __init__(self, read: Read, write: Write) -> None:
+        self._read = read
+        self._write = write
+
+    def add(self, key: Key) -> None:
+        sql = (
+            "INSERT OR REPLACE INTO keys (id, hash, tenant, role, created_at)"
+            " VALUES (?, ?, ?, ?, ?)"
+        )
+        row = (key.id, key.hash, key.tenant, key.role, micros(key.created_at))
+        self._write(lambda db: db.execute(sql, row))
+
+    def get(self, key_id: str) -> Key | None:
+        rows = self._read(f"{_KEYS} WHERE id = ?", (key_id,))
+        return _key(rows[0]) if rows else None
+
+    def remove(self, key_id: str) -> bool:
+        sql = "DELETE FROM keys WHERE id = ?"
+        return self._write(lambda db: db.execute(sql, (key_id,)).rowcount == 1)
+
+    def all(self) -> list[Key]:
+        return [_key(row) for row in self._read(f"{_KEYS} ORDER BY created_at, id", ())]
+
+
+def _key(row: tuple[Any, ...]) -> Key:
+    id, hash, tenant, role, created_at = row
+    return Key(id=id, hash=hash, tenant=tenant, role=Role(role), created_at=_moment(created_at))
 
 
 class SqliteSecrets:
@@ -219,8 +306,11 @@ def _secrets(rows: list[Any]) -> list[str]:
 
 
 @contextmanager
-def secrets_in(path: Path) -> Iterator[SqliteSecrets]:
-    """Give the Secrets of a database, also beside the process that has it open; raises Unusable."""
+def tenants_in(path: Path) -> Iterator[tuple[SqliteKeys, SqliteSecrets]]:
+    """Give the Keys and Secrets of a database, also beside the process that has it open.
+
+    Raises Unusable.
+    """
     if not path.is_file():
         raise Unusable(f"There is no database {path} yet: `make run` makes it.")
     with _translated(), closing(_connect(path)) as db:
@@ -232,11 +322,14 @@ def secrets_in(path: Path) -> Iterator[SqliteSecrets]:
             )
         db.execute("PRAGMA synchronous = FULL")
 
-        def write(do: Callable[[sqlite3.Connection], None]) -> None:
-            with _transaction(db):
-                do(db)
+        def read(sql: str, parameters: tuple[Any, ...]) -> list[Any]:
+            return db.execute(sql, parameters).fetchall()
 
-        yield SqliteSecrets(lambda sql, parameters: db.execute(sql, parameters).fetchall(), write)
+        def write(do: Callable[[sqlite3.Connection], T]) -> T:
+            with _transaction(db):
+                return do(db)
+
+        yield SqliteKeys(read, write), SqliteSecrets(read, write)
 
 
 class _Write(NamedTuple):
@@ -339,6 +432,8 @@ def _row(timer: Timer) -> tuple[Any, ...]:
         micros(timer.due_at),
         None if timer.wake_at is None else micros(timer.wake_at),
         None if timer.expires_at is None else micros(timer.expires_at),
+        micros(timer.created_at),
+        timer.label,
         msgspec.json.encode(timer).decode(),
         timer.id,
     )
@@ -347,7 +442,8 @@ def _row(timer: Timer) -> tuple[Any, ...]:
 def _add(db: sqlite3.Connection, timer: Timer) -> bool:
     sql = (
         "INSERT INTO timers (tenant, version, generation, status, due_at, wake_at, expires_at,"
-        " timer, id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        " created_at, label, timer, id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING"
     )
     return db.execute(sql, _row(timer)).rowcount == 1
 
@@ -355,9 +451,24 @@ def _add(db: sqlite3.Connection, timer: Timer) -> bool:
 def _replace(db: sqlite3.Connection, timer: Timer) -> bool:
     sql = (
         "UPDATE timers SET tenant = ?, version = ?, generation = ?, status = ?, due_at = ?,"
-        " wake_at = ?, expires_at = ?, timer = ? WHERE id = ? AND tenant = ? AND version = ?"
+        " wake_at = ?, expires_at = ?, created_at = ?, label = ?, timer = ?"
+        " WHERE id = ? AND tenant = ? AND version = ?"
     )
     return db.execute(sql, (*_row(timer), timer.tenant, timer.version - 1)).rowcount == 1
+
+
+def _bounds(
+    listing: Listing, before: ListPosition | None
+) -> tuple[tuple[int, str], tuple[int, str]]:
+    """Return below what `created_at` and id have to be, and what they have to reach."""
+    top, bottom = (2**63 - 1, ""), (-(2**63), "")
+    if before is not None:
+        top = (micros(before.created_at), before.id)
+    if listing.until is not None:
+        top = min(top, (micros(listing.until), ""))
+    if listing.since is not None:
+        bottom = (micros(listing.since), "")
+    return top, bottom
 
 
 def micros(moment: datetime) -> int:

@@ -67,7 +67,7 @@ def _detail(event: str, timer: Timer) -> str:
         last = timer.attempts[-1]
         result, took = last.outcome.reason, _seconds(last.outcome.duration)
         return f"({result} in {took}, {_seconds(last.lateness)} late)"
-    if event in ("timer created", "timer rescheduled"):
+    if event in ("timer created", "timer changed"):
         return f"fires at {timer.deadline.astimezone():%Y-%m-%d %H:%M:%S} → {timer.url}"
     return ""
 

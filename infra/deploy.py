@@ -10,29 +10,27 @@ import argparse
 import json
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
+from secrets import token_bytes
 from typing import Any
 
 import boto3
-from botocore.exceptions import BotoCoreError, ClientError, WaiterError
+from botocore.exceptions import ClientError, WaiterError
 
-from chalicelib import keys, signing
+from chalicelib import signing
 from chalicelib.dynamodb import DynamoKeys, DynamoSecrets
-from chalicelib.errors import Unavailable
 from chalicelib.keys import Role
-from chalicelib.signing import SecretRefused
 from chalicelib.timers import DEFAULT_TENANT
-
-ROOT = Path(__file__).parent.parent
+from infra import stages
+from infra.stages import ROOT, Refused
+from infra.tenants import new_key
 
 RATE, BURST = 500, 1000
 """Requests a second that the API takes, and how many at once; more are answered with 429."""
@@ -50,18 +48,6 @@ STUCK = {
     "UPDATE_ROLLBACK_FAILED": "continue its roll-back",
 }
 """States of a stack that it does not leave by itself, and what is to be done in the console."""
-
-ON_LOCALSTACK = {
-    "AWS_ENDPOINT_URL": "http://localhost:4566",
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
-"""What stage localstack takes for granted, where the environment does not say otherwise."""
-
-
-class Refused(Exception):
-    """It can't be done; `str(error)` is what to tell the operator."""
 
 
 class Deployment:
@@ -117,28 +103,12 @@ class Deployment:
         self._wait(cloudformation.get_waiter("stack_delete_complete"), self._name)
         _say(f"{self._name} is gone.")
 
-    def make_key(self, tenant: str, role: Role) -> str:
-        """Return a new API key, which is kept as its hash only. Its tenant has a secret then."""
-        entropy = secrets.token_bytes(keys.ENTROPY)
-        text, key = keys.mint(tenant, role, datetime.now(UTC), entropy)
-        self._keys.add(key)
-        self._ensure_secret(tenant)
-        return text
-
     def _first_key(self) -> str | None:
         found = self._keys.all()
         # Also those whose keys are older than signing.
         for tenant in sorted({DEFAULT_TENANT, *(key.tenant for key in found)}):
-            self._ensure_secret(tenant)
-        return None if found else self.make_key(DEFAULT_TENANT, Role.FULL)
-
-    def change_secrets(self, tenant: str, *, add: str | None, retire: str | None) -> list[str]:
-        """Add a secret and retire one, if given; return those that the tenant has then."""
-        entropy = secrets.token_bytes(signing.ENTROPY)
-        return signing.change(self._secrets, tenant, entropy, add=add, retire=retire)
-
-    def _ensure_secret(self, tenant: str) -> None:
-        signing.ensure(self._secrets, tenant, secrets.token_bytes(signing.ENTROPY))
+            signing.ensure(self._secrets, tenant, token_bytes(signing.ENTROPY))
+        return None if found else new_key(self._keys, self._secrets, DEFAULT_TENANT, Role.FULL)
 
     def _place(self) -> str:
         return f"{self._name} in account {self._account()}, {self._session.region_name}."
@@ -404,12 +374,6 @@ def _parameters(given: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"ParameterKey": name, "ParameterValue": value} for name, value in given.items()]
 
 
-def _tenant(name: str) -> str:
-    if not keys.TENANT.fullmatch(name):
-        raise argparse.ArgumentTypeError("up to 63 of a-z, 0-9, - and _, not - or _ first")
-    return name
-
-
 @contextmanager
 def _ignoring(words: str) -> Iterator[None]:
     """Suppress the error of AWS that says this."""
@@ -423,23 +387,14 @@ def _ignoring(words: str) -> Iterator[None]:
 def main(arguments: Sequence[str]) -> None:
     """Run one command; what goes wrong ends it with one sentence and status 1."""
     given = _parser().parse_args(arguments)
-    if given.stage == "localstack":
-        os.environ.pop("AWS_PROFILE", None)
-        os.environ.update(ON_LOCALSTACK | os.environ)
     try:
-        _run(given)
-    except (Refused, SecretRefused, Unavailable) as error:
+        with stages.account(given.stage) as session:
+            _run(given, Deployment(given.stage, session))
+    except Refused as error:
         sys.exit(str(error))
-    except (BotoCoreError, ClientError) as error:
-        hint = " Is it running? `make localstack` starts it." if given.stage == "localstack" else ""
-        sys.exit(f"{error}{hint}")
 
 
-def _run(given: argparse.Namespace) -> None:
-    session = boto3.Session()
-    if session.region_name is None:
-        raise Refused("Say which region, for example: export AWS_DEFAULT_REGION=eu-central-1")
-    deployment = Deployment(given.stage, session)
+def _run(given: argparse.Namespace, deployment: Deployment) -> None:
     match given.command:
         case "deploy":
             deployment.deploy(
@@ -447,23 +402,15 @@ def _run(given: argparse.Namespace) -> None:
             )
         case "destroy":
             deployment.destroy()
-        case "key":
-            _say(deployment.make_key(given.tenant, Role(given.role)))
-        case "secrets":
-            found = deployment.change_secrets(given.tenant, add=given.add, retire=given.retire)
-            _say("\n".join(found))
 
 
 def _parser() -> argparse.ArgumentParser:
-    stages = json.loads((ROOT / ".chalice/config.json").read_text())["stages"]
     parser = argparse.ArgumentParser(prog="python -m infra.deploy", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     deploy = commands.add_parser("deploy", help="make or update a stage")
     destroy = commands.add_parser("destroy", help="take a stage away, its timers included")
-    key = commands.add_parser("key", help="make one more API key and print it")
-    signed = commands.add_parser("secrets", help="print what a tenant's webhooks are signed with")
-    for command in (deploy, destroy, key, signed):
-        command.add_argument("stage", choices=sorted(stages))
+    for command in (deploy, destroy):
+        command.add_argument("stage", choices=stages.STAGES)
     deploy.add_argument("--topic", help="ARN of the SNS topic that the alarms tell, or none")
     deploy.add_argument("--rate", type=int, help=f"requests a second, {RATE} at first")
     deploy.add_argument("--burst", type=int, help=f"requests at once, {BURST} at first")
@@ -474,11 +421,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="0|2..200",
         help="pollers of the queue that always run, and are paid for; 0 for none",
     )
-    for command in (key, signed):
-        command.add_argument("--tenant", type=_tenant, default=DEFAULT_TENANT)
-    signed.add_argument("--add", metavar="new|whsec_…", help="add this one first")
-    signed.add_argument("--retire", metavar="whsec_…", help="then retire this one")
-    key.add_argument("--role", choices=[role.value for role in Role], default=Role.FULL.value)
     return parser
 
 

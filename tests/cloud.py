@@ -9,7 +9,7 @@ from chalicelib.dynamodb import DynamoStore
 from chalicelib.service import Service, one_by_one
 from chalicelib.timers import DEFAULT_TENANT, Timer, Webhook
 from tests.aws import NAME, Account
-from tests.fakes import Clock, FakeSender
+from tests.fakes import Clock, FakeSender, created
 
 FUNCTION_TIMEOUT = timedelta(seconds=60)
 
@@ -44,8 +44,7 @@ class Cloud:
         )
 
     def create(self, seconds: float) -> Timer:
-        delay = timedelta(seconds=seconds)
-        return self.service.create(DEFAULT_TENANT, Webhook(url="https://example.com/hook"), delay)
+        return created(self.service, Webhook(url="https://example.com/hook"), seconds)
 
     def read(self, timer_id: str) -> Timer:
         with self.aws.unobserved():

@@ -1,10 +1,15 @@
-"""The rule that tests talk to loopback only."""
+"""The rule that tests talk to loopback only, and the routes on fakes."""
 
 import socket
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
+
+from chalicelib import wiring
+from chalicelib.guard import LOOPBACK, Targets
+from chalicelib.wiring import Parts
+from tests.routes import Api
 
 
 @pytest.fixture(autouse=True)
@@ -18,3 +23,12 @@ def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def api_on_fakes(monkeypatch: pytest.MonkeyPatch) -> Api:
+    made = Api()
+    # What another test has installed comes back afterwards.
+    monkeypatch.setattr(wiring, "_installed", None)
+    wiring.install(Parts(service=made.service, targets=Targets.parse(LOOPBACK), keys=made.keys))
+    return made

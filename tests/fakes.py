@@ -7,11 +7,21 @@ from datetime import UTC, datetime, timedelta
 from chalicelib import signing, timers
 from chalicelib.errors import Unavailable
 from chalicelib.keys import Key
-from chalicelib.timers import Outcome, Ring, Timer
+from chalicelib.listing import Listing, Page, Position, position
+from chalicelib.service import Service
+from chalicelib.timers import DEFAULT_TENANT, Order, Outcome, Ring, Timer, Webhook
 
 START = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 
 NO_CONTENT = Outcome(status=204, duration=0.01)
+
+
+def created(
+    service: Service, webhook: Webhook, seconds: float = 0, tenant: str = DEFAULT_TENANT
+) -> Timer:
+    """Return a new timer that is due in so many seconds."""
+    deadline = service.now() + timedelta(seconds=seconds)
+    return service.create(tenant, Order(webhook=webhook, deadline=deadline)).timer
 
 
 class Clock:
@@ -73,6 +83,17 @@ class FakeStore:
         overdue = [entry for entry in waiting if entry[0] < before]
         return [timer for _, _, timer in heapq.nsmallest(limit, overdue)]
 
+    def page(self, tenant: str, listing: Listing, before: Position | None, limit: int) -> Page:
+        self.check()
+        owned = [timer for timer in list(self.timers.values()) if timer.tenant == tenant]
+        found = [
+            timer
+            for timer in sorted(owned, key=position, reverse=True)
+            if listing.matches(timer) and (before is None or position(timer) < before)
+        ]
+        more = len(found) > limit
+        return Page(found[:limit], position(found[limit - 1]) if more else None)
+
     def check(self) -> None:
         if self.down:
             raise Unavailable("The fake store is down.")
@@ -89,6 +110,9 @@ class FakeKeys:
 
     def get(self, key_id: str) -> Key | None:
         return self.keys.get(key_id)
+
+    def remove(self, key_id: str) -> bool:
+        return self.keys.pop(key_id, None) is not None
 
     def all(self) -> list[Key]:
         return sorted(self.keys.values(), key=lambda key: key.created_at)

@@ -2,6 +2,8 @@
 
 from datetime import timedelta
 
+from msgspec.structs import replace
+
 from chalicelib import keys
 from chalicelib.keys import ENTROPY, Key, Keys, Role
 from chalicelib.timers import DEFAULT_TENANT
@@ -35,3 +37,32 @@ class KeysContract:
         for key in reversed(added):
             kept.add(key)
         assert kept.all() == added
+
+    def test_a_key_written_again_is_as_last_written(self, kept: Keys) -> None:
+        """A call that is repeated makes no second one of it."""
+        kept.add(KEY)
+        changed = replace(KEY, role=Role.READ)
+        kept.add(changed)
+        assert kept.get(KEY.id) == changed
+        assert kept.all() == [changed]
+
+    def test_a_removed_key_is_gone(self, kept: Keys) -> None:
+        """It opens nothing any more and is not listed; the others stay; it may come back."""
+        for number in range(3):
+            kept.add(another(number))
+        assert kept.remove(another(1).id) is True
+        assert kept.get(another(1).id) is None
+        assert kept.all() == [another(0), another(2)]
+        kept.add(another(1))
+        assert kept.all() == [another(number) for number in range(3)]
+
+    def test_only_a_key_that_was_there_is_removed(self, kept: Keys) -> None:
+        """Whoever revokes the same key twice, or mistypes it, has to hear of it."""
+        assert kept.remove(KEY.id) is False
+        kept.add(KEY)
+        kept.add(another(1))
+        for unknown in (another(2).id, KEY.hash, KEY.tenant, KEY.id[:-1], ""):
+            assert kept.remove(unknown) is False
+        assert kept.remove(KEY.id) is True
+        assert kept.remove(KEY.id) is False
+        assert kept.all() == [another(1)]

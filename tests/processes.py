@@ -26,9 +26,23 @@ def environment(**settings: str) -> dict[str, str]:
 
     Nor does it tell a `make` in it that another one stands above.
     """
-    ours = {"HOST", "PORT", "TIMERS_DB", "ALLOWED_TARGETS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
-    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    ours = {"HOST", "PORT", "AUTH", "RATE", "TIMERS_DB", "ALLOWED_TARGETS"}
+    makes = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+    kept = {name: value for name, value in os.environ.items() if name not in ours | makes}
     return {**kept, **settings}
+
+
+def tenants(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command for keys and secrets, on the database TIMERS_DB if nothing else is said."""
+    return subprocess.run(
+        [sys.executable, "-m", "infra.tenants", *arguments],
+        cwd=ROOT,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
 
 
 class Embedded:

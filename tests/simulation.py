@@ -29,7 +29,7 @@ from chalicelib import alarm, timers
 from chalicelib.alarm import Addresses, AwsAlarm
 from chalicelib.errors import Unavailable
 from chalicelib.service import Service
-from chalicelib.timers import DEFAULT_TENANT, FINAL, Outcome, Ring, Status, Timer, Webhook
+from chalicelib.timers import DEFAULT_TENANT, FINAL, Order, Outcome, Ring, Status, Timer, Webhook
 from tests.cloud import moment
 from tests.fakes import NO_CONTENT, START, FakeStore
 
@@ -135,7 +135,7 @@ class Simulation:
         raise client_error("ThrottlingException", 429, operation)
 
     def side_by_side(self, calls: Sequence[Callable[[], object]]) -> list[BaseException | None]:
-        """Run the calls at the same time; see `alarm.threads`."""
+        """Run the calls at the same time; see `service.threads`."""
         faults: list[BaseException | None] = [None] * len(calls)
         if not calls:
             return faults
@@ -422,7 +422,8 @@ class Deployment:
         def create() -> None:
             try:
                 span = timedelta(seconds=delay)
-                timer = self.service.create(DEFAULT_TENANT, WEBHOOK, span)
+                order = Order(webhook=WEBHOOK, deadline=self.service.now() + span)
+                timer = self.service.create(DEFAULT_TENANT, order).timer
                 self.answered.add(timer.id)
             except Unavailable:
                 self.create_at(self.sim.time + 1, delay)

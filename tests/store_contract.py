@@ -1,31 +1,73 @@
 """What every Store promises. Each implementation runs this suite as a subclass."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from random import Random
 from threading import Barrier
 
 import pytest
 from msgspec.structs import replace
 
 from chalicelib import timers
+from chalicelib.listing import Listing, Page, Position, position
 from chalicelib.retry import WORKER_LOST
 from chalicelib.service import Store
 from chalicelib.timers import DEFAULT_TENANT, Outcome, Ring, Status, Timer, Webhook
-from tests.fakes import NO_CONTENT, START
+from tests.fakes import NO_CONTENT, START, FakeStore
 
+MICROSECOND = timedelta(microseconds=1)
 SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
+BEGINNING = Position(datetime.max.replace(tzinfo=UTC), "")
 REFUSED = Outcome(error="connect", detail="Connection refused", duration=0.25)
 
 
-def make(number: int = 1, delay: timedelta = HOUR, tenant: str = DEFAULT_TENANT) -> Timer:
-    """Return a new timer that is due `delay` after START."""
+def make(
+    number: int = 1,
+    delay: timedelta = HOUR,
+    tenant: str = DEFAULT_TENANT,
+    *,
+    created_at: datetime = START,
+    label: str | None = None,
+) -> Timer:
+    """Return a new timer that is due `delay` after START; the ids are in the order of `number`."""
     id = timers.timer_id(START, number.to_bytes(10, "big"))
-    return timers.new(id, tenant, Webhook(url="https://example.com/{id}"), START + delay, START)
+    webhook = Webhook(url="https://example.com/{id}", label=label)
+    return timers.new(id, tenant, webhook, START + delay, created_at)
 
 
 def rung(timer: Timer) -> Ring:
     return timers.ring(timer)
+
+
+def walk(
+    store: Store,
+    listing: Listing = Listing(),  # noqa: B008  # frozen
+    limit: int = 3,
+    tenant: str = DEFAULT_TENANT,
+    between: Callable[[], object] = lambda: None,
+) -> list[Timer]:
+    """Return all of a list, page by page; `between` runs after each. Every page must lead on."""
+    found: list[Timer] = []
+    before: Position | None = None
+    for _ in range(200):
+        page = store.page(tenant, listing, before, limit)
+        places = [before or BEGINNING, *map(position, page.timers)]
+        assert places == sorted(set(places), reverse=True)
+        assert len(page.timers) <= limit
+        found += page.timers
+        if page.next is None:
+            return found
+        assert page.next <= places[-1]
+        assert page.next < places[0]
+        before = page.next
+        between()
+    pytest.fail("The list has no end.")
+
+
+def newest_first(found: list[Timer]) -> list[Timer]:
+    return sorted(found, key=position, reverse=True)
 
 
 class StoreContract:
@@ -104,7 +146,7 @@ class StoreContract:
         """An alarm of an older or unknown generation claims nothing."""
         timer = make()
         store.add(timer)
-        moved = timers.reschedule(timer, timer.due_at)
+        moved = timers.change(timer, timer, timer.due_at)
         store.replace(moved)
         now, lease = timer.due_at + HOUR, timer.due_at + 2 * HOUR
         assert store.claim(rung(timer), now, lease) is None
@@ -142,7 +184,7 @@ class StoreContract:
         """Of two changes decided on the same state, the second does nothing."""
         timer = make()
         store.add(timer)
-        first, second = timers.cancel(timer, START), timers.reschedule(timer, START + SECOND)
+        first, second = timers.cancel(timer, START), timers.change(timer, timer, START + SECOND)
         assert store.replace(first)
         assert not store.replace(second)
         assert store.get(DEFAULT_TENANT, timer.id) == first
@@ -270,3 +312,185 @@ class StoreContract:
         third = make(3)
         assert not store.replace(replace(changed, version=9), third)
         assert store.get(third.tenant, third.id) is None
+
+    def test_a_list_is_newest_first(self, store: Store) -> None:
+        """What was created last comes first; of the same moment what has the greatest id."""
+        ages = [3, 0, 2, 2, 9, 2, 5, 0]
+        added = [make(n, created_at=START - age * MICROSECOND) for n, age in enumerate(ages)]
+        for timer in added:
+            store.add(timer)
+        assert store.page(DEFAULT_TENANT, Listing(), None, 8) == Page(newest_first(added), None)
+
+    @pytest.mark.parametrize("limit", [1, 2, 3, 7, 8, 100])
+    def test_pages_are_of_the_size_asked_for(self, store: Store, limit: int) -> None:
+        """Page by page, however small, all timers come once and in order, and then it ends."""
+        added = [make(number, created_at=START + number // 3 * SECOND) for number in range(7)]
+        for timer in added:
+            store.add(timer)
+        assert walk(store, limit=limit) == newest_first(added)
+
+    def test_a_list_of_nothing_has_ended(self, store: Store) -> None:
+        """Where there are no timers there is no next page."""
+        assert store.page(DEFAULT_TENANT, Listing(), None, 10) == Page([], None)
+
+    def test_a_list_goes_on_from_anywhere(self, store: Store) -> None:
+        """What follows a place follows it whether or not a timer is there still, or ever was."""
+        added = [make(number, created_at=START + number // 2 * SECOND) for number in range(6)]
+        for timer in added:
+            store.add(timer)
+        for before in [
+            position(added[3]),
+            Position(START + SECOND, ""),
+            Position(START + SECOND, "zzz"),
+            Position(START + SECOND + MICROSECOND, ""),
+            Position(datetime.min.replace(tzinfo=UTC), ""),
+            Position(datetime.max.replace(tzinfo=UTC), "zzz"),
+        ]:
+            behind = [timer for timer in newest_first(added) if position(timer) < before]
+            assert store.page(DEFAULT_TENANT, Listing(), before, 10) == Page(behind, None)
+
+    def test_a_list_shows_timers_as_they_are(self, store: Store) -> None:
+        """A timer is shown as it was written last, and is found by the status that it then has."""
+        scheduled, claimed = make(1), make(2)
+        ends = [Status.DELIVERED, Status.FAILED, Status.CANCELLED]
+        ended = [make(number) for number in range(3, 6)]
+        for timer in [scheduled, claimed, *ended]:
+            store.add(timer)
+        delivering = store.claim(rung(claimed), claimed.due_at, claimed.due_at + HOUR)
+        assert delivering is not None
+        final = [self._end(store, timer, end) for timer, end in zip(ended, ends, strict=True)]
+        assert walk(store) == newest_first([scheduled, delivering, *final])
+        for timer in [scheduled, delivering, *final]:
+            assert walk(store, Listing(status=timer.status)) == [timer]
+        assert walk(store, Listing(status=Status.RETRYING)) == []
+
+    def test_a_label_is_looked_for_as_it_is(self, store: Store) -> None:
+        """Only the very same label is found: not a longer one, another case, or none."""
+        labels = ["a", "A", "ab", None, "a", "ü \"'%_#", "a "]
+        added = [make(number, label=label) for number, label in enumerate(labels)]
+        for timer in added:
+            store.add(timer)
+        for label in {label for label in labels if label is not None}:
+            labelled = [timer for timer in newest_first(added) if timer.label == label]
+            assert walk(store, Listing(label=label)) == labelled
+        assert walk(store, Listing(label="b")) == []
+
+    def test_a_new_label_takes_the_place_of_the_old(self, store: Store) -> None:
+        """A timer is found under the label that it has now, and by none once it has none."""
+        timer = make(label="old")
+        store.add(timer)
+        relabelled = timers.change(timer, replace(timer, label="new"))
+        store.replace(relabelled)
+        assert walk(store, Listing(label="old")) == []
+        assert walk(store, Listing(label="new")) == [relabelled]
+        store.replace(timers.change(relabelled, replace(relabelled, label=None)))
+        assert walk(store, Listing(label="new")) == []
+
+    def test_a_span_begins_with_its_first_moment_and_ends_before_its_last(
+        self, store: Store
+    ) -> None:
+        """`since` is within, `until` is not, to the microsecond; a span may be empty."""
+        added = [make(number, created_at=START + number // 2 * MICROSECOND) for number in range(8)]
+        for timer in added:
+            store.add(timer)
+        first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+        moments = [None, START, START + MICROSECOND, START + 3 * MICROSECOND]
+        spans = [(since, until) for since in moments for until in moments]
+        for since, until in [*spans, (first, first), (first, last), (last, last), (last, first)]:
+            listing = Listing(since=since, until=until)
+            wanted = [timer for timer in newest_first(added) if listing.matches(timer)]
+            assert store.page(DEFAULT_TENANT, listing, None, 10) == Page(wanted, None)
+
+    def test_lists_agree_with_the_reference(self, store: Store) -> None:
+        """All filters together, in pages of any size, give what the store in a dict gives."""
+        random, reference = Random(7), FakeStore()  # noqa: S311  # the same every time
+        for number in range(40):
+            created_at = START + random.randrange(20) * SECOND
+            timer = make(number, created_at=created_at, label=random.choice(["a", "b", None]))
+            for it in (store, reference):
+                it.add(timer)
+                if number % 3 == 0:
+                    it.replace(timers.cancel(timer, START))
+        for _ in range(12):
+            listing = Listing(
+                status=random.choice([None, Status.SCHEDULED, Status.CANCELLED]),
+                label=random.choice([None, "a", "b"]),
+                since=random.choice([None, START + random.randrange(10) * SECOND]),
+                until=random.choice([None, START + random.randrange(8, 20) * SECOND]),
+            )
+            limit = random.randrange(2, 9)
+            assert walk(store, listing, limit) == walk(reference, listing, 100), (listing, limit)
+
+    def test_a_list_is_of_one_tenant(self, store: Store) -> None:
+        """Nobody sees the timers of others, however alike their names are."""
+        tenants = ["a", "ab", "a#1", "A", "a#", "b"]
+        numbers = range(4 * len(tenants))
+        added = [make(number, tenant=tenants[number % len(tenants)]) for number in numbers]
+        for timer in added:
+            store.add(timer)
+        for tenant in tenants:
+            owned = [timer for timer in newest_first(added) if timer.tenant == tenant]
+            assert walk(store, tenant=tenant) == owned
+        assert walk(store, tenant="%") == walk(store, tenant="") == []
+
+    def test_a_list_stands_still_while_timers_come_and_go(self, store: Store) -> None:
+        """Between pages timers are created, fired, cancelled and relabelled: those that were there
+        from the beginning come once each, and none twice."""
+        old = [make(number, created_at=START - number * SECOND) for number in range(10)]
+        for timer in old:
+            store.add(timer)
+
+        def relabel(timer: Timer) -> None:
+            store.replace(timers.change(timer, replace(timer, label="changed")))
+
+        changes: list[Callable[[], object]] = [
+            lambda: store.claim(rung(old[0]), old[0].due_at, old[0].due_at + HOUR),
+            lambda: self._end(store, old[3], Status.DELIVERED),
+            lambda: self._end(store, old[9], Status.CANCELLED),
+            lambda: relabel(old[4]),
+            lambda: store.claim(rung(old[7]), old[7].due_at, old[7].due_at + HOUR),
+            lambda: relabel(old[1]),
+            lambda: self._end(store, old[8], Status.FAILED),
+            lambda: relabel(old[6]),
+        ]
+        created: list[Timer] = []
+
+        def between() -> None:
+            number = 20 + len(created)
+            created.append(make(number, created_at=START + number * SECOND))
+            store.add(created[-1])
+            for change in changes[:3]:
+                change()
+            del changes[:3]
+
+        assert [it.id for it in walk(store, between=between)] == [it.id for it in old]
+        assert not changes
+        now = newest_first([*created, *old])
+        assert [it.id for it in walk(store)] == [it.id for it in now]
+
+    def test_a_list_is_whole_while_others_write(self, store: Store) -> None:
+        """A list that is read while threads create and fire has every timer that was there before
+        once, and none twice."""
+        old = [make(number, created_at=START - number // 4 * SECOND) for number in range(30)]
+        for timer in old:
+            store.add(timer)
+
+        def create() -> None:
+            for number in range(100, 130):
+                store.add(make(number, created_at=START + number * MICROSECOND))
+
+        def fire() -> None:
+            for timer in old:
+                self._end(store, timer, Status.DELIVERED)
+
+        with ThreadPoolExecutor(2) as threads:
+            writing = [threads.submit(create), threads.submit(fire)]
+            walks: list[list[str]] = []
+            while not walks or not all(future.done() for future in writing):
+                walks.append([timer.id for timer in walk(store, limit=11)])
+            for future in writing:
+                future.result()
+        for seen in [*walks, [timer.id for timer in walk(store, limit=11)]]:
+            assert len(seen) == len(set(seen))
+            assert seen[-30:] == [timer.id for timer in newest_first(old)]
+        assert len(walk(store, Listing(status=Status.DELIVERED), limit=11)) == 30

@@ -12,8 +12,9 @@ from botocore.exceptions import ClientError, ReadTimeoutError
 from msgspec.structs import replace
 
 from chalicelib import alarm, timers
-from chalicelib.alarm import LEAD, MAX_HOPS, REACH, SOONEST, Addresses, AwsAlarm, threads
+from chalicelib.alarm import LEAD, MAX_HOPS, REACH, SOONEST, Addresses, AwsAlarm
 from chalicelib.errors import AlarmRefused, Unavailable
+from chalicelib.service import threads
 from chalicelib.timers import DEFAULT_TENANT, Ring, Status
 from tests.aws import NAME, Account, account
 from tests.cloud import Cloud, moment
@@ -164,7 +165,7 @@ def test_every_waiting_timer_has_one_schedule(cloud: Cloud) -> None:
     timer = cloud.create(3600)
     for hours in (2, 3):
         deadline = START + timedelta(hours=hours)
-        timer = cloud.service.reschedule(DEFAULT_TENANT, timer.id, deadline)
+        timer = cloud.service.change(DEFAULT_TENANT, timer.id, deadline)
         assert cloud.aws.schedules() == [f"{timer.id}.{timer.generation}"]
     cloud.clock.now = timer.deadline
     store = cloud.service._store
@@ -192,10 +193,10 @@ def test_racing_changes_leave_the_schedule_of_the_winner(
                 cloud.service.cancel(DEFAULT_TENANT, timer.id)
             else:
                 deadline = START + timedelta(hours=9)
-                cloud.service.reschedule(DEFAULT_TENANT, timer.id, deadline)
+                cloud.service.change(DEFAULT_TENANT, timer.id, deadline)
 
     cloud.aws.before = overtake
-    cloud.service.reschedule(DEFAULT_TENANT, timer.id, START + timedelta(hours=5))
+    cloud.service.change(DEFAULT_TENANT, timer.id, START + timedelta(hours=5))
     assert winner
     expected = [] if other == "cancel" else [f"{timer.id}.3"]
     assert cloud.aws.schedules() == expected

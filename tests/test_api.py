@@ -3,126 +3,40 @@
 import json
 import logging
 from datetime import datetime, timedelta
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from chalice.app import Request, Response
+from chalice.local import LambdaContext
 from chalice.test import Client, HTTPResponse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app import app
-from chalicelib import api, errors, keys, timers, wiring
+from chalicelib import api, errors, timers, wiring
 from chalicelib.errors import AlarmRefused, InvalidRequest, TimersError, Unavailable
-from chalicelib.guard import LOOPBACK, MAX_URL, Targets
-from chalicelib.keys import Role
-from chalicelib.service import Service
-from chalicelib.timers import DEFAULT_TENANT, MAX_DELAY, Outcome, Status, Timer, Webhook
-from chalicelib.wiring import Parts
+from chalicelib.guard import MAX_URL, Targets
+from chalicelib.inputs import MAX_WEBHOOK
+from chalicelib.service import Created, Service
+from chalicelib.timers import DEFAULT_TENANT, MAX_DELAY, Order, Outcome, Status, Timer, Webhook
 from embedded import server
-from tests.fakes import START, Clock, FakeAlarm, FakeKeys, FakeSender, FakeStore
+from tests.fakes import START
+from tests.routes import (
+    BODIES,
+    JSON,
+    MANY,
+    ROUTES,
+    URL,
+    Api,
+    members,
+    problem,
+    refused,
+)
 
-URL = "http://localhost/hook"
 YEARS = int(MAX_DELAY.total_seconds())
-JSON = {"Content-Type": "application/json"}
-LEASE = timedelta(minutes=5)
 TEXT = "text/plain; charset=utf-8"
-
-CLIENT = Client(app)
-
-TOKEN, KEY = keys.mint(DEFAULT_TENANT, Role.FULL, START, bytes(keys.ENTROPY))
-BEARER = f"Bearer {TOKEN}"
-
-
-class Api:
-    """The routes over a service on fakes."""
-
-    def __init__(self) -> None:
-        self.clock = Clock()
-        self.store = FakeStore()
-        self.alarm = FakeAlarm()
-        self.sender = FakeSender()
-        self.keys = FakeKeys()
-        self.keys.add(KEY)
-        ids = iter(f"timer-{number}" for number in range(1_000_000))
-        self.service = Service(
-            self.store,
-            self.alarm,
-            self.sender,
-            clock=self.clock,
-            new_id=lambda: next(ids),
-            pause=lambda _: None,
-        )
-
-    def ask(
-        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
-    ) -> HTTPResponse:
-        return CLIENT.http.request(method, path, {"authorization": BEARER} | (headers or {}), body)
-
-    def post(self, body: bytes, headers: dict[str, str] = JSON) -> HTTPResponse:
-        return self.ask("POST", "/timers", body, headers)
-
-    def create(self, seconds: int = 60, url: str = URL) -> dict[str, Any]:
-        answer = self.post(json.dumps({"seconds": seconds, "url": url}).encode())
-        assert answer.status_code == 201, answer.body
-        return dict(answer.json_body)
-
-    def read(self, id: str) -> dict[str, Any]:
-        answer = self.ask("GET", f"/timers/{id}")
-        assert answer.status_code == 200, answer.body
-        return dict(answer.json_body)
-
-    def ring(self) -> None:
-        self.service.deliver(self.alarm.rings[-1], self.clock.now + LEASE)
-
-    def delivering(self) -> str:
-        """Return the id of a timer whose webhook is being sent."""
-        id = str(self.create(0)["id"])
-        assert self.store.claim(self.alarm.rings[-1], self.clock.now, self.clock.now + LEASE)
-        return id
-
-    def retrying(self) -> str:
-        """Return the id of a timer whose worker was lost a second after its deadline."""
-        id = self.delivering()
-        self.clock.forward(1)
-        self.service.take_back(self.store.timers[id])
-        return id
-
-
-@pytest.fixture
-def api_on_fakes(monkeypatch: pytest.MonkeyPatch) -> Api:
-    made = Api()
-    # What another test has installed comes back afterwards.
-    monkeypatch.setattr(wiring, "_installed", None)
-    wiring.install(Parts(service=made.service, targets=Targets.parse(LOOPBACK), keys=made.keys))
-    return made
-
-
-def problem(status: int, kind: object, content: bytes) -> dict[str, Any]:
-    """Return the members of an error; fail if it is not one as RFC 9457 and the house have it."""
-    assert kind == "application/problem+json"
-    body: dict[str, Any] = json.loads(content)
-    assert set(body) - {"pointer"} == {"title", "status", "detail"}
-    assert body["status"] == status
-    assert body["title"] == HTTPStatus(status).phrase
-    sentence = body["detail"]
-    assert sentence.endswith(".")
-    assert not sentence.endswith("..")
-    assert ". " not in sentence
-    return body
-
-
-def refused(answer: HTTPResponse, status: int) -> dict[str, Any]:
-    """Return the members of the problem that an answer has to be."""
-    assert answer.status_code == status, answer.body
-    return problem(answer.status_code, answer.headers.get("Content-Type"), answer.body)
-
-
-def members(text: str) -> bytes:
-    """Return a body with a good URL and these members more."""
-    return f'{{"url": "{URL}", {text}}}'.encode()
+CONTEXT = LambdaContext("timers", 512)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +123,11 @@ BAD_BODIES = {
     "5,000 digits": (members(f'"hours": {DIGITS}'), "/hours", "out of range in /hours"),
     "a second too far": (members(f'"seconds": {YEARS + 1}'), "", "more than 5 years"),
     "together too far": (members(f'"hours": {YEARS // 3600}, "seconds": 1'), "", "more than 5"),
-    "no moment": (members("").replace(b", }", b"}"), "", "give hours, minutes or seconds"),
+    "no moment": (
+        members("").replace(b", }", b"}"),
+        "",
+        "give hours, minutes and seconds, or delay, or fire_at",
+    ),
     "no url": (b'{"seconds": 1}', "/url", "missing required field `url` in the body"),
     "empty object": (b"{}", "/url", "missing required field `url`"),
     "unknown member": (members('"second": 1'), "/second", "unknown field `second` in the body"),
@@ -377,20 +295,21 @@ def request(body: str | None) -> Request:
 def test_body_as_text() -> None:
     """API Gateway hands over text, and it is read like bytes."""
     body = '{"seconds": 1, "url": "https://bücher.example/"}'
-    wanted = api.read_new_timer(request(body), Targets())
-    assert wanted == (Webhook(url="https://bücher.example/"), timedelta(seconds=1))
+    order = api.read_order(request(body), Targets(), START)
+    webhook = Webhook(url="https://bücher.example/")
+    assert order == Order(webhook=webhook, deadline=START + timedelta(seconds=1))
 
 
 def test_body_in_bytes_not_characters() -> None:
     """The limit counts the bytes of a body that comes as text."""
     with pytest.raises(errors.BodyTooLarge):
-        api.read_new_timer(request("é" * (api.MAX_BODY // 2 + 1)), Targets())
+        api.read_order(request("é" * (api.MAX_BODY // 2 + 1)), Targets(), START)
 
 
 def test_no_body_at_all() -> None:
     """API Gateway hands over null for an empty body: it is refused like an empty one."""
     with pytest.raises(InvalidRequest) as caught:
-        api.read_new_timer(request(None), Targets())
+        api.read_order(request(None), Targets(), START)
     assert caught.value.pointer == ""
 
 
@@ -471,7 +390,7 @@ def test_location_keeps_the_stage() -> None:
         "stageVariables": None,
     }
     timer = timers.new("id-1", DEFAULT_TENANT, Webhook(url="https://example.com"), START, START)
-    answer = api.created(timer, START, Request(event))
+    answer = api.created(Created(timer, is_new=True), START, Request(event))
     assert answer.headers["Location"] == "/api/timers/id-1"
 
 
@@ -495,6 +414,8 @@ def test_timer_as_json(api_on_fakes: Api) -> None:
         "timeout": 30,
         "retry": {"max_attempts": 8, "initial_delay": 10, "max_delay": 43200},
         "on_failure": None,
+        "label": None,
+        "metadata": {},
         "fire_at": "2026-01-31T12:01:30Z",
         "created_at": "2026-01-31T12:00:00Z",
         "next_attempt_at": "2026-01-31T12:01:30Z",
@@ -654,21 +575,19 @@ def test_unhealthy_when_nothing_fires(api_on_fakes: Api) -> None:
     assert refused(answer, 503)["detail"] == "The firing loop does not respond."
 
 
-ROUTES = [
-    ("POST", "/timers"),
-    ("GET", "/timers/x"),
-    ("DELETE", "/timers/x"),
-    ("GET", "/health"),
-]
-
-
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_unavailable(api_on_fakes: Api, method: str, path: str) -> None:
-    """While the store does not answer every route is a 503 that asks to try again."""
+    """While the store does not answer every route is a 503 that asks to try again.
+
+    Of a request for many, each of its results is one.
+    """
     api_on_fakes.store.down = True
-    answer = api_on_fakes.ask(method, path, members('"seconds": 1'), JSON)
-    refused(answer, 503)
-    assert answer.headers["Retry-After"] == "1"
+    answer = api_on_fakes.ask(method, path, BODIES.get((method, path), b""), JSON)
+    if (method, path) in MANY:
+        assert [it["problem"]["status"] for it in answer.json_body["results"]] == [503]
+    else:
+        refused(answer, 503)
+        assert answer.headers["Retry-After"] == "1"
 
 
 def test_refused_alarm(api_on_fakes: Api) -> None:
@@ -684,8 +603,8 @@ def test_not_configured(monkeypatch: pytest.MonkeyPatch, method: str, path: str)
     """Without a service behind it every route is a 503 that says what to do."""
     monkeypatch.setattr(wiring, "_installed", None)
     client = Client(app)
-    client.http._local_gateway._authorizer = server.OpenDoor(app)
-    answer = refused(client.http.request(method, path, JSON, members('"seconds": 1')), 503)
+    client.http._local_gateway._authorizer = server.Door(app)
+    answer = refused(client.http.request(method, path, JSON), 503)
     assert "make run" in answer["detail"]
 
 
@@ -702,9 +621,10 @@ def test_fault_of_ours(
     def broken(*_: object) -> Timer:
         raise KeyError("secret")
 
-    for name in ("create", "get", "cancel", "check"):
-        monkeypatch.setattr(Service, name, broken)
-    answer = api_on_fakes.ask(method, path, members('"seconds": 1'), JSON)
+    for name in vars(Service):
+        if not name.startswith("_") and name != "now":
+            monkeypatch.setattr(Service, name, broken)
+    answer = api_on_fakes.ask(method, path, BODIES.get((method, path), b""), JSON)
     assert refused(answer, 500)["detail"] == "This is a fault of the service."
     assert b"secret" not in answer.body
     assert [record.getMessage() for record in caplog.records] == ["view broke"]
@@ -761,7 +681,7 @@ def test_methods_of_a_route(api_on_fakes: Api, method: str, path: str) -> None:
 )
 def test_errors_of_chalice(response: Response) -> None:
     """An error that Chalice made has the form of ours, whatever it looked like."""
-    answer = api.own_errors_as_problems(response)
+    answer = api.finished(response, CONTEXT)
     assert answer.status_code == response.status_code
     body = problem(answer.status_code, answer.headers["Content-Type"], answer.body.encode())
     assert "secret" not in body["detail"]
@@ -771,7 +691,8 @@ def test_errors_of_chalice(response: Response) -> None:
 def test_success_is_left_alone(status: int) -> None:
     """What is no error goes out as the view made it."""
     response = Response("x", {"Content-Type": "text/html"}, status)
-    assert api.own_errors_as_problems(response) is response
+    assert api.finished(response, CONTEXT) is response
+    assert response.headers[api.REQUEST_ID] == CONTEXT.aws_request_id
 
 
 def test_status_words() -> None:
@@ -900,9 +821,9 @@ def test_what_is_sent_is_as_asked(api_on_fakes: Api, given: Any, shown: dict[str
         ({"retry": {"max_delay": 9}}, "/retry/max_delay"),
         ({"retry": {"max_delay": 86_401}}, "/retry/max_delay"),
         ({"retry": {"jitter": 1}}, "/retry/jitter"),
-        ({"body": "x" * api.MAX_WEBHOOK}, "/body"),
-        ({"body": ["x" * api.MAX_WEBHOOK]}, "/body"),
-        ({"headers": {"X": "x" * api.MAX_WEBHOOK}}, "/body"),
+        ({"body": "x" * MAX_WEBHOOK}, "/body"),
+        ({"body": ["x" * MAX_WEBHOOK]}, "/body"),
+        ({"headers": {"X": "x" * MAX_WEBHOOK}}, "/body"),
     ],
 )
 def test_what_can_not_be_sent(api_on_fakes: Api, given: Any, pointer: str) -> None:

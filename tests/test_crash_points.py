@@ -14,10 +14,19 @@ from botocore.exceptions import ReadTimeoutError
 
 from chalicelib import dynamodb
 from chalicelib.errors import TimersError
-from chalicelib.timers import DEFAULT_TENANT, FINAL, Outcome, Status, Timer, Webhook
+from chalicelib.timers import (
+    DEFAULT_TENANT,
+    FINAL,
+    Once,
+    Order,
+    Outcome,
+    Status,
+    Timer,
+    Webhook,
+)
 from tests.aws import NAME, account
 from tests.cloud import Cloud
-from tests.fakes import START
+from tests.fakes import START, created
 
 DELAY = 600
 HOUR = timedelta(hours=1)
@@ -50,7 +59,24 @@ def cancel(cloud: Cloud) -> Timer:
 
 
 def reschedule(cloud: Cloud) -> Timer:
-    return cloud.service.reschedule(DEFAULT_TENANT, _only(cloud).id, START + HOUR)
+    return cloud.service.change(DEFAULT_TENANT, _only(cloud).id, START + HOUR)
+
+
+def fire_now(cloud: Cloud) -> Timer:
+    return cloud.service.fire_now(DEFAULT_TENANT, _only(cloud).id)
+
+
+def edit(cloud: Cloud) -> Timer:
+    labelled = Webhook(url="https://example.com/", label="x")
+    return cloud.service.change(DEFAULT_TENANT, _only(cloud).id, edit=lambda _: labelled)
+
+
+def create_once(cloud: Cloud) -> Timer:
+    deadline = cloud.clock.forward(1) + timedelta(seconds=DELAY)
+    order = Order(
+        webhook=Webhook(url="https://example.com/"), deadline=deadline, once=Once("key", "a")
+    )
+    return cloud.service.create(DEFAULT_TENANT, order).timer
 
 
 def redrive(cloud: Cloud) -> Timer:
@@ -79,6 +105,10 @@ def nothing(cloud: Cloud) -> None:
 
 def waiting(cloud: Cloud) -> None:
     create(cloud)
+
+
+def waiting_once(cloud: Cloud) -> None:
+    create_once(cloud)
 
 
 def failed(cloud: Cloud) -> None:
@@ -131,6 +161,10 @@ USE_CASES: dict[str, tuple[UseCase, UseCase, list[str]]] = {
     "create": (nothing, create, ["PutItem", "SendMessageBatch", "CreateSchedule"]),
     "cancel": (waiting, cancel, ["GetItem", "PutItem", "DeleteSchedule"]),
     "reschedule": (waiting, reschedule, CHANGE),
+    "edit": (waiting, edit, CHANGE[:2]),
+    "fire": (waiting, fire_now, CHANGE_TO_NOW),
+    "create once": (nothing, create_once, ["PutItem", "SendMessageBatch", "CreateSchedule"]),
+    "create once more": (waiting_once, create_once, ["PutItem", "GetItem", "PutItem"]),
     "deliver": (waiting, deliver, ["UpdateItem", "PutItem"]),
     "redrive": (failed, redrive, CHANGE_TO_NOW),
     "sweep forgotten": (forgotten, sweep, [*SWEEP, "GetQueueAttributes", *RING, *SWEEP[:-1]]),
@@ -222,7 +256,7 @@ def test_failure_while_a_failure_is_told(number: int, side: str, failure: str) -
             cloud.sender.outcome = Outcome(status=410 if gone else 204)
 
         cloud.sender.during = answer
-        cloud.service.create(DEFAULT_TENANT, webhook, timedelta(seconds=DELAY))
+        created(cloud.service, webhook, DELAY)
         aws.calls.clear()
         _fail(cloud, deliver, number, side, failure)
         assert aws.names()[: number + 1] == TOLD[: number + 1]

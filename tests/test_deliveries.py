@@ -13,9 +13,9 @@ from chalicelib import timers, webhook
 from chalicelib.errors import InvalidRequest
 from chalicelib.guard import LOOPBACK, Targets, is_public
 from chalicelib.service import Service
-from chalicelib.timers import DEFAULT_TENANT, Status, Timer, Webhook
+from chalicelib.timers import Status, Timer, Webhook
 from chalicelib.webhook import MAX_BYTES, WebhookSender
-from tests.fakes import Clock, FakeAlarm, FakeStore
+from tests.fakes import Clock, FakeAlarm, FakeStore, created
 from tests.test_webhook import Flooding, Handler, answering, dripping, receiver, resetting, silent
 
 TIMEOUT = 1
@@ -62,7 +62,7 @@ class Deliveries:
     def deliver(self, url: str) -> Timer:
         """Return what became of a timer for this URL after its first attempt."""
         hook = Webhook(url=url, timeout=TIMEOUT)
-        timer = self.service.create(DEFAULT_TENANT, hook, timedelta(0))
+        timer = created(self.service, hook)
         self.service.deliver(timers.ring(timer), self.clock.now + timedelta(minutes=1))
         return self.store.timers[timer.id]
 
@@ -225,7 +225,8 @@ def connects(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def attempted(url: str) -> str | None:
     """Send a webhook there, as a timer from before the rules would; return the error's class."""
     sender = WebhookSender(Targets())
-    timer = timers.new("id-1", "default", Webhook(url=url, timeout=TIMEOUT), *[Clock().now] * 2)
+    webhook = Webhook(url=url, timeout=TIMEOUT)
+    timer = timers.new("id-1", "default", webhook, Clock().now, Clock().now)
     return sender.send(timer, Clock().now).error
 
 

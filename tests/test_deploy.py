@@ -14,11 +14,9 @@ import pytest
 from botocore.exceptions import ClientError, WaiterError
 from moto import mock_aws
 
-from chalicelib import keys
-from chalicelib.dynamodb import DynamoKeys
-from chalicelib.keys import Role
-from infra import deploy
-from infra.deploy import Deployment, Refused
+from infra import deploy, stages
+from infra.deploy import Deployment
+from infra.stages import ON_LOCALSTACK, Refused
 from tests.aws import ACCOUNT, REGION
 from tests.processes import ROOT, environment
 
@@ -442,17 +440,6 @@ def test_a_message_may_go_round(stage: Stage) -> None:
     assert asked == {"FunctionName": "timers-dev-deliver", "RecursiveLoop": "Allow"}
 
 
-def test_keys_are_made_as_asked(stage: Stage) -> None:
-    """What is printed is what opens the API, for that tenant and role."""
-    stage.table("timers-dev-tenants")
-    text = stage.make_key("acme", Role.READ)
-    assert stage.make_key("acme", Role.READ) != text
-    kept = DynamoKeys(stage._client("dynamodb"), "timers-dev-tenants")
-    found = keys.find(kept, f"Bearer {text}")
-    assert found is not None
-    assert (found.tenant, found.role) == ("acme", Role.READ)
-
-
 @pytest.mark.parametrize(("endpoint", "url"), [
     (None, "https://abc.example/api"),
     ("http://localhost:4566", "http://localhost:4566/_aws/execute-api/abc/api"),
@@ -492,8 +479,6 @@ def test_says_what_is_missing() -> None:
     """No such stage, no region, no LocalStack: one sentence, and what to do."""
     assert "choose from" in refusal("deploy", "nowhere")
     assert "AWS_DEFAULT_REGION" in refusal("deploy", "dev")
-    for name in ("", "-x", "Acme", "a" * 64):
-        assert "a-z, 0-9" in refusal("key", "dev", f"--tenant={name}")
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     down = refusal("deploy", "localstack", AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}",
@@ -504,12 +489,15 @@ def test_says_what_is_missing() -> None:
 
 def test_stage_localstack_is_for_localstack(monkeypatch: Any) -> None:
     """Without an endpoint it goes to LocalStack's, with its credentials: never to an account."""
-    seen: dict[str, str] = {}
-    monkeypatch.setattr(deploy, "_run", lambda _: seen.update(os.environ))
-    for name in (*deploy.ON_LOCALSTACK, "AWS_PROFILE"):
+    for name in (*ON_LOCALSTACK, "AWS_PROFILE"):
         monkeypatch.setenv(name, "x")
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_PROFILE", "mine")
-    deploy.main(["destroy", "localstack"])
-    assert {name: seen[name] for name in deploy.ON_LOCALSTACK} == deploy.ON_LOCALSTACK
+    with stages.account("localstack") as session:
+        seen = dict(os.environ)
+        credentials = session.get_credentials()
+        assert session.client("sts").meta.endpoint_url == "http://localhost:4566"
+    assert {name: seen[name] for name in ON_LOCALSTACK} == ON_LOCALSTACK
     assert "AWS_PROFILE" not in seen
+    assert credentials is not None
+    assert credentials.access_key == "test"

@@ -22,18 +22,19 @@ import pytest
 import requests
 
 from app import app
-from chalicelib import timers, wiring
+from chalicelib import keys, timers, wiring
 from chalicelib.errors import Conflict
-from chalicelib.guard import Targets
+from chalicelib.guard import LOOPBACK, Targets
+from chalicelib.keys import Role
 from chalicelib.service import Service
 from chalicelib.timers import DEFAULT_TENANT, Outcome, Timer, Webhook
 from chalicelib.wiring import new_id, now
 from embedded import engine as engine_module
-from embedded.__main__ import Settings, run
+from embedded.__main__ import BadSetting, Settings, _url, run
 from embedded.engine import SENDERS, Engine
 from embedded.server import Server, application
-from embedded.sqlite import MIGRATIONS, SqliteStore
-from tests.fakes import NO_CONTENT
+from embedded.sqlite import MIGRATIONS, SqliteStore, tenants_in
+from tests.fakes import NO_CONTENT, created
 from tests.processes import ROOT, Embedded, Receiver, environment, wait_until
 
 
@@ -160,9 +161,7 @@ def test_cancel_and_fire_never_both_happen(database: Path) -> None:
         cancelled: list[str] = []
 
         def race(jitter: float) -> str:
-            timer = service.create(
-                DEFAULT_TENANT, Webhook(url="https://x.test"), timedelta(seconds=0.03)
-            )
+            timer = created(service, Webhook(url="https://x.test"), 0.03)
             time.sleep(max(0.0, (timer.deadline - now()).total_seconds() + jitter))
             try:
                 service.cancel(DEFAULT_TENANT, timer.id)
@@ -343,6 +342,146 @@ def test_the_curl_it_prints_works(database: Path) -> None:
         wait_until(lambda: [line for line in server.lines if "webhook delivered" in line])
 
 
+@pytest.mark.e2e
+def test_with_keys(database: Path) -> None:
+    """With AUTH=keys nothing goes without a key; one that is made while the server runs opens it,
+    the printed command with it sets a timer that arrives, and taken back it opens nothing."""
+    with Embedded(database, {"AUTH": "keys", "RATE": "5"}) as server:
+        wait_until(lambda: len(server.lines) == 2)
+        assert server.lines[0].endswith(
+            "Requests need a key, and there is none yet: `make key` makes one."
+            " Set a timer of 5 seconds and watch it arrive here:"
+        )
+        asked = requests.get(f"{server.url}/timers", timeout=30)
+        assert (asked.status_code, asked.headers["www-authenticate"]) == (401, "Bearer")
+        assert requests.get(f"{server.url}/health", timeout=30).status_code == 200
+        text, key = keys.mint("acme", Role.FULL, now(), os.urandom(keys.ENTROPY))
+        with tenants_in(database) as (kept, _):
+            kept.add(key)
+        command = server.lines[1].replace('"seconds": 5', '"seconds": 0') + " -s"
+        answer = subprocess.run(
+            ["sh", "-c", command],
+            env=environment(TIMERS_KEY=text),
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        assert '"status":"scheduled"' in answer.stdout
+        wait_until(lambda: [line for line in server.lines if "webhook delivered" in line])
+        assert [line for line in server.lines if "webhook received: POST /_receiver/he" in line]
+        with requests.Session() as client:
+            client.headers["Authorization"] = f"Bearer {text}"
+            many = [client.get(f"{server.url}/timers/x", timeout=30) for _ in range(100)]
+            assert {answer.status_code for answer in many} == {404, 429}
+            with tenants_in(database) as (kept, _):
+                assert kept.remove(key.id)
+            assert client.get(f"{server.url}/timers", timeout=30).status_code == 401
+        assert not [line for line in server.lines if text.rpartition("_")[2] in line]
+    with closing(SqliteStore(database)) as store:
+        store.keys.add(key)
+    with Embedded(database, {"AUTH": "keys", "HOST": "127.0.0.2"}) as server:
+        assert server.url.startswith("http://127.0.0.2:")
+        wait_until(lambda: len(server.lines) == 2)
+        assert server.lines[0].endswith("Requests need a key. Set a timer of 5 seconds:")
+        assert "example.com" in server.lines[1]
+        header = {"Authorization": f"Bearer {text}"}
+        listed = requests.get(f"{server.url}/timers", headers=header, timeout=30)
+        assert [timer["status"] for timer in listed.json()["timers"]] == ["delivered"]
+        assert requests.post(f"{server.url}/_receiver/x", timeout=30).status_code == 404
+
+
+LOCAL = Targets.parse(LOOPBACK)
+PATH = Path(".data/timers.db")
+
+SETTINGS = [
+    ({}, Settings("127.0.0.1", 8000, PATH, LOCAL, keys=False, rate=0)),
+    ({"AUTH": "none"}, Settings("127.0.0.1", 8000, PATH, LOCAL, keys=False, rate=0)),
+    ({"AUTH": "none", "RATE": "7"}, Settings("127.0.0.1", 8000, PATH, LOCAL, keys=False, rate=7)),
+    ({"AUTH": "keys"}, Settings("127.0.0.1", 8000, PATH, LOCAL, keys=True, rate=500)),
+    ({"AUTH": "keys", "RATE": "0"}, Settings("127.0.0.1", 8000, PATH, LOCAL, keys=True, rate=0)),
+    ({"HOST": "localhost"}, Settings("localhost", 8000, PATH, LOCAL, keys=False, rate=0)),
+    ({"HOST": "::1", "PORT": "0"}, Settings("::1", 0, PATH, LOCAL, keys=False, rate=0)),
+    (
+        {"HOST": "0.0.0.0", "AUTH": "keys"},  # noqa: S104
+        Settings("0.0.0.0", 8000, PATH, Targets(), keys=True, rate=500),  # noqa: S104
+    ),
+    (
+        {"HOST": "127.0.0.2", "AUTH": "keys", "RATE": "100000"},
+        Settings("127.0.0.2", 8000, PATH, Targets(), keys=True, rate=100_000),
+    ),
+    (
+        {"HOST": "::", "AUTH": "keys", "ALLOWED_TARGETS": "10.0.0.0/8"},
+        Settings("::", 8000, PATH, Targets.parse("10.0.0.0/8"), keys=True, rate=500),
+    ),
+    (
+        {"ALLOWED_TARGETS": "", "TIMERS_DB": "x.db"},
+        Settings("127.0.0.1", 8000, Path("x.db"), Targets(), keys=False, rate=0),
+    ),
+]
+
+
+@pytest.mark.parametrize(("environ", "settings"), SETTINGS)
+def test_settings(environ: dict[str, str], settings: Settings) -> None:
+    """What is not set has a default that is safe where the server listens."""
+    assert Settings.read(environ) == settings
+    assert settings.is_local is (settings.host in ("127.0.0.1", "localhost", "::1"))
+
+
+ELSEWHERE = ["0.0.0.0", "::", "*", "", "127.0.0.2", "127.1", "10.0.0.1", "[::1]", "localhost."]  # noqa: S104
+
+
+@pytest.mark.parametrize("host", ELSEWHERE)
+@pytest.mark.parametrize("auth", [{}, {"AUTH": "none"}])
+def test_no_host_but_this_machine_without_keys(host: str, auth: dict[str, str]) -> None:
+    """Where others may reach the server, it does not start without keys."""
+    with pytest.raises(BadSetting, match="is not this machine alone") as refused:
+        Settings.read({"HOST": host, **auth})
+    assert str(refused.value).startswith(f"HOST={host} is")
+    assert "AUTH=keys" in str(refused.value)
+    assert Settings.read({"HOST": host, "AUTH": "keys"}).host == host
+
+
+@pytest.mark.parametrize("auth", ["", "key", "KEYS", "None", "off", "keys ", "x" * 5000])
+def test_unknown_auth(auth: str) -> None:
+    """A word that is no AUTH is refused, and never taken for none."""
+    with pytest.raises(BadSetting, match=r"^AUTH must be none or keys, not '.{0,20}'.$"):
+        Settings.read({"AUTH": auth})
+
+
+@pytest.mark.parametrize(
+    "rate", ["", "-1", "many", "1.5", "1e3", "+5", "0x10", " 5", "٣", "100001", "9" * 5000, "inf"]
+)
+@pytest.mark.parametrize("auth", ["none", "keys"])
+def test_bad_rate(auth: str, rate: str) -> None:
+    """A rate that is no number, or absurd, is refused."""
+    with pytest.raises(BadSetting, match=r"^RATE must be a number from 0 to 100000, not '.{0,20}'"):
+        Settings.read({"AUTH": auth, "RATE": rate})
+
+
+@pytest.mark.parametrize(
+    ("listening", "shown"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("127.0.0.2", "http://127.0.0.2:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),  # noqa: S104
+        ("::", "http://[::1]:8000"),
+        ("10.1.2.3", "http://10.1.2.3:8000"),
+    ],
+)
+def test_the_url_it_says_can_be_used(listening: str, shown: str) -> None:
+    """Where the server listens on every address, it names one that this machine can connect to."""
+    assert _url(listening, 8000) == shown
+
+
+@pytest.mark.parametrize("host", ["nowhere." + "x" * 64, ""])
+def test_host_without_an_address(database: Path, host: str) -> None:
+    """A host that is nowhere is named, and the database is let go."""
+    said = one_sentence(start(TIMERS_DB=str(database), PORT="0", HOST=host, AUTH="keys"))
+    assert said == f"Port 0 of {host} can't be used: There is no address of this name."
+    SqliteStore(database).close()
+
+
 def start(**settings: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m embedded` to its end."""
     return subprocess.run(
@@ -374,6 +513,8 @@ def one_sentence(ended: subprocess.CompletedProcess[str]) -> str:
         ({"PORT": "9" * 5000}, "PORT must be a number"),
         ({"HOST": "0.0.0.0"}, "HOST=0.0.0.0 is not this machine alone"),  # noqa: S104
         ({"HOST": "example.com"}, "HOST=example.com is not this machine alone"),
+        ({"AUTH": "off"}, "AUTH must be none or keys, not 'off'."),
+        ({"AUTH": "keys", "RATE": "-1"}, "RATE must be a number from 0 to 100000, not '-1'."),
         ({"ALLOWED_TARGETS": "10.0.0.1/8"}, "ALLOWED_TARGETS"),
         ({"TIMERS_DB": "/dev/null/timers.db"}, "can't be written: Not a directory."),
         ({"TIMERS_DB": "/"}, "can't be written: Is a directory."),

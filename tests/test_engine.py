@@ -223,7 +223,7 @@ def test_a_refill_that_fails_is_done_again(
 def test_two_generations_of_one_moment_fit_side_by_side(engine: Engine, clock: Clock) -> None:
     """A timer rescheduled to the moment it had is in the heap twice; the store decides."""
     timer = make(1, 10 * SECOND)
-    moved = timers.reschedule(timer, timer.deadline)
+    moved = timers.change(timer, timer, timer.deadline)
     for it in (make(2, 5 * SECOND), timer, moved, moved):
         engine.set(it)
     clock.forward(20)

@@ -1,7 +1,10 @@
 """API keys: what counts as one, what is kept of it, and what it opens."""
 
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,13 +13,14 @@ from chalice.test import Client
 
 import app as app_module
 from app import app
-from chalicelib import api, keys, wiring
-from chalicelib.dynamodb import DynamoKeys
+from chalicelib import api, keys, signing, wiring
+from chalicelib.dynamodb import DynamoKeys, DynamoSecrets
 from chalicelib.errors import Forbidden, Unauthenticated, Unavailable
 from chalicelib.guard import Targets
 from chalicelib.keys import ENTROPY, Keys, Role
 from chalicelib.timers import DEFAULT_TENANT
 from chalicelib.wiring import Parts
+from embedded.sqlite import SqliteKeys, SqliteStore, tenants_in
 from tests.aws import TENANTS, account
 from tests.cloud import Cloud
 from tests.fakes import START, FakeKeys
@@ -40,6 +44,102 @@ class TestDynamoKeys(KeysContract):
     def kept(self) -> Iterator[Keys]:
         with account() as aws:
             yield DynamoKeys(aws.dynamodb, TENANTS)
+
+
+class TestKeysOfTheServer(KeysContract):
+    """The contract, on the database as the server has it open."""
+
+    @pytest.fixture
+    def kept(self, tmp_path: Path) -> Iterator[Keys]:
+        with closing(SqliteStore(tmp_path / "timers.db")) as store:
+            yield store.keys
+
+
+class TestKeysOfTheCommand(KeysContract):
+    """The contract, on a second connection while the server has the database."""
+
+    @pytest.fixture
+    def kept(self, tmp_path: Path) -> Iterator[Keys]:
+        path = tmp_path / "timers.db"
+        with closing(SqliteStore(path)), tenants_in(path) as (kept, _):
+            yield kept
+
+
+def test_a_removal_whose_answer_was_lost_is_one() -> None:
+    """The client asks again, and finds what it removed itself: revoked, not unknown."""
+    with account() as aws:
+        kept = DynamoKeys(aws.dynamodb, TENANTS)
+        kept.add(KEY)
+
+        def twice(operation: str) -> None:
+            if operation == "DeleteItem":
+                with aws.unobserved():
+                    assert kept.remove(KEY.id)
+
+        aws.before = twice
+        assert kept.remove(KEY.id)
+        assert kept.all() == []
+
+
+def test_keys_and_secrets_are_no_items_of_each_other() -> None:
+    """They share a table: what is named as a tenant is no key, and no revoking takes secrets."""
+    with account() as aws:
+        kept, signed = DynamoKeys(aws.dynamodb, TENANTS), DynamoSecrets(aws.dynamodb, TENANTS)
+        signing.ensure(signed, "acme", bytes(signing.ENTROPY))
+        for name in ("acme", "secrets#acme"):
+            assert not kept.remove(name)
+        assert signed.of("acme") != []
+
+
+def test_what_the_command_does_counts_at_once_for_the_server(tmp_path: Path) -> None:
+    """A key that another process made opens from the next request on, and one that it revoked
+    opens nothing any more: no connection goes by what it has read before."""
+    path = tmp_path / "timers.db"
+    with closing(SqliteStore(path)) as store, tenants_in(path) as (kept, _):
+        assert keys.find(store.keys, f"Bearer {TOKEN}") is None
+        kept.add(KEY)
+        assert keys.find(store.keys, f"Bearer {TOKEN}") == KEY
+        kept.remove(KEY.id)
+        assert keys.find(store.keys, f"Bearer {TOKEN}") is None
+        assert store.keys.all() == []
+
+
+@pytest.mark.parametrize("where", ["server", "command"])
+def test_a_key_outlives_a_power_cut(tmp_path: Path, where: str) -> None:
+    """A key that was shown opens, and one that was revoked stays so, whatever happens then: both
+    are synced before anybody hears of them."""
+    path = tmp_path / "timers.db"
+    with closing(SqliteStore(path)) as store, tenants_in(path) as (kept, _):
+        store.check()  # which is not synced
+        found: SqliteKeys = store.keys if where == "server" else kept
+
+        def level(db: sqlite3.Connection) -> int:
+            return int(db.execute("PRAGMA synchronous").fetchone()[0])
+
+        assert found._write(level) == 2  # FULL
+
+
+@pytest.mark.parametrize(
+    ("text", "id"),
+    [
+        (KEY.id, KEY.id),
+        (f"tmr_{KEY.id}", KEY.id),
+        (TOKEN, KEY.id),
+        (f" {TOKEN}\n", KEY.id),
+        (TOKEN[:20], KEY.id),
+        ("", None),
+        ("tmr_", None),
+        (KEY.id[:-1], None),
+        (f"{KEY.id}a", None),
+        (KEY.id.upper(), None),
+        (KEY.hash, None),
+        (f"key#{KEY.id}", None),
+    ],
+)
+def test_a_key_has_a_name(text: str, id: str | None) -> None:
+    """Its id alone, as lists and logs show it, or all of it, as whoever has leaked it knows it; a
+    key that was cut off is one as well."""
+    assert keys.id_in(text) == id
 
 
 def test_what_is_kept_can_not_be_used() -> None:

@@ -24,7 +24,7 @@ from chalicelib.timers import DEFAULT_TENANT, Outcome, Timer, Webhook
 from chalicelib.webhook import WebhookSender
 from tests.aws import TEMPLATE, account
 from tests.cloud import Cloud
-from tests.fakes import START, Clock, FakeAlarm, FakeSender, FakeStore
+from tests.fakes import START, Clock, FakeAlarm, FakeSender, FakeStore, created
 
 SECRET = "s3cr3t"
 REFUSAL = Outcome(status=404, answer=f"no {SECRET}", detail=f"by {SECRET}", duration=0.25)
@@ -66,7 +66,7 @@ class Told:
 
     def create(self, seconds: float = 5) -> Timer:
         url = f"https://example.com/{SECRET}?token={SECRET}"
-        return self.service.create("acme", Webhook(url=url), timedelta(seconds=seconds))
+        return created(self.service, Webhook(url=url), seconds, "acme")
 
     def deliver(self, late: float = 0) -> None:
         ring = self.alarm.rings[-1]

@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 from chalicelib import alarm, keys, timers
 from chalicelib.dynamodb import DynamoKeys, DynamoSecrets
 from chalicelib.errors import AlarmRefused, Unavailable
+from chalicelib.listing import Listing
 from chalicelib.timers import DEFAULT_TENANT, Status
 from tests.aws import TENANTS, account
 from tests.cloud import Cloud
@@ -49,6 +50,7 @@ def api(cloud: Cloud) -> None:
     cloud.service.get(DEFAULT_TENANT, near.id)
     cloud.service.cancel(DEFAULT_TENANT, far.id)
     cloud.service.check()
+    assert len(cloud.service.page(DEFAULT_TENANT, Listing(), None, 10).timers) == 2
     refusal: Any = {
         "Error": {"Code": "AccessDeniedException"},
         "ResponseMetadata": {"HTTPStatusCode": 403},
@@ -86,9 +88,9 @@ def deliver(cloud: Cloud) -> None:
         alarms.answer(messages, lambda ring: cloud.service.deliver(ring, ends_at))
     cloud.aws.before = lambda operation: None
     # A ring too early is forwarded; an attempt that is to be made again moves the timer.
-    late = timers.ring(cloud.read(bad.id))
-    cloud.service._alarm.forward([late])
-    cloud.service._rearm(cloud.read(bad.id), timers.reschedule(cloud.read(bad.id), ends_at))
+    late = cloud.read(bad.id)
+    cloud.service._alarm.forward([timers.ring(late)])
+    cloud.service._rearm(late, timers.change(late, late, ends_at))
 
 
 def sweep(cloud: Cloud) -> None:
@@ -207,6 +209,9 @@ def test_the_rules_of_iam_are_played_right() -> None:
     assert may("deliver", "dynamodb:PutItem", "timers-dev", "x")
     assert may("sweep", "dynamodb:GetItem", "timers-dev", "secrets#x")
     assert not may("deliver", "dynamodb:DeleteItem", "timers-dev", "x")
+    assert may("api", "dynamodb:Query", "timers-dev/index/listed", "acme#1")
+    assert not may("api", "dynamodb:Query", "timers-dev/index/due", "1")
+    assert not may("sweep", "dynamodb:Query", "timers-dev/index/listed", "acme#1")
     assert not may("authorizer", "dynamodb:GetItem", "timers-dev", "key#x")
     assert not may("deliver", "dynamodb:GetItem", "other-dev-tenants", "secrets#x")
 

@@ -45,7 +45,9 @@ CUSTOM = Webhook(
     on_failure="https://example.com/failed",
 )
 BUSY = Outcome(status=503, answer="busy", duration=0.25, retry_after=7.0)
+LABELLED = replace(CUSTOM, label="orders", metadata={"order": "7", "für": "ä"})
 TIMERS: dict[str, Timer] = {
+    "labelled": timers.new(ID, "acme", LABELLED, START + SECOND, START, fingerprint="ab12" * 16),
     "custom": timers.new(ID, "acme", CUSTOM, START + SECOND, START),
     "busy": timers.record(DELIVERING, BUSY, START + SECOND, START + 8 * SECOND),
     "scheduled": SCHEDULED,

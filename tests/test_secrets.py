@@ -4,8 +4,6 @@ import logging
 import shutil
 import sqlite3
 import stat
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +19,7 @@ from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
 from chalicelib import dynamodb, timers, wiring
-from chalicelib.dynamodb import DynamoSecrets
+from chalicelib.dynamodb import DynamoKeys, DynamoSecrets
 from chalicelib.errors import Unavailable
 from chalicelib.guard import LOOPBACK, Targets
 from chalicelib.keys import Role
@@ -29,12 +27,12 @@ from chalicelib.service import Service
 from chalicelib.signing import MOST, SecretRefused, Secrets
 from chalicelib.timers import DEFAULT_TENANT, Status, Timer, Webhook
 from chalicelib.webhook import FRESH, Remembered, WebhookSender
-from embedded.sqlite import MIGRATIONS, SqliteStore, Unusable, secrets_in
-from infra import deploy
+from embedded.sqlite import MIGRATIONS, SqliteStore, Unusable, tenants_in
 from infra.deploy import Deployment
+from infra.tenants import new_key
 from tests.aws import REGION, STAGE, TENANTS, Account, account
-from tests.fakes import START, Clock, FakeAlarm, FakeSecrets, FakeStore
-from tests.processes import ROOT, Arrival, Embedded, Receiver, environment, wait_until
+from tests.fakes import START, Clock, FakeAlarm, FakeSecrets, FakeStore, created
+from tests.processes import Arrival, Embedded, Receiver, tenants, wait_until
 from tests.secrets_contract import SecretsContract, secret
 
 DATA = Path(__file__).parent / "data"
@@ -81,7 +79,7 @@ class TestSecretsOfTheCommand(SecretsContract):
 
     @pytest.fixture
     def kept(self, path: Path) -> Iterator[Secrets]:
-        with closing(SqliteStore(path)), secrets_in(path) as kept:
+        with closing(SqliteStore(path)), tenants_in(path) as (_, kept):
             yield kept
 
 
@@ -161,7 +159,7 @@ def test_server_and_command_at_once_lose_nothing(path: Path) -> None:
     """Five connections add a secret each, and the server one as well: all but one are there."""
 
     def add(number: int) -> bool:
-        with secrets_in(path) as kept, suppress(SecretRefused):
+        with tenants_in(path) as (_, kept), suppress(SecretRefused):
             kept.add("acme", secret(number))
             return True
         return False
@@ -222,63 +220,7 @@ def test_a_database_that_stays_open_to_others_is_refused(
         SqliteStore(path)
 
 
-# The command
-
-
-def rotate(path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run the command on a database."""
-    return subprocess.run(
-        [sys.executable, "-m", "embedded.rotate", *arguments],
-        cwd=ROOT,
-        env=environment(TIMERS_DB=str(path)),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-
-
-def test_command_says_what_is_wrong(path: Path) -> None:
-    """No database, one of another version, no such secret: one sentence each, and status 1."""
-
-    def says(*arguments: str) -> str:
-        ended = rotate(path, *arguments)
-        assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
-        return ended.stderr.strip()
-
-    assert says() == f"There is no database {path} yet: `make run` makes it."
-    assert not path.exists()
-    shutil.copy(DATA / "timers-v1.db", path)
-    assert "is of another version of Timers (schema 1): start this one" in says()
-    path.write_text("no database " * 1000)
-    assert "file is not a database" in says()
-    path.unlink()
-    SqliteStore(path).close()
-    assert says("--tenant=acme") == "Tenant acme has no secret: ADD=new makes one."
-    assert says("--add=new", f"--retire={secret(1)}") == "The tenant has no such secret."
-    assert says("--add=whsec_x") == "A secret is whsec_ and the base64 of 24 to 64 bytes."
-    assert rotate(path, "--tenant=A").returncode == 2
-
-
-def test_make_calls_the_command() -> None:
-    """One target for both: this machine's database, or with STAGE a stage in an account."""
-
-    def line(*arguments: str) -> str:
-        ended = subprocess.run(
-            ["make", "--dry-run", "secrets", *arguments],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return " ".join(ended.stdout.split("\n")[-2].split())
-
-    assert line() == ".venv/bin/python -m embedded.rotate"
-    assert line("STAGE=dev", "TENANT=acme", "ADD=new", "RETIRE=whsec_x") == (
-        ".venv/bin/python -m infra.deploy secrets dev"
-        ' --tenant "acme" --add "new" --retire "whsec_x"'
-    )
+# The running server
 
 
 def accepts(by: str, arrival: Arrival) -> bool:
@@ -294,8 +236,12 @@ def accepts(by: str, arrival: Arrival) -> bool:
 def test_rotation_while_the_server_runs(path: Path) -> None:
     """The first start makes a secret. One more: both sign. The old one retired: it counts no more
     from the next webhook on. A restart changes nothing, and no line shows a secret."""
+
+    def secrets(*arguments: str) -> list[str]:
+        return tenants("secrets", *arguments, TIMERS_DB=str(path)).stdout.split()
+
     with Embedded(path) as server, Receiver() as receiver:
-        (first,) = rotate(path).stdout.split()
+        (first,) = secrets()
 
         def arrival() -> Arrival:
             before = len(receiver.arrivals)
@@ -304,19 +250,19 @@ def test_rotation_while_the_server_runs(path: Path) -> None:
             return receiver.arrivals[-1]
 
         assert accepts(first, arrival())
-        second, other = rotate(path, "--add", "new").stdout.split()
+        second, other = secrets("--add", "new")
         assert other == first
         both = arrival()
         assert accepts(first, both)
         assert accepts(second, both)
-        assert rotate(path, "--retire", first).stdout.split() == [second]
+        assert secrets("--retire", first) == [second]
         last = arrival()
         assert not accepts(first, last)
         assert accepts(second, last)
         assert server.stop() == 0
         assert "whsec_" not in "".join(server.lines)
     with Embedded(path):
-        assert rotate(path).stdout.split() == [second]
+        assert secrets() == [second]
 
 
 # The stage
@@ -335,7 +281,7 @@ def test_first_deployment_makes_a_secret(aws: Account, tmp_path: Path) -> None:
     deployments leave them alone."""
     stage, kept = Stage(tmp_path), DynamoSecrets(aws.dynamodb, TENANTS)
     assert stage._first_key() is not None
-    stage.make_key("acme", Role.FULL)
+    new_key(DynamoKeys(aws.dynamodb, TENANTS), kept, "acme", Role.FULL)
     assert len(kept.of(DEFAULT_TENANT)) == len(kept.of("acme")) == 1
     assert kept.of("acme") != kept.of(DEFAULT_TENANT)
     before = kept.of(DEFAULT_TENANT)
@@ -343,39 +289,6 @@ def test_first_deployment_makes_a_secret(aws: Account, tmp_path: Path) -> None:
     assert stage._first_key() is None
     assert len(kept.of("acme")) == 1
     assert kept.of(DEFAULT_TENANT) == before
-
-
-def test_another_key_makes_no_other_secret(aws: Account, tmp_path: Path) -> None:
-    """Keys and secrets are changed independently."""
-    stage, kept = Stage(tmp_path), DynamoSecrets(aws.dynamodb, TENANTS)
-    stage.make_key("acme", Role.FULL)
-    before = kept.of("acme")
-    stage.make_key("acme", Role.READ)
-    assert kept.of("acme") == before
-
-
-def test_command_for_a_stage(
-    aws: Account,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """It prints, adds and retires as the one for this machine does, and says what is wrong."""
-    monkeypatch.setattr(deploy, "Deployment", lambda *_: Stage(tmp_path))
-    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
-
-    def run(*arguments: str) -> list[str]:
-        deploy.main(["secrets", "dev", "--tenant", "acme", *arguments])
-        return capsys.readouterr().out.split()
-
-    with pytest.raises(SystemExit, match="Tenant acme has no secret: ADD=new makes one"):
-        run()
-    (first,) = run("--add", "new")
-    second, other = run("--add", "new")
-    assert (other, second != first) == (first, True)
-    assert run("--retire", first) == run() == [second]
-    with pytest.raises(SystemExit, match="only secret"):
-        run("--retire", second)
 
 
 # The sender
@@ -473,7 +386,7 @@ def test_nothing_is_sent_unsigned() -> None:
         service = Service(
             store, FakeAlarm(), sender, clock=clock, new_id=lambda: "id-1", pause=lambda _: None
         )
-        made = service.create("acme", Webhook(url=receiver.url), timedelta(0))
+        made = created(service, Webhook(url=receiver.url), tenant="acme")
         with pytest.raises(Unavailable):
             service.deliver(timers.ring(made), clock.now + timedelta(minutes=1))
         assert receiver.arrivals == []

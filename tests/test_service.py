@@ -25,7 +25,7 @@ from chalicelib.service import (
     Service,
 )
 from chalicelib.timers import DEFAULT_TENANT, Outcome, RetryPolicy, Ring, Status, Timer, Webhook
-from tests.fakes import NO_CONTENT, Clock, FakeAlarm, FakeSender, FakeStore
+from tests.fakes import NO_CONTENT, Clock, FakeAlarm, FakeSender, FakeStore, created
 
 URL = "https://example.com/hook"
 MINUTE = timedelta(minutes=1)
@@ -57,7 +57,7 @@ class World:
         self.clock.forward(seconds)
 
     def create(self, seconds: float = 60) -> Timer:
-        return self.service.create(DEFAULT_TENANT, Webhook(url=URL), timedelta(seconds=seconds))
+        return created(self.service, Webhook(url=URL), seconds)
 
     def read(self, timer: Timer) -> Timer:
         return self.service.get(DEFAULT_TENANT, timer.id)
@@ -181,7 +181,7 @@ def test_fire_ignores_what_is_over(world: World) -> None:
     """A schedule for a timer that is done, moved or unknown does nothing."""
     done, moved = world.create(0), world.create(60)
     world.ring(timers.ring(done))
-    world.service.reschedule(DEFAULT_TENANT, moved.id, moved.deadline + MINUTE)
+    world.service.change(DEFAULT_TENANT, moved.id, moved.deadline + MINUTE)
     world.alarm.rings.clear()
     for ring in (timers.ring(done), timers.ring(moved), Ring("x", "default", 1, moved.deadline)):
         world.service.fire(ring)
@@ -200,7 +200,7 @@ def test_deliver_ignores_what_is_gone(world: World, caplog: pytest.LogCaptureFix
     """A ring repeated, stale, or of a cancelled or unknown timer does nothing and says so."""
     done, moved, gone = world.create(0), world.create(0), world.create(0)
     world.ring(timers.ring(done))
-    world.service.reschedule(DEFAULT_TENANT, moved.id, moved.deadline)
+    world.service.change(DEFAULT_TENANT, moved.id, moved.deadline)
     world.cancel(gone)
     caplog.set_level("INFO")
     caplog.clear()
@@ -296,10 +296,10 @@ def test_cancel_is_refused_while_the_webhook_is_sent(world: World) -> None:
         world.cancel(timer)
 
 
-def test_reschedule_moves_the_moment(world: World) -> None:
+def test_a_new_deadline_moves_the_moment(world: World) -> None:
     """The old alarm sends nothing, the new one sends; the old one is taken back."""
     timer = world.create(60)
-    moved = world.service.reschedule(DEFAULT_TENANT, timer.id, timer.deadline + MINUTE)
+    moved = world.service.change(DEFAULT_TENANT, timer.id, timer.deadline + MINUTE)
     assert world.alarm.rings[-1] == timers.ring(moved)
     assert world.alarm.cleared == [timers.ring(timer)]
     world.clock.forward(120)
@@ -309,11 +309,11 @@ def test_reschedule_moves_the_moment(world: World) -> None:
     assert world.sent() == [timer.id]
 
 
-def test_reschedule_holds_although_the_alarm_can_not_be_set(world: World) -> None:
+def test_a_new_deadline_holds_although_the_alarm_can_not_be_set(world: World) -> None:
     """The stored moment counts; the sweep sets its alarm later."""
     timer = world.create(60)
     world.alarm.failure = Unavailable("throttled")
-    moved = world.service.reschedule(DEFAULT_TENANT, timer.id, timer.deadline + MINUTE)
+    moved = world.service.change(DEFAULT_TENANT, timer.id, timer.deadline + MINUTE)
     assert world.read(timer).deadline == moved.deadline
     world.alarm.failure = None
     world.clock.forward(SWEEP_GRACE.total_seconds() + 1)
@@ -343,7 +343,7 @@ def test_changes_start_over_when_they_race(world: World, monkeypatch: pytest.Mon
 
     def replace(changed: Timer) -> bool:
         monkeypatch.undo()
-        world.service.reschedule(DEFAULT_TENANT, timer.id, timer.deadline + MINUTE)
+        world.service.change(DEFAULT_TENANT, timer.id, timer.deadline + MINUTE)
         return real_replace(changed)
 
     monkeypatch.setattr(world.store, "replace", replace)
@@ -554,7 +554,7 @@ def test_overlapping_sweeps_ring_once(world: World, monkeypatch: pytest.MonkeyPa
     assert world.alarm.rings == [timers.ring(timer) for timer in created]
 
 
-@pytest.mark.parametrize("change", ["cancel", "reschedule"])
+@pytest.mark.parametrize("change", ["cancel", "deadline"])
 def test_sweep_leaves_no_alarm_to_who_was_faster(
     world: World, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -569,7 +569,7 @@ def test_sweep_leaves_no_alarm_to_who_was_faster(
         if change == "cancel":
             world.cancel(timer)
         else:
-            world.service.reschedule(DEFAULT_TENANT, timer.id, timer.deadline + MINUTE)
+            world.service.change(DEFAULT_TENANT, timer.id, timer.deadline + MINUTE)
         real_set(armed)
 
     monkeypatch.setattr(world.alarm, "set", set_alarm)
@@ -608,7 +608,7 @@ def test_check_fails_with_either_part(world: World, part: str) -> None:
 def failing(world: World, **fields: Any) -> Timer:
     """Return a timer that has failed, as it is then."""
     webhook = Webhook(url=URL, on_failure="https://example.com/failed/{id}", **fields)
-    timer = world.service.create(DEFAULT_TENANT, webhook, timedelta(0))
+    timer = created(world.service, webhook)
     world.sender.outcome = Outcome(status=410, answer="gone")
     world.ring(timers.ring(timer))
     world.sender.outcome = NO_CONTENT
@@ -666,9 +666,7 @@ def test_a_failure_is_told_once(world: World) -> None:
 def test_success_and_cancel_tell_nobody(world: World) -> None:
     """Only a timer that ends as failed makes a notice; nor does one that is tried again."""
     webhook = Webhook(url=URL, on_failure="https://example.com/failed")
-    delivered, cancelled, retried = (
-        world.service.create(DEFAULT_TENANT, webhook, timedelta(0)) for _ in range(3)
-    )
+    delivered, cancelled, retried = (created(world.service, webhook) for _ in range(3))
     world.ring(timers.ring(delivered))
     world.service.cancel(DEFAULT_TENANT, cancelled.id)
     world.sender.outcome = Outcome(status=500)
@@ -680,7 +678,7 @@ def test_a_lost_worker_at_the_end_is_told_too(world: World) -> None:
     """Also who finds a dead worker's claim stores the notice with the failure."""
     policy = RetryPolicy(max_attempts=1)
     webhook = Webhook(url=URL, on_failure="https://example.com/failed", retry=policy)
-    timer = world.service.create(DEFAULT_TENANT, webhook, timedelta(0))
+    timer = created(world.service, webhook)
     claimed = world.store.claim(timers.ring(timer), world.clock.now, world.clock.now)
     assert claimed is not None
     assert world.service.take_back(claimed)
@@ -691,7 +689,7 @@ def test_a_lost_worker_at_the_end_is_told_too(world: World) -> None:
 def test_a_notice_whose_alarm_can_not_be_set_is_left_to_the_sweep(world: World) -> None:
     """It is stored with the failure, so it fires in any case."""
     webhook = Webhook(url=URL, on_failure="https://example.com/failed")
-    timer = world.service.create(DEFAULT_TENANT, webhook, timedelta(0))
+    timer = created(world.service, webhook)
     world.sender.outcome = Outcome(status=410)
     world.alarm.failure = Unavailable("throttled")
     world.ring(timers.ring(timer))

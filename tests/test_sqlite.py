@@ -11,17 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from chalicelib import timers
 from chalicelib.errors import Unavailable
+from chalicelib.listing import Listing, Page, position
 from chalicelib.service import Store
 from chalicelib.timers import DEFAULT_TENANT, Status, Timer
 from embedded import sqlite
 from embedded.sqlite import MIGRATIONS, SqliteStore, Unusable, micros
 from tests.fakes import START
-from tests.store_contract import HOUR, SECOND, StoreContract, make, rung
+from tests.store_contract import HOUR, SECOND, StoreContract, make, newest_first, rung, walk
 
 DATA = Path(__file__).parent / "data"
 
@@ -185,6 +188,59 @@ def test_waiting_uses_its_index(store: SqliteStore) -> None:
     ]
 
 
+def test_a_page_looks_at_so_many_timers_and_no_more(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter that few match can't hold a thread for long: the page is short, and leads on from
+    the last timer that was looked at."""
+    monkeypatch.setattr(sqlite, "SCAN", 5)
+    added = [make(number, label="rare" if number in (3, 6) else None) for number in range(12)]
+    for timer in added:
+        store.add(timer)
+    rare = Listing(label="rare")
+    first = store.page(DEFAULT_TENANT, rare, None, 10)
+    assert first == Page([], position(added[7]))
+    second = store.page(DEFAULT_TENANT, rare, first.next, 10)
+    assert second == Page([added[6], added[3]], position(added[2]))
+    assert store.page(DEFAULT_TENANT, rare, second.next, 10) == Page([], None)
+    full = store.page(DEFAULT_TENANT, rare, first.next, 1)
+    assert full == Page([added[6]], position(added[6]))
+    assert walk(store, Listing(status=Status.CANCELLED)) == []
+    assert walk(store, limit=10) == newest_first(added)
+
+
+def test_what_comes_while_a_page_is_read_is_not_passed_over(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last timer to be looked at is settled first: one that is gone by then moves no other
+    into the gap."""
+    monkeypatch.setattr(sqlite, "SCAN", 3)
+    added = [make(number, label="rare" if number == 1 else None) for number in range(6)]
+    for timer in added:
+        store.add(timer)
+    read = store._read
+
+    def removing(sql: str, parameters: tuple[Any, ...]) -> list[Any]:
+        found = read(sql, parameters)
+        store.remove(added[4])
+        store.remove(added[5])
+        return found
+
+    monkeypatch.setattr(store, "_read", removing)
+    assert walk(store, Listing(label="rare")) == [added[1]]
+
+
+def test_pages_use_their_index(store: SqliteStore) -> None:
+    """A page is read in the order of its index, within its bounds; nothing is sorted."""
+    within = "timers_listed (tenant=? AND (created_at,id)>(?,?) AND (created_at,id)<(?,?))"
+    for sql, parameters, index in (
+        (sqlite._LOOKED_AT_LAST, 6, "COVERING INDEX"),
+        (sqlite._PAGE, 8, "INDEX"),
+    ):
+        plan = store._read(f"EXPLAIN QUERY PLAN {sql}", (1,) * parameters)
+        assert [row[3] for row in plan] == [f"SEARCH timers USING {index} {within}"]
+
+
 def test_claimed_are_those_being_delivered(store: SqliteStore) -> None:
     """At start the store names what a dead process was sending."""
     waiting, sending = make(1), make(2)
@@ -331,6 +387,43 @@ def test_opens_databases_of_every_version(tmp_path: Path, version: int) -> None:
             timer = store.get(DEFAULT_TENANT, id)
             assert isinstance(timer, Timer)
             assert timer.status == status
+
+
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS) + 1))
+def test_lists_timers_of_every_version(tmp_path: Path, version: int) -> None:
+    """Timers stored by each released version are listed where they belong, to the microsecond."""
+    path = tmp_path / "timers.db"
+    shutil.copy(DATA / f"timers-v{version}.db", path)
+    if version < 3:  # those files have whole seconds only
+        moments = [START + timedelta(microseconds=it) for it in (1, 999_999, 500_000, 0, 70)]
+        moments.append(START - timedelta(days=30_000, microseconds=1))
+        with closing(sqlite3.connect(path)) as db, db:
+            sql = "UPDATE timers SET timer = json_set(timer, '$.created_at', ?) WHERE id LIKE ?"
+            for number, moment in enumerate(moments, 1):
+                text = msgspec.json.encode(moment).decode().strip('"')
+                assert db.execute(sql, (text, f"%{number}")).rowcount == 1
+    with closing(SqliteStore(path)) as store:
+        stored = [sqlite._decode(row[0]) for row in store._read("SELECT timer FROM timers", ())]
+        assert len({timer.created_at for timer in stored}) == len(stored) == len(Status)
+        assert walk(store) == newest_first(stored)
+        for timer in stored:
+            until = timer.created_at + timedelta(microseconds=1)
+            assert walk(store, Listing(since=timer.created_at, until=until)) == [timer]
+            if timer.label is not None:
+                assert walk(store, Listing(label=timer.label)) == [timer]
+
+
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS) + 1))
+def test_every_version_comes_to_the_same_schema(tmp_path: Path, version: int) -> None:
+    """A database that was brought up to date is made as a new one is."""
+
+    def schema(path: Path) -> list[Any]:
+        with closing(SqliteStore(path)) as store:
+            return store._read("SELECT type, name, sql FROM sqlite_master ORDER BY name", ())
+
+    path = tmp_path / "timers.db"
+    shutil.copy(DATA / f"timers-v{version}.db", path)
+    assert schema(path) == schema(tmp_path / "new.db")
 
 
 def test_migration_is_all_or_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

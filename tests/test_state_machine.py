@@ -5,11 +5,23 @@ from datetime import timedelta
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from msgspec.structs import replace
 
 from chalicelib.errors import Conflict, TimerNotFound, Unavailable
 from chalicelib.retry import WORKER_LOST
 from chalicelib.service import MARGIN, SWEEP_GRACE
-from chalicelib.timers import ATTEMPTS_KEPT, DEFAULT_TENANT, FINAL, Outcome, Ring, Status, Timer
+from chalicelib.timers import (
+    ATTEMPTS_KEPT,
+    DEFAULT_TENANT,
+    FINAL,
+    Once,
+    Order,
+    Outcome,
+    Ring,
+    Status,
+    Timer,
+    Webhook,
+)
 from tests.fakes import NO_CONTENT
 from tests.test_service import LEASE, World
 
@@ -46,7 +58,28 @@ class Machine(RuleBasedStateMachine):
     @rule(timer_id=created, seconds=SECONDS)
     def reschedule(self, timer_id: str, seconds: int) -> None:
         deadline = self.world.clock.now + timedelta(seconds=seconds)
-        self._allowed(lambda: self.world.service.reschedule(DEFAULT_TENANT, timer_id, deadline))
+        self._allowed(lambda: self.world.service.change(DEFAULT_TENANT, timer_id, deadline))
+
+    @rule(timer_id=created)
+    def edit(self, timer_id: str) -> None:
+        before = self.world.store.timers[timer_id]
+        edited = replace(before, url=f"https://example.com/{before.version}")
+        self._allowed(
+            lambda: self.world.service.change(DEFAULT_TENANT, timer_id, edit=lambda _: edited)
+        )
+
+    @rule(timer_id=created)
+    def fire(self, timer_id: str) -> None:
+        self._allowed(lambda: self.world.service.fire_now(DEFAULT_TENANT, timer_id))
+
+    @rule(target=created, key=st.sampled_from("ab"), seconds=SECONDS)
+    def create_once(self, key: str, seconds: int) -> str:
+        deadline = self.world.clock.now + timedelta(seconds=seconds)
+        webhook = Webhook(url="https://example.com/")
+        order = Order(webhook=webhook, deadline=deadline, once=Once(key, "same"))
+        found = self.world.service.create(DEFAULT_TENANT, order)
+        assert found.is_new == (found.timer.id not in self.seen)
+        return found.timer.id
 
     @rule(timer_id=created)
     def redrive(self, timer_id: str) -> None:

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from app import app
-from tests.aws import TEMPLATE, in_stage
+from chalicelib.dynamodb import DynamoStore
+from chalicelib.listing import Listing
+from tests.aws import NAME, TEMPLATE, account, in_stage
+from tests.fakes import START
 from tests.processes import ROOT, environment
 
 RESOURCES: dict[str, Any] = TEMPLATE["Resources"]
@@ -47,6 +50,31 @@ def test_names_are_those_that_the_code_makes() -> None:
     assert in_stage(role["RoleName"], "x") == "timers-x-scheduler"
     invoke = role["Policies"][0]["PolicyDocument"]["Statement"][0]["Resource"]
     assert in_stage(invoke, "x").endswith(":function:timers-x-fire")
+
+
+def test_indexes_are_those_that_the_code_asks() -> None:
+    """What the store looks for in an index is its key, and what it filters by is in it."""
+    asked = {}
+    with account() as aws:
+        store = DynamoStore(aws.dynamodb, NAME)
+        store.overdue(START, 10)
+        store.page("acme", Listing(label="a"), None, 10)
+        for operation, request in aws.calls:
+            if operation == "Query":
+                keys = set(re.findall(r"#(\w+)", request["KeyConditionExpression"]))
+                filters = set(re.findall(r"#(\w+)", request.get("FilterExpression", "")))
+                asked[request["IndexName"]] = keys, filters
+    made = {
+        index["IndexName"]: (
+            {key["AttributeName"] for key in index["KeySchema"]},
+            set(index["Projection"]["NonKeyAttributes"]),
+        )
+        for index in RESOURCES["Timers"]["Properties"]["GlobalSecondaryIndexes"]
+    }
+    assert {name: keys for name, (keys, _) in made.items()} == {
+        name: keys for name, (keys, _) in asked.items()
+    }
+    assert asked["listed"][1] == made["listed"][1] == {"label"}
 
 
 def test_only_our_group_may_use_the_scheduler_role() -> None:

@@ -58,7 +58,8 @@ IN_STATUS = {
 
 ALLOWED = {
     "cancel": {Status.SCHEDULED, Status.RETRYING, Status.CANCELLED},
-    "reschedule": {Status.SCHEDULED, Status.RETRYING},
+    "change": {Status.SCHEDULED, Status.RETRYING},
+    "fire": {Status.SCHEDULED, Status.RETRYING},
     "redrive": {Status.FAILED},
 }
 
@@ -67,8 +68,10 @@ def change(what: str, timer: Timer) -> Timer:
     match what:
         case "cancel":
             return timers.cancel(timer, START)
-        case "reschedule":
-            return timers.reschedule(timer, START + 2 * HOUR)
+        case "change":
+            return timers.change(timer, timer, START + 2 * HOUR)
+        case "fire":
+            return timers.fire(timer, START + 2 * HOUR)
     return timers.redrive(timer, START + 2 * HOUR)
 
 
@@ -81,7 +84,7 @@ def test_reaches_every_status(status: Status) -> None:
 @pytest.mark.parametrize("what", ALLOWED)
 @pytest.mark.parametrize("status", Status)
 def test_owner_may_change_in_some_states_only(what: str, status: Status) -> None:
-    """Cancel, reschedule and redrive are possible where the design says so, else Conflict."""
+    """Cancel, change and redrive are possible where the design says so, else Conflict."""
     timer = IN_STATUS[status]()
     if status in ALLOWED[what]:
         change(what, timer)
@@ -98,10 +101,10 @@ def test_cancel_may_be_repeated() -> None:
 
 
 @pytest.mark.parametrize("make", [scheduled, retrying])
-def test_reschedule_makes_older_rings_void(make: object) -> None:
+def test_a_new_deadline_makes_older_rings_void(make: object) -> None:
     """After a new deadline, a ring for the old one claims nothing."""
     timer = scheduled() if make is scheduled else retrying()
-    moved = timers.reschedule(timer, START + 2 * HOUR)
+    moved = timers.change(timer, timer, START + 2 * HOUR)
     late = START + 10 * HOUR
     assert timers.claim(moved, timers.ring(timer), late, late + HOUR) is None
     assert timers.claim(moved, timers.ring(moved), late, late + HOUR) is not None

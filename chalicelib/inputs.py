@@ -1,0 +1,353 @@
+"""What requests may ask for, in their bodies and query parameters; checked. Knows no HTTP."""
+
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Annotated, Literal, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import asdict, replace
+
+from chalicelib import timers, when
+from chalicelib.errors import InvalidRequest
+from chalicelib.guard import Targets, check_headers
+from chalicelib.listing import Listing, Position
+from chalicelib.timers import Once, Order, RetryPolicy, Status, Webhook
+
+MAX_WEBHOOK = 64 * 1024
+"""Bytes of a webhook: URLs, headers and body together."""
+
+MAX_METADATA = 4 * 1024
+"""Bytes of the names and values of a timer's metadata together."""
+
+MOST = 100
+"""Timers that one request may be about."""
+
+PAGE = 50
+"""Timers of a list's page, if nobody says otherwise."""
+
+T = TypeVar("T")
+Count = Annotated[int, Meta(ge=0)]
+
+_RETRY = RetryPolicy()
+
+
+class NewRetryPolicy(RetryPolicy, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A retry policy as it may be asked for."""
+
+    max_attempts: Annotated[int, Meta(ge=1, le=15)] = _RETRY.max_attempts
+    initial_delay: Annotated[int, Meta(ge=1, le=86_400)] = _RETRY.initial_delay
+    max_delay: Annotated[int, Meta(ge=1, le=86_400)] = _RETRY.max_delay
+
+
+class When(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The ways to say when, of which a request uses one."""
+
+    hours: Count | UnsetType = UNSET
+    minutes: Count | UnsetType = UNSET
+    seconds: Count | UnsetType = UNSET
+    delay: Count | str | UnsetType = UNSET
+    """Whole seconds, or a duration: `1d2h30m45s`, or as in ISO 8601 `PT1H30M`."""
+    fire_at: str | UnsetType = UNSET
+    """A moment, as RFC 3339 writes it, with its zone; one in the past is now."""
+
+    def deadline(self, now: datetime) -> datetime | None:
+        """Return the deadline, None if none is said; raise InvalidRequest."""
+        ways = {"": self._parts(), "/delay": self.delay, "/fire_at": self.fire_at}
+        said = [(pointer, way) for pointer, way in ways.items() if way is not UNSET]
+        if len(said) > 1:
+            raise InvalidRequest(f"Say when in one way only: {_WAYS}.", "")
+        return _deadline(*said[0], now) if said else None
+
+    def _parts(self) -> int | UnsetType:
+        parts = (self.hours, self.minutes, self.seconds)
+        if all(part is UNSET for part in parts):
+            return UNSET
+        hours, minutes, seconds = (0 if part is UNSET else part for part in parts)
+        return hours * 3600 + minutes * 60 + seconds
+
+
+class TimerChange(When, kw_only=True, forbid_unknown_fields=True):
+    """Body of PATCH /timers/{id}: what is to be different. What is not there stays as it is."""
+
+    url: str | UnsetType = UNSET
+    """http or https; `{id}` in it stands for the timer's id."""
+    method: Literal["POST", "PUT", "PATCH", "DELETE", "GET"] | UnsetType = UNSET
+    headers: dict[str, str] | UnsetType = UNSET
+    body: msgspec.Raw | UnsetType = UNSET
+    """A text, or any other JSON value, which is sent as it stands there; null for none."""
+    timeout: Annotated[int, Meta(ge=1, le=timers.MAX_TIMEOUT)] | UnsetType = UNSET
+    """Seconds that one attempt may take."""
+    retry: NewRetryPolicy | UnsetType = UNSET
+    on_failure: str | UnsetType | None = UNSET
+    """A URL that is told if the timer ends as failed."""
+    label: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType | None = UNSET
+    """What timers can be found by."""
+    metadata: dict[str, str] | UnsetType = UNSET
+    """What the owner wants to remember with it; it is not sent."""
+
+    def webhook(self, before: Webhook, targets: Targets) -> Webhook:
+        """Return the webhook as this changes it, checked; raise InvalidRequest."""
+        names = Webhook.__struct_fields__
+        given = {name: it for name in names if (it := getattr(self, name)) is not UNSET}
+        for name in ("url", "on_failure"):
+            if given.get(name) is not None:
+                targets.check_url(given[name].replace("{id}", _ANY_ID), f"/{name}")
+        kind = _content_type(before.headers)
+        if self.body is not UNSET:
+            given["body"], usual = _body(self.body)
+            kind = kind or usual
+        if self.retry is not UNSET:
+            given["retry"] = RetryPolicy(**asdict(self.retry))
+        after = Webhook(**{name: getattr(before, name) for name in names} | given)
+        if after.body and kind and _content_type(after.headers) is None:
+            after = replace(after, headers={**after.headers, "Content-Type": kind})
+        _check(after)
+        return after
+
+
+class NewTimer(TimerChange, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /timers: a webhook, and one way to say when it is to be sent."""
+
+    url: str
+    """http or https; `{id}` in it stands for the timer's id."""
+
+    def order(self, targets: Targets, now: datetime, key: str | None) -> Order:
+        """Return what is asked for, under a checked Idempotency-Key or none.
+
+        Raises InvalidRequest.
+        """
+        webhook = self.webhook(Webhook(url=self.url), targets)
+        deadline = self.deadline(now)
+        if deadline is None:
+            raise InvalidRequest(f"Say when: give {_WAYS}.", "")
+        once = None if key is None else Once(key, self._fingerprint())
+        return Order(webhook=webhook, deadline=deadline, once=once)
+
+    def _fingerprint(self) -> str:
+        members = {name: getattr(self, name) for name in NewTimer.__struct_fields__}
+        said = {name: it for name, it in members.items() if it is not UNSET}
+        return sha256(msgspec.json.encode(said, order="deterministic")).hexdigest()
+
+
+class BatchEntry(NewTimer, kw_only=True, forbid_unknown_fields=True):
+    """One of the timers of POST /timers/batch."""
+
+    idempotency_key: str | UnsetType = UNSET
+    """What the header Idempotency-Key is for one timer."""
+
+
+class Batch(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /timers/batch."""
+
+    timers: Annotated[list[msgspec.Raw], Meta(max_length=MOST)]
+
+
+class Ids(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /timers/cancel and /timers/retry."""
+
+    ids: Annotated[list[str], Meta(max_length=MOST)]
+
+
+class Query(
+    Struct,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={"since": "from", "until": "to"},
+):
+    """Parameters of GET /timers."""
+
+    status: Status | UnsetType = UNSET
+    label: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
+    since: str | UnsetType = UNSET
+    """The moment that the timers were created at, or after, as RFC 3339 writes it."""
+    until: str | UnsetType = UNSET
+    """The moment that the timers were created before."""
+    limit: Annotated[int, Meta(ge=1, le=MOST)] = PAGE
+    cursor: str | UnsetType = UNSET
+    """`next_cursor` of the page before."""
+
+
+class Wanted(NamedTuple):
+    """A page of a list, as it was asked for."""
+
+    listing: Listing
+    before: Position | None
+    limit: int
+
+
+def checked_key(text: str, pointer: str | None = None) -> str:
+    """Return an Idempotency-Key, or raise InvalidRequest."""
+    if not re.fullmatch("[ -~]{1,255}", text):
+        detail = "An idempotency key is 1 to 255 letters, digits or signs of ASCII."
+        raise InvalidRequest(detail, pointer)
+    return text
+
+
+def orders(content: bytes, targets: Targets, now: datetime) -> list[Order | Exception]:
+    """Return what the body of POST /timers/batch asks for; for an impossible entry its error."""
+    entries = decode(content, Batch).timers
+    return [_entry(entry, f"/timers/{index}", targets, now) for index, entry in enumerate(entries)]
+
+
+def wanted(parameters: Mapping[str, Sequence[str]]) -> Wanted:
+    """Return the page that query parameters ask for; raise InvalidRequest."""
+    for name, values in parameters.items():
+        if len(values) > 1:
+            raise InvalidRequest(f"The parameter `{name}` is given more than once.")
+    try:
+        given = {name: values[0] for name, values in parameters.items()}
+        query = msgspec.convert(given, Query, strict=False)
+    except msgspec.ValidationError as error:
+        what, steps = _fault(str(error))
+        if field := _FIELD.fullmatch(what):
+            raise InvalidRequest(f"There is no parameter `{field[1]}`.") from None
+        raise InvalidRequest(f"{what} as the parameter `{steps[0]}`.") from None
+    listing = Listing(
+        status=None if query.status is UNSET else query.status,
+        label=None if query.label is UNSET else query.label,
+        since=_bound("from", query.since),
+        until=_bound("to", query.until),
+    )
+    before = None if query.cursor is UNSET else _position(query.cursor)
+    return Wanted(listing, before, query.limit)
+
+
+def cursor(at: Position | None) -> str | None:
+    """Return the position as it is handed out; `wanted` reads it."""
+    if at is None:
+        return None
+    text = f"{at.created_at.astimezone(UTC).isoformat()} {at.id}"
+    return urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def decode(content: bytes | msgspec.Raw, body_type: type[T]) -> T:
+    """Return what the JSON says; raise InvalidRequest with the JSON pointer to what is wrong."""
+    try:
+        return msgspec.json.decode(content, type=body_type)
+    except msgspec.ValidationError as error:
+        what, steps = _fault(str(error))
+        detail = f"{what} in {_pointer(steps) or 'the body'}."
+        if field := _FIELD.fullmatch(what):
+            steps.append(field[1])
+        raise InvalidRequest(detail, _pointer(steps)) from None
+    except UnicodeDecodeError:
+        raise InvalidRequest("The body is not valid UTF-8.", "") from None
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.", "") from None
+
+
+_WAYS = "hours, minutes and seconds, or delay, or fire_at"
+
+_ANY_ID = "00000000-0000-7000-8000-000000000000"
+
+_FIELD = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`", re.DOTALL)
+_ID = re.compile("[0-9A-Za-z-]{1,64}")
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
+
+
+def _deadline(pointer: str, said: int | str, now: datetime) -> datetime:
+    try:
+        if pointer == "/fire_at":
+            found = max(when.moment(str(said)), now)
+        elif isinstance(said, str):
+            found = now + when.duration(said)
+        else:
+            found = now + timedelta(seconds=said)
+    except ValueError as error:
+        raise InvalidRequest(str(error), pointer) from None
+    except OverflowError:
+        found = datetime.max.replace(tzinfo=UTC)
+    if found - now > timers.MAX_DELAY:
+        raise InvalidRequest("The deadline is more than 5 years ahead.", pointer)
+    return found
+
+
+def _body(raw: msgspec.Raw) -> tuple[str, str | None]:
+    """Return the webhook's body, and its media type where the headers say none."""
+    if bytes(raw) == b"null":
+        return "", None
+    try:
+        text = bytes(raw).decode()
+        if text.startswith('"'):
+            return msgspec.json.decode(text, type=str), "text/plain; charset=utf-8"
+    except (UnicodeDecodeError, msgspec.DecodeError):
+        raise InvalidRequest("The webhook's body is not valid UTF-8.", "/body") from None
+    return text, "application/json"  # as it was written: numbers and the order of members stay
+
+
+def _content_type(headers: Mapping[str, str]) -> str | None:
+    return next((it for name, it in headers.items() if name.lower() == "content-type"), None)
+
+
+def _check(webhook: Webhook) -> None:
+    check_headers(webhook.headers, "/headers")
+    if webhook.body and webhook.method == "GET":
+        raise InvalidRequest("A GET has no body.", "/body")
+    texts = [webhook.url, webhook.on_failure or "", webhook.body]
+    size = _size(*texts, *webhook.headers, *webhook.headers.values())
+    if size > MAX_WEBHOOK:
+        detail = f"URLs, headers and body are {size:,} bytes; {MAX_WEBHOOK:,} are possible."
+        raise InvalidRequest(detail, "/body")
+    size = _size(*webhook.metadata, *webhook.metadata.values())
+    if size > MAX_METADATA:
+        detail = f"The metadata is {size:,} bytes; {MAX_METADATA:,} are possible."
+        raise InvalidRequest(detail, "/metadata")
+    if webhook.retry.initial_delay > webhook.retry.max_delay:
+        detail = f"It is shorter than the first delay, {webhook.retry.initial_delay} s."
+        raise InvalidRequest(detail, "/retry/max_delay")
+
+
+def _size(*texts: str) -> int:
+    return sum(len(text.encode()) for text in texts)
+
+
+def _entry(
+    content: msgspec.Raw, at: str, targets: Targets, now: datetime
+) -> Order | InvalidRequest:
+    try:
+        entry = decode(content, BatchEntry)
+        key = entry.idempotency_key
+        return entry.order(
+            targets, now, None if key is UNSET else checked_key(key, "/idempotency_key")
+        )
+    except InvalidRequest as error:
+        return InvalidRequest(str(error), at + (error.pointer or ""))
+
+
+def _bound(name: str, text: str | UnsetType) -> datetime | None:
+    if text is UNSET:
+        return None
+    try:
+        return when.moment(text)
+    except ValueError as error:
+        hint = "; in a URL, + is written %2B" if " " in text[11:] else ""
+        sentence = str(error).removesuffix(".")
+        raise InvalidRequest(f"In `{name}`: {sentence}{hint}.") from None
+
+
+def _position(text: str) -> Position:
+    try:
+        moment, _, id = urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode().partition(" ")
+        if _ID.fullmatch(id):
+            return Position(when.moment(moment), id)
+    except ValueError:
+        pass
+    raise InvalidRequest("The parameter `cursor` is not what a list has given.")
+
+
+def _fault(message: str) -> tuple[str, list[str]]:
+    """Return what is wrong, and the steps that lead there.
+
+    msgspec: "Expected `int`, got `str` - at `$.retry.max_attempts`"; it names no key of a map.
+    """
+    what, _, path = message.partition(" - at `$")
+    steps = ["".join(step) for step in _STEP.findall(path.removesuffix("`")) if step[1] != "..."]
+    return what, steps
+
+
+def _pointer(steps: Sequence[str]) -> str:
+    return "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)
