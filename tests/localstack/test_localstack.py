@@ -52,7 +52,7 @@ class Deployed:
         }
         session = boto3.Session("test", "test", region_name="us-east-1")
         self.client: Callable[[Any], Any] = lambda name: session.client(name, endpoint_url=endpoint)
-        for name in ("app.py", "Makefile", "chalicelib", ".chalice", "infra"):
+        for name in ("app.py", "Makefile", "chalicelib", "embedded", ".chalice", "infra"):
             subprocess.run(["cp", "-pr", ROOT / name, folder], check=True)
         for path in ROOT.glob("requirements*.txt"):
             subprocess.run(["cp", "-p", path, folder], check=True)
@@ -262,6 +262,57 @@ def test_a_cancelled_timer_never_arrives(deployed: Deployed, receivers: Receiver
     assert deployed.read(timer["id"])["status"] == "cancelled"
 
 
+def test_the_whole_api(deployed: Deployed, receivers: Receivers) -> None:
+    """Create with a key, change, fire, list, many at once, cancel: through the gateway."""
+    hook = receivers.url(receivers.quick)
+    body = {"delay": "1h30m", "url": hook, "label": "e2e", "metadata": {"order": "17"}}
+    once = {"Idempotency-Key": "e2e-1"}
+    first, second = (deployed.ask("POST", "/timers", body, **once) for _ in range(2))
+    assert (first.status_code, second.status_code) == (201, 200)
+    id = first.json()["id"]
+    assert second.json()["id"] == id
+    assert second.headers["Location"] == first.headers["Location"]
+    assert deployed.ask("POST", "/timers", {**body, "delay": 5}, **once).status_code == 409
+    assert deployed.schedules().count(f"{id}.1") == 1
+
+    changed = deployed.ask("PATCH", f"/timers/{id}", {"delay": "PT2H", "label": "e2e/2 ü"})
+    assert changed.status_code == 200, changed.text
+    assert 7100 < changed.json()["time_left"] <= 7200
+    assert f"{id}.2" in deployed.schedules()
+    assert f"{id}.1" not in deployed.schedules()
+    fired = deployed.ask("POST", f"/timers/{id}/fire")
+    assert fired.status_code == 202, fired.text
+    assert deployed.delivered(id, 30)["metadata"] == {"order": "17"}
+    assert len(receivers.arrivals(id)) == 1
+    assert deployed.ask("PATCH", f"/timers/{id}", {"label": "x"}).status_code == 409
+
+    entries = [{"hours": 1, "url": hook, "label": "many"} for _ in range(7)]
+    entries[3] = {"hours": 1}
+    results = deployed.ask("POST", "/timers/batch", {"timers": entries}).json()["results"]
+    assert [it["status"] for it in results] == [201, 201, 201, 400, 201, 201, 201]
+    assert results[3]["problem"]["pointer"] == "/timers/3/url"
+    made = [it["timer"]["id"] for it in results if it["status"] == 201]
+
+    listed: list[str] = []
+    cursor = ""
+    while cursor is not None:
+        page = deployed.ask("GET", f"/timers?label=many&limit=4{cursor}").json()
+        listed += [timer["id"] for timer in page["timers"]]
+        cursor = page["next_cursor"] and f"&cursor={page['next_cursor']}"
+    assert sorted(listed) == sorted(made)
+    found = deployed.ask("GET", "/timers?status=delivered&label=e2e/2%20%C3%BC").json()["timers"]
+    assert [timer["id"] for timer in found] == [id]
+    assert deployed.ask("GET", "/timers?limit=0").status_code == 400
+
+    results = deployed.ask("POST", "/timers/cancel", {"ids": [*made, "nobody"]}).json()["results"]
+    assert [it["status"] for it in results] == [200] * 6 + [404]
+    assert [it for it in deployed.schedules() if it.rpartition(".")[0] in made] == []
+    results = deployed.ask("POST", "/timers/retry", {"ids": made[:1]}).json()["results"]
+    assert [it["status"] for it in results] == [409]
+    ids = {deployed.ask("GET", "/timers?limit=1").headers["X-Request-Id"] for _ in range(2)}
+    assert len(ids) == 2
+
+
 HOOK = "https://example.com/hook"
 
 
@@ -347,7 +398,7 @@ def test_a_stage_with_keys_refuses_who_was_not_authorized(
 
 
 def test_the_authorizer_knows_the_key(deployed: Deployed, dev: tuple[str, str]) -> None:
-    """The deployed authorizer lets the printed key pass, one more that was made, and no other."""
+    """The deployed authorizer lets the printed key pass, and one more until it is revoked."""
     _, first = dev
     second = deployed.make("key", "STAGE=dev", "TENANT=acme", "ROLE=read").strip().splitlines()[-1]
     invoke = deployed.client("lambda").invoke
@@ -361,8 +412,13 @@ def test_the_authorizer_knows_the_key(deployed: Deployed, dev: tuple[str, str]) 
 
     assert asked(first)["context"] == {"tenant": "default", "role": "full"}
     assert asked(second)["context"] == {"tenant": "acme", "role": "read"}
+    id = second.split("_")[1]
+    assert f"{id}  acme" in deployed.make("keys", "STAGE=dev")
+    assert f"Revoked key {id} of tenant acme." in deployed.make(
+        "revoke", "STAGE=dev", f"KEY={second}"
+    )
     stranger = keys.mint("x", keys.Role.FULL, datetime.now(UTC), os.urandom(keys.ENTROPY))[0]
-    for unknown in (stranger, first[:-1], ""):
+    for unknown in (stranger, second, first[:-1], ""):
         statement = asked(unknown)["policyDocument"]["Statement"]
         assert statement[0]["Resource"] == []
 

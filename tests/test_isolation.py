@@ -1,0 +1,264 @@
+"""Whose timers they are: every route × its owner, another tenant, a read key, a revoked one, none.
+
+On the embedded server over SQLite, and as on AWS: API Gateway's authorizer over DynamoDB.
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from app import app
+from chalicelib import keys, timers, wiring
+from chalicelib.alarm import AwsAlarm
+from chalicelib.dynamodb import DynamoKeys, DynamoStore
+from chalicelib.guard import LOOPBACK, Targets
+from chalicelib.keys import ENTROPY, Keys, Role
+from chalicelib.listing import Listing
+from chalicelib.service import Service, Store
+from chalicelib.timers import Once, Order, Outcome, Status, Timer, Webhook
+from chalicelib.wiring import Parts
+from embedded.server import application
+from embedded.sqlite import SqliteStore
+from tests.aws import NAME, TENANTS, account
+from tests.fakes import START, Clock, FakeAlarm, FakeSender
+from tests.routes import CLIENT, JSON, ROUTES, URL
+
+KEY = "the same key"
+
+
+class Answer(NamedTuple):
+    status: int
+    json: Any
+
+
+Ask = Callable[[str, str, bytes, dict[str, str]], Answer]
+
+
+class World:
+    """Two tenants and their keys, and a way to ask."""
+
+    def __init__(self, store: Store, alarm: Any, kept: Keys, ask: Ask, unknown: int) -> None:
+        self.ask = ask
+        self.unknown = unknown
+        """What a key that nobody knows gets: API Gateway says 403."""
+        ids = iter(f"timer-{number}" for number in range(1000))
+        self.service = Service(
+            store,
+            alarm,
+            FakeSender(),
+            clock=Clock(),
+            new_id=lambda: next(ids),
+            pause=lambda _: None,
+        )
+        self.callers = {
+            "own": self._key(kept, 1, "acme", Role.FULL),
+            "read": self._key(kept, 2, "acme", Role.READ),
+            "other": self._key(kept, 3, "zeta", Role.FULL),
+            "revoked": self._key(kept, 4, "acme", Role.FULL),
+            "no": None,
+        }
+        gone = keys.find(kept, f"Bearer {self.callers['revoked']}")
+        assert gone is not None
+        kept.remove(gone.id)
+        self.store = store
+
+    def timer(self, status: Status) -> Timer:
+        """Return a timer of tenant acme in this state, made under KEY."""
+        webhook = Webhook(url=URL, label="x")
+        order = Order(webhook=webhook, deadline=START, once=Once(KEY, "a"))
+        timer = self.service.create("acme", order).timer
+        if status is Status.FAILED:
+            claimed = self.store.claim(timers.ring(timer), START, START)
+            assert claimed is not None
+            timer = timers.record(claimed, Outcome(status=410), START, None)
+            self.store.replace(timer)
+        return timer
+
+    def call(self, caller: str, method: str, path: str, body: object, **headers: str) -> Answer:
+        key = self.callers[caller]
+        bearer = {} if key is None else {"authorization": f"Bearer {key}"}
+        content = b"" if body is None else json.dumps(body).encode()
+        return self.ask(method, path, content, {**JSON, **bearer, **headers})
+
+    @staticmethod
+    def _key(kept: Keys, number: int, tenant: str, role: Role) -> str | None:
+        text, key = keys.mint(tenant, role, START, bytes([number]) * ENTROPY)
+        kept.add(key)
+        return text
+
+
+def embedded(folder: Path) -> Iterator[World]:
+    with closing(SqliteStore(folder / "timers.db")) as store:
+        wsgi = application(app, Clock(), keys=store.keys)
+
+        def ask(method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
+            environ = {
+                "REQUEST_METHOD": method,
+                "REQUEST_URI": path,
+                "wsgi.input": io.BytesIO(body),
+                "CONTENT_TYPE": headers["Content-Type"],
+                **{f"HTTP_{name.upper().replace('-', '_')}": it for name, it in headers.items()},
+            }
+            began: list[str] = []
+            content = b"".join(wsgi(environ, lambda status, _: began.append(status)))
+            return Answer(int(began[0][:3]), json.loads(content))
+
+        world = World(store, FakeAlarm(), store.keys, ask, unknown=401)
+        install(world, store.keys)
+        yield world
+
+
+def on_aws(_: Path) -> Iterator[World]:
+    def ask(method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
+        answer = CLIENT.http.request(method, path, headers, body)
+        return Answer(answer.status_code, json.loads(answer.body))
+
+    with account() as aws:
+        kept = DynamoKeys(aws.dynamodb, TENANTS)
+        alarm = AwsAlarm(lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, Clock())
+        world = World(DynamoStore(aws.dynamodb, NAME), alarm, kept, ask, unknown=403)
+        install(world, kept)
+        yield world
+
+
+def install(world: World, kept: Keys) -> None:
+    parts = Parts(service=world.service, targets=Targets.parse(LOOPBACK), keys=kept)
+    wiring.install(parts)
+
+
+@pytest.fixture(params=[embedded, on_aws], ids=lambda it: it.__name__)
+def world(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
+    monkeypatch.setattr(wiring, "_installed", None)
+    yield from request.param(tmp_path)
+
+
+class Route(NamedTuple):
+    """What a route needs, and what its owner gets."""
+
+    status: int
+    body: Callable[[str], object] = lambda _: None
+    timer: Status = Status.SCHEDULED
+
+
+MINE = {"seconds": 9, "url": URL}
+
+WANTED = {
+    "POST /timers": Route(201, lambda _: MINE),
+    "GET /timers": Route(200),
+    "GET /timers/x": Route(200),
+    "PATCH /timers/x": Route(200, lambda _: {"label": "y"}),
+    "DELETE /timers/x": Route(200),
+    "POST /timers/x/fire": Route(202),
+    "POST /timers/x/retry": Route(202, timer=Status.FAILED),
+    "POST /timers/batch": Route(200, lambda _: {"timers": [MINE]}),
+    "POST /timers/cancel": Route(200, lambda timer: {"ids": [timer]}),
+    "POST /timers/retry": Route(200, lambda timer: {"ids": [timer]}, Status.FAILED),
+    "GET /health": Route(200),
+}
+
+
+def call(world: World, caller: str, name: str) -> tuple[Timer, Answer]:
+    """Make the request about a timer of acme; return the timer as it was, and the answer."""
+    method, path = name.split()
+    route = WANTED[name]
+    timer = world.timer(route.timer)
+    body = route.body(timer.id)
+    return timer, world.call(caller, method, path.replace("x", timer.id), body)
+
+
+LIST = (Listing(), None, 10)
+"""The newest timers."""
+
+ALL = [f"{method} {path}" for method, path in ROUTES]
+PRIVATE = [name for name in ALL if name != "GET /health"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_owner(world: World, name: str) -> None:
+    """Who has a full key of the tenant may do all there is."""
+    timer, answer = call(world, "own", name)
+    assert answer.status == WANTED[name].status
+    if "/x" in name:
+        assert answer.json["id"] == timer.id
+    if name in ("POST /timers/cancel", "POST /timers/retry"):
+        assert [it["status"] for it in answer.json["results"]] == [200]
+    if name == "GET /timers":
+        assert [it["id"] for it in answer.json["timers"]] == [timer.id]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_read_key(world: World, name: str) -> None:
+    """A key that may only read reads, and changes nothing."""
+    timer, answer = call(world, "read", name)
+    if name.startswith("GET"):
+        assert answer.status == 200
+    else:
+        assert (answer.status, answer.json["title"]) == (403, "Forbidden")
+    assert unchanged(world, timer)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_other_tenant(world: World, name: str) -> None:
+    """To another tenant the timer does not exist: not by its id, in a list, or among many."""
+    timer, answer = call(world, "other", name)
+    if "/x" in name:
+        nobody = world.call("other", "GET", "/timers/nobody", None)
+        assert (answer.status, answer.json) == (404, nobody.json)
+    elif name in ("POST /timers/cancel", "POST /timers/retry"):
+        assert [it["status"] for it in answer.json["results"]] == [404]
+    elif name == "GET /timers":
+        assert answer.json == {"timers": [], "next_cursor": None}
+    else:
+        assert answer.status == WANTED[name].status
+    assert unchanged(world, timer)
+
+
+@pytest.mark.parametrize("caller", ["no", "revoked"])
+@pytest.mark.parametrize("name", PRIVATE)
+def test_no_key(world: World, name: str, caller: str) -> None:
+    """Without a key, or with one that was taken back, there is nothing to be had."""
+    timer, answer = call(world, caller, name)
+    assert answer.status == (401 if caller == "no" else world.unknown)
+    assert unchanged(world, timer)
+    everyone = world.service.page("acme", *LIST).timers
+    assert [it.id for it in everyone] == [timer.id]
+
+
+@pytest.mark.parametrize("caller", ["own", "read", "other", "no", "revoked"])
+def test_health(world: World, caller: str) -> None:
+    """Everybody may know whether it works."""
+    assert world.call(caller, "GET", "/health", None) == (200, {"status": "ok"})
+
+
+def test_idempotency_keys(world: World) -> None:
+    """The same key, and even the same request, is each tenant's own."""
+    mine, theirs = (
+        world.call(caller, "POST", "/timers", MINE, **{"Idempotency-Key": KEY})
+        for caller in ("own", "other")
+    )
+    assert (mine.status, theirs.status) == (201, 201)
+    assert mine.json["id"] != theirs.json["id"]
+    entry = {**MINE, "seconds": 10, "idempotency_key": KEY}
+    answer = world.call("other", "POST", "/timers/batch", {"timers": [entry]})
+    assert [it["status"] for it in answer.json["results"]] == [409]
+    assert world.call("other", "GET", f"/timers/{mine.json['id']}", None).status == 404
+
+
+def test_cursors_of_others(world: World) -> None:
+    """A cursor is a place in time, and shows nobody anything of whoever got it."""
+    for _ in range(3):
+        world.call("own", "POST", "/timers", MINE)
+    cursor = world.call("own", "GET", "/timers?limit=1", None).json["next_cursor"]
+    answer = world.call("other", "GET", f"/timers?cursor={cursor}", None)
+    assert answer == (200, {"timers": [], "next_cursor": None})
+
+
+def unchanged(world: World, timer: Timer) -> bool:
+    return world.service.get("acme", timer.id) == timer
