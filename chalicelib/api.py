@@ -30,7 +30,7 @@ MAX_BATCH = 1024 * 1024
 stay below its 6 MB."""
 
 MAX_PAGE = 2 * 1024 * 1024
-"""Bytes of the timers in a page of a list, unless one alone is larger; for the same reason."""
+"""Bytes of timers in an answer, besides the last one; for the same reason."""
 
 STATUS = {
     errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
@@ -58,9 +58,13 @@ class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Result(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What became of one of many: the timer, or a problem."""
+    """What became of one of many: the timer, or a problem.
+
+    Where the answer would become too large, only the timer's id.
+    """
 
     status: int
+    id: str | None = None
     timer: TimerView | None = None
     problem: Problem | None = None
 
@@ -151,7 +155,15 @@ def listed(page: Page, now: datetime) -> Response:
 
 def results(found: Sequence[Created | Timer | Exception], now: datetime) -> Response:
     """Return what became of each of many, in their order."""
-    return _json({"results": [_result(it, now) for it in found]}, HTTPStatus.OK, {})
+    shown: list[msgspec.Raw] = []
+    size = 0
+    for it in found:
+        told = _result(it, now)
+        if size > MAX_PAGE:
+            told.timer = None
+        shown.append(msgspec.Raw(msgspec.json.encode(told)))
+        size += len(shown[-1])
+    return _json({"results": shown}, HTTPStatus.OK, {})
 
 
 def healthy() -> Response:
@@ -226,7 +238,7 @@ def _result(it: Created | Timer | Exception, now: datetime) -> Result:
         found = _problem(it)
         return Result(status=found.status, problem=found)
     timer = it.timer if isinstance(it, Created) else it
-    return Result(status=_status(it), timer=view(timer, now))
+    return Result(status=_status(it), id=timer.id, timer=view(timer, now))
 
 
 def _status(of: Created | Timer) -> HTTPStatus:

@@ -98,8 +98,7 @@ class TimerChange(When, kw_only=True, forbid_unknown_fields=True):
                 targets.check_url(given[name].replace("{id}", _ANY_ID), f"/{name}")
         kind = _content_type(before.headers)
         if self.body is not UNSET:
-            given["body"], usual = _body(self.body)
-            kind = kind or usual
+            given["body"], kind = _body(self.body)
         if self.retry is not UNSET:
             given["retry"] = RetryPolicy(**asdict(self.retry))
         after = Webhook(**{name: getattr(before, name) for name in names} | given)

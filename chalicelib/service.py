@@ -362,8 +362,9 @@ class Service:
         try:
             self._alarm.set(timer)
         except AlarmRefused:
+            # First: once it is removed, the next one with its key has an alarm of the same name.
+            self._clear(timer)
             if self._store.remove(timer):
-                self._clear(timer)
                 raise
             self._leave_to_sweep(timer)
         except Unavailable:

@@ -1,7 +1,8 @@
 """Store, Keys and Secrets on one SQLite file in WAL mode.
 
 All writes go through one thread, which commits together what arrives together: one fsync for many.
-A call returns once its transaction is committed. Reads have a connection for each thread.
+A call returns once its transaction is committed. A read takes a connection and gives it back, so
+that there are as many as there ever were reads at the same time.
 """
 
 import fcntl
@@ -9,6 +10,7 @@ import os
 import queue
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
@@ -127,10 +129,9 @@ class SqliteStore:
         except BaseException:
             os.close(self._lock)
             raise
-        self._local = threading.local()
         self.keys = SqliteKeys(self._read, self._writer.call)
         self.secrets = SqliteSecrets(self._read, self._writer.call)
-        self._readers: list[sqlite3.Connection] = []
+        self._readers: deque[sqlite3.Connection] = deque()  # those that nobody reads with now
 
     def close(self) -> None:
         """Finish what is being written, then let go of the file."""
@@ -228,11 +229,14 @@ class SqliteStore:
 
     def _read(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
         with _translated():
-            reader: sqlite3.Connection | None = getattr(self._local, "reader", None)
-            if reader is None:
-                reader = self._local.reader = _connect(self._path)
+            try:
+                reader = self._readers.pop()
+            except IndexError:
+                reader = _connect(self._path)
+            try:
+                return reader.execute(sql, parameters).fetchall()
+            finally:
                 self._readers.append(reader)
-            return reader.execute(sql, parameters).fetchall()
 
 
 Read = Callable[[str, tuple[Any, ...]], list[Any]]

@@ -70,6 +70,13 @@ def test_change_without_a_deadline(api_on_fakes: Api) -> None:
     assert (sent[0].url, sent[0].body) == (f"{URL}/2", "hello")
 
 
+def test_change_with_a_deadline(api_on_fakes: Api) -> None:
+    """Both at once: the new moment, and what is to be sent then."""
+    id = api_on_fakes.create(60)["id"]
+    answer = patch(api_on_fakes, id, seconds=90, url=f"{URL}/2", label="x").json_body
+    assert (answer["time_left"], answer["url"], answer["label"]) == (90, f"{URL}/2", "x")
+
+
 def test_change_while_retrying(api_on_fakes: Api) -> None:
     """A webhook that fails can be mended before its next attempt, which stays when it was."""
     id = api_on_fakes.retrying()
@@ -242,7 +249,7 @@ def test_batch(api_on_fakes: Api) -> None:
     assert found[1]["timer"] == made
     assert found[2]["problem"]["pointer"] == "/timers/2"
     assert found[4]["timer"] == api_on_fakes.read(found[4]["timer"]["id"])
-    assert [set(it) for it in found[1:3]] == [{"status", "timer"}, {"status", "problem"}]
+    assert [set(it) for it in found[1:3]] == [{"status", "id", "timer"}, {"status", "problem"}]
 
 
 def test_batch_of_a_hundred(api_on_fakes: Api) -> None:
@@ -271,6 +278,20 @@ def test_size_of_a_body(api_on_fakes: Api, route: str, limit: int) -> None:
     """A request for many may be larger than one for one timer; beyond that it is a 413."""
     refused(api_on_fakes.ask("POST", route, b" " * limit, JSON), 400)
     refused(api_on_fakes.ask("POST", route, b" " * (limit + 1), JSON), 413)
+
+
+def test_results_are_not_too_large(api_on_fakes: Api) -> None:
+    """All are cancelled, and what Lambda could not answer with is left out: ids are there."""
+    body = "\x01" * 40_000  # six times as much in JSON
+    made = [
+        api_on_fakes.send("POST", "/timers", {"seconds": 9, "url": URL, "body": body})
+        for _ in range(30)
+    ]
+    ids = [it.json_body["id"] for it in made]
+    answer = api_on_fakes.send("POST", "/timers/cancel", {"ids": ids})
+    assert [(it["status"], it["id"]) for it in results(answer)] == [(200, id) for id in ids]
+    assert len(answer.body) < api.MAX_PAGE + 300_000
+    assert {timer.status for timer in api_on_fakes.store.timers.values()} == {Status.CANCELLED}
 
 
 def test_a_fault_of_ours_in_a_batch(api_on_fakes: Api, monkeypatch: pytest.MonkeyPatch) -> None:

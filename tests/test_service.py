@@ -16,6 +16,7 @@ from chalicelib.errors import (
     TimerNotFound,
     Unavailable,
 )
+from chalicelib.listing import Listing, Page, Position, position
 from chalicelib.service import (
     MARGIN,
     SWEEP_AGAIN,
@@ -735,3 +736,36 @@ def test_a_failure_can_be_told_whatever_the_body(world: World, body: str, kept: 
     (notice,) = notices(world, failed)
     assert len(notice.body.encode()) < 100 * 1024
     assert json.loads(notice.body)["timer"]["body"] == (body if kept else "")
+
+
+def test_an_alarm_that_fails_leaves_a_finished_timer_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was cancelled while its alarm could not be set is not put back before the sweep."""
+    timer = world.create(3600)
+
+    def fail(moved: Timer) -> None:
+        monkeypatch.undo()
+        world.cancel(moved)
+        raise Unavailable("throttled")
+
+    monkeypatch.setattr(world.alarm, "set", fail)
+    world.service.change(DEFAULT_TENANT, timer.id, timer.deadline + MINUTE)
+    after = world.read(timer)
+    assert (after.status, after.wake_at) == (Status.CANCELLED, None)
+
+
+def test_short_pages_are_filled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the store gives few at a time, more are asked for: as many as wanted, and no more."""
+    made = [world.create(60).id for _ in range(20)]
+    real, asked = world.store.page, []
+
+    def page(tenant: str, listing: Listing, before: Position | None, limit: int) -> Page:
+        asked.append(limit)
+        return real(tenant, listing, before, min(limit, 3))
+
+    monkeypatch.setattr(world.store, "page", page)
+    found = world.service.page(DEFAULT_TENANT, Listing(), None, 7)
+    assert [timer.id for timer in found.timers] == sorted(made, reverse=True)[:7]
+    assert asked == [7, 4, 1]
+    assert found.next == position(found.timers[-1])

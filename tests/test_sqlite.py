@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from chalicelib import timers
 from chalicelib.errors import Unavailable
 from chalicelib.listing import Listing, Page, position
-from chalicelib.service import Store
+from chalicelib.service import Store, threads
 from chalicelib.timers import DEFAULT_TENANT, Status, Timer
 from embedded import sqlite
 from embedded.sqlite import MIGRATIONS, SqliteStore, Unusable, micros
@@ -465,3 +466,10 @@ def test_closing_waits_for_what_is_written(path: Path) -> None:
         assert added.result()
         closing_store.result()
     assert os.path.exists(path)  # noqa: PTH110
+
+
+def test_short_lived_threads_leave_no_files_open(store: SqliteStore) -> None:
+    """However many threads have read, there are no more connections than reads at one time."""
+    for _ in range(20):
+        threads([partial(store.get, DEFAULT_TENANT, "nobody")] * 8)
+    assert len(store._readers) <= 8
