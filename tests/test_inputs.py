@@ -234,6 +234,12 @@ def test_a_first_body_brings_its_type(text: str, kind: str) -> None:
     assert different["headers"] == {"Content-Type": kind}
 
 
+def test_no_body_needs_no_type() -> None:
+    """Who replaces the headers of a webhook without a body has those headers and no others."""
+    before = Webhook(url=URL, headers={"Content-Type": "text/x"})
+    assert changed(before, '{"headers": {}}') == {"headers": {}}
+
+
 def test_a_change_leaves_the_timer_it_came_from_alone() -> None:
     """Nothing of the stored value is edited in place."""
     before = Webhook(url=URL, headers={"X-A": "1"})

@@ -469,7 +469,7 @@ def test_closing_waits_for_what_is_written(path: Path) -> None:
 
 
 def test_short_lived_threads_leave_no_files_open(store: SqliteStore) -> None:
-    """However many threads have read, there are no more connections than reads at one time."""
+    """However many threads have read, as many connections stay as were needed at one time."""
     for _ in range(20):
         threads([partial(store.get, DEFAULT_TENANT, "nobody")] * 8)
-    assert len(store._readers) <= 8
+    assert 1 <= len(store._readers) <= 8
