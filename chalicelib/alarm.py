@@ -69,7 +69,6 @@ RETRY_POLICY: "RetryPolicyTypeDef" = {
 }
 """Of the invocation of `fire`, as long as the Scheduler goes on trying."""
 
-
 MAX_INPUT = 8192
 """Characters of a ring as text: far more than any has, far less than the Scheduler takes."""
 

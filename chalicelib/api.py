@@ -38,6 +38,7 @@ STATUS = {
     errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     errors.TimerNotFound: HTTPStatus.NOT_FOUND,
     errors.Conflict: HTTPStatus.CONFLICT,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,

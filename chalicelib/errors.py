@@ -6,6 +6,7 @@ TimersError
  │   └─ BodyTooLarge
  ├─ Unauthenticated          the request carries no key that counts
  ├─ Forbidden                the key is not for this
+ ├─ TooManyRequests          more than the key may make in a second
  ├─ TimerNotFound
  ├─ Conflict                 what is there already does not allow it
  │   ├─ DeliveryUnderWay     … just now: ask again shortly
@@ -51,6 +52,12 @@ class Unauthenticated(TimersError):
 
 class Forbidden(TimersError):
     """The key is known, and does not allow what was asked."""
+
+
+class TooManyRequests(TimersError):
+    """There are more requests than may be made in a second; after one, some may be again."""
+
+    retry_after = 1
 
 
 class TimerNotFound(TimersError):

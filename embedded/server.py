@@ -143,10 +143,6 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
         self.finished = not self.task_dispatcher.threads
 
 
-class _TooMany(Exception):
-    """The caller has no token left."""
-
-
 class Door(LocalGatewayAuthorizer):
     """Stands before the routes that want a key on AWS, as API Gateway does there.
 
@@ -165,7 +161,7 @@ class Door(LocalGatewayAuthorizer):
             # Who shows no key that is known gets no bucket: anybody could make up a million.
             caller = "" if self._keys is None else _admit(self._keys, lambda_event)
             if self._limit is not None and not self._limit.take(caller):
-                raise _TooMany
+                raise errors.TooManyRequests("There are too many requests a second.")
         return lambda_event, lambda_context
 
 
@@ -230,10 +226,6 @@ def application(
     def enter(method: str, path: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
         try:
             response: dict[str, Any] = gateway.handle_request(method, path, headers, body)
-        except _TooMany:
-            after: api.Headers = {"Retry-After": "1"}  # at any rate there is a token by then
-            detail = "There are too many requests a second."
-            return api.problem(HTTPStatus.TOO_MANY_REQUESTS, detail, None, after).to_dict()
         except errors.TimersError as error:
             return _told(error).to_dict()
         return response

@@ -16,6 +16,29 @@ START = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 NO_CONTENT = Outcome(status=204, duration=0.01)
 
 
+class OnFakes:
+    """A service on fakes, with timers named `timer-0`, `timer-1`, … in their order."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.store = FakeStore()
+        self.alarm = FakeAlarm()
+        self.sender = FakeSender()
+        ids = iter(f"timer-{number}" for number in range(1_000_000))
+        self.service = Service(
+            self.store,
+            self.alarm,
+            self.sender,
+            clock=self.clock,
+            new_id=lambda: next(ids),
+            pause=self.pause,
+            chance=lambda: 0.5,
+        )
+
+    def pause(self, seconds: float) -> None:
+        """Take part in no time."""
+
+
 def created(
     service: Service, webhook: Webhook, seconds: float = 0, tenant: str = DEFAULT_TENANT
 ) -> Timer:

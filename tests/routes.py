@@ -10,9 +10,8 @@ from chalice.test import Client, HTTPResponse
 from app import app
 from chalicelib import keys
 from chalicelib.keys import Role
-from chalicelib.service import Service
 from chalicelib.timers import DEFAULT_TENANT
-from tests.fakes import START, Clock, FakeAlarm, FakeKeys, FakeSender, FakeStore
+from tests.fakes import START, FakeKeys, OnFakes
 
 URL = "http://localhost/hook"
 JSON = {"Content-Type": "application/json"}
@@ -24,25 +23,13 @@ TOKEN, KEY = keys.mint(DEFAULT_TENANT, Role.FULL, START, bytes(keys.ENTROPY))
 BEARER = f"Bearer {TOKEN}"
 
 
-class Api:
+class Api(OnFakes):
     """The routes over a service on fakes."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
-        self.store = FakeStore()
-        self.alarm = FakeAlarm()
-        self.sender = FakeSender()
+        super().__init__()
         self.keys = FakeKeys()
         self.keys.add(KEY)
-        ids = iter(f"timer-{number}" for number in range(1_000_000))
-        self.service = Service(
-            self.store,
-            self.alarm,
-            self.sender,
-            clock=self.clock,
-            new_id=lambda: next(ids),
-            pause=lambda _: None,
-        )
 
     def ask(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None

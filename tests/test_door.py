@@ -19,9 +19,9 @@ from chalicelib.guard import LOOPBACK, Targets
 from chalicelib.keys import ENTROPY, Key, Role
 from chalicelib.timers import DEFAULT_TENANT, Timer, Webhook
 from chalicelib.wiring import Parts
-from embedded.__main__ import Settings, door, run
+from embedded.__main__ import Settings
 from embedded.rate import Limit
-from embedded.server import MAX_HEADER, Server, Wsgi, application
+from embedded.server import MAX_HEADER, Wsgi, application
 from embedded.sqlite import SqliteStore
 from tests.fakes import START, Clock, FakeKeys
 from tests.routes import BODIES, ROUTES, Api
@@ -38,6 +38,7 @@ from tests.test_server import (
     Connection,
     ask,
     message,
+    running,
     serving,
 )
 
@@ -67,22 +68,13 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[Served]:
+def with_keys(settings: Settings) -> Iterator[Served]:
     """Serve as `python -m embedded` does, with three keys."""
     store = SqliteStore(settings.database)
     for key in (FULL_KEY, READ_KEY, OTHER_KEY):
         store.keys.add(key)
-    server = Server(door(settings, store), settings.host, settings.port)
-    stop = threading.Event()
-    runner = threading.Thread(target=run, args=(settings, store, server, stop))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wiring, "_installed", None)  # puts back what was there
-        runner.start()
-        try:
-            yield Served(f"http://{server.effective_host}:{server.effective_port}", store)
-        finally:
-            stop.set()
-            runner.join()
+    with running(settings, store) as url:
+        yield Served(url, store)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +82,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The embedded server with AUTH=keys, once for the whole file."""
     path = tmp_path_factory.mktemp("door") / "timers.db"
     targets = Targets.parse(LOOPBACK)
-    with running(Settings("127.0.0.1", 0, path, targets, keys=True)) as server:
+    with with_keys(Settings("127.0.0.1", 0, path, targets, keys=True)) as server:
         yield server
 
 
@@ -197,7 +189,7 @@ def test_views_are_told_to_want_keys(served: Served) -> None:
             assert answer.detail(401) == "Send an API key: `Authorization: Bearer tmr_…`."
 
 
-def test_revoked_while_running(served: Served) -> None:
+def test_revoked_while_with_keys(served: Served) -> None:
     """A key that is taken back opens nothing from the next request on, on the same connection
     even; one that is made meanwhile opens at once."""
     header, key = minted(6)
@@ -255,7 +247,7 @@ def test_receiver_is_for_this_machine(served: Served) -> None:
 def elsewhere(tmp_path: Path) -> Iterator[Served]:
     """The embedded server on an address that is not the one of this machine alone, so to speak."""
     settings = Settings("127.0.0.2", 0, tmp_path / "timers.db", Targets(), keys=True)
-    with running(settings) as server:
+    with with_keys(settings) as server:
         yield server
 
 
@@ -354,7 +346,7 @@ def test_without_keys_all_share_one_bucket(fakes: OnFakes) -> None:
 def test_no_rate(tmp_path: Path) -> None:
     """Without a rate nobody is turned away."""
     settings = Settings("127.0.0.1", 0, tmp_path / "timers.db", Targets(), rate=0)
-    with running(settings) as served, Connection(served.url) as client:
+    with with_keys(settings) as served, Connection(served.url) as client:
         for _ in range(1500):
             client.send(message("GET", "/timers/x", HOST))
             assert client.receive().status == 404
@@ -363,7 +355,7 @@ def test_no_rate(tmp_path: Path) -> None:
 def test_rate_of_the_settings(tmp_path: Path) -> None:
     """The rate that is set is the one that counts: twice as many pass at once, and no more."""
     settings = Settings("127.0.0.1", 0, tmp_path / "timers.db", Targets(), keys=True, rate=1)
-    with running(settings) as served:
+    with with_keys(settings) as served:
         found = statuses(served.url, 6, FULL)
     assert found[:2] == [404, 404]
     assert 429 in found

@@ -19,12 +19,12 @@ from chalicelib import api, logs, timers
 from chalicelib.alarm import AwsAlarm
 from chalicelib.errors import Unavailable
 from chalicelib.guard import LOOPBACK, Targets
-from chalicelib.service import Service, one_by_one
+from chalicelib.service import one_by_one
 from chalicelib.timers import DEFAULT_TENANT, Outcome, Timer, Webhook
 from chalicelib.webhook import WebhookSender
 from tests.aws import TEMPLATE, account
 from tests.cloud import Cloud
-from tests.fakes import START, Clock, FakeAlarm, FakeSender, FakeStore, created
+from tests.fakes import START, OnFakes, created
 
 SECRET = "s3cr3t"
 REFUSAL = Outcome(status=404, answer=f"no {SECRET}", detail=f"by {SECRET}", duration=0.25)
@@ -45,24 +45,12 @@ def output(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     core.setLevel(kept[2])
 
 
-class Told:
+class Told(OnFakes):
     """A service on fakes whose events are read back from standard output."""
 
     def __init__(self, output: io.StringIO) -> None:
+        super().__init__()
         self._output = output
-        self.clock = Clock()
-        self.store = FakeStore()
-        self.alarm = FakeAlarm()
-        self.sender = FakeSender()
-        ids = iter(f"timer-{number}" for number in range(1000))
-        self.service = Service(
-            self.store,
-            self.alarm,
-            self.sender,
-            clock=self.clock,
-            new_id=lambda: next(ids),
-            pause=lambda _: None,
-        )
 
     def create(self, seconds: float = 5) -> Timer:
         url = f"https://example.com/{SECRET}?token={SECRET}"

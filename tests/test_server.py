@@ -130,21 +130,29 @@ def ask(url: str, data: bytes, method: str = "GET") -> Answer:
     return answer
 
 
-@pytest.fixture(scope="module")
-def shared_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The embedded server, once for the whole file: what one test damages, the next finds."""
-    path = tmp_path_factory.mktemp("server") / "timers.db"
-    settings = Settings("127.0.0.1", 0, path, Targets.parse(LOOPBACK))
-    store = SqliteStore(path)
+@contextmanager
+def running(settings: Settings, store: SqliteStore) -> Iterator[str]:
+    """Serve as `python -m embedded` does; give the URL."""
     server = Server(door(settings, store), settings.host, settings.port)
     stop = threading.Event()
     runner = threading.Thread(target=run, args=(settings, store, server, stop))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wiring, "_installed", None)  # puts back what was there
         runner.start()
-        yield f"http://127.0.0.1:{server.effective_port}"
-        stop.set()
-        runner.join()
+        try:
+            yield f"http://{server.effective_host}:{server.effective_port}"
+        finally:
+            stop.set()
+            runner.join()
+
+
+@pytest.fixture(scope="module")
+def shared_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The embedded server, once for the whole file: what one test damages, the next finds."""
+    path = tmp_path_factory.mktemp("server") / "timers.db"
+    settings = Settings("127.0.0.1", 0, path, Targets.parse(LOOPBACK))
+    with running(settings, SqliteStore(path)) as url:
+        yield url
 
 
 @pytest.fixture

@@ -23,35 +23,21 @@ from chalicelib.service import (
     SWEEP_BATCH,
     SWEEP_GRACE,
     WAITED_OUT,
-    Service,
 )
 from chalicelib.timers import DEFAULT_TENANT, Outcome, RetryPolicy, Ring, Status, Timer, Webhook
-from tests.fakes import NO_CONTENT, Clock, FakeAlarm, FakeSender, FakeStore, created
+from tests.fakes import NO_CONTENT, OnFakes, created
 
 URL = "https://example.com/hook"
 MINUTE = timedelta(minutes=1)
 LEASE = timedelta(minutes=5)
 
 
-class World:
+class World(OnFakes):
     """A service on fakes, and what a test does with it."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
-        self.store = FakeStore()
-        self.alarm = FakeAlarm()
-        self.sender = FakeSender()
+        super().__init__()
         self.pauses = 0
-        self._ids = iter(f"timer-{number}" for number in range(10_000))
-        self.service = Service(
-            self.store,
-            self.alarm,
-            self.sender,
-            clock=self.clock,
-            new_id=lambda: next(self._ids),
-            pause=self.pause,
-            chance=lambda: 0.5,
-        )
 
     def pause(self, seconds: float) -> None:
         self.pauses += 1
