@@ -13,7 +13,7 @@ from chalice.app import (
     SQSEvent,
 )
 
-from chalicelib import api, functions
+from chalicelib import api, functions, pages
 from chalicelib.guard import Targets
 from chalicelib.keys import Role
 from chalicelib.service import Service
@@ -109,6 +109,24 @@ def retry_timer(timer_id: str) -> Response:
 def health() -> Response:
     service().check()
     return api.healthy()
+
+
+@app.route("/openapi.json", methods=["GET"])
+@api.problems
+def openapi() -> Response:
+    return pages.contract()
+
+
+@app.route("/api-docs", methods=["GET"])
+@api.problems
+def api_docs() -> Response:
+    return pages.page("api-docs", app.current_request)
+
+
+@app.route("/api-docs/{name}", methods=["GET"])
+@api.problems
+def api_docs_part(name: str) -> Response:
+    return pages.part("api-docs", name)
 
 
 @app.lambda_function(name="fire")

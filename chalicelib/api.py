@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import wraps
 from http import HTTPStatus
-from typing import Any, ParamSpec
+from typing import Annotated, Any, Literal, ParamSpec
 
 import msgspec
 from chalice.app import Request, Response
+from msgspec import UNSET, Meta, UnsetType
 
 from chalicelib import errors, inputs
 from chalicelib.guard import Targets
@@ -39,35 +40,83 @@ STATUS = {
     errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
-    errors.TimerNotFound: HTTPStatus.NOT_FOUND,
+    errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.Conflict: HTTPStatus.CONFLICT,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
-"""A class that is not here has the status of the nearest one above it."""
+"""A class that is not here has the status of the nearest one above it: `status_of` knows."""
 
 P = ParamSpec("P")
 Headers = dict[str, str | list[str]]
 
 
-class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """An error as RFC 9457 has it; `pointer` is the JSON pointer to the offending member."""
+class Problem(msgspec.Struct, kw_only=True):
+    """An error, as RFC 9457 has it."""
 
-    title: str
-    status: int
-    detail: str
-    pointer: str | None = None
+    title: Annotated[str, Meta(description="The name of the status.", examples=["Bad Request"])]
+    status: Annotated[int, Meta(description="The HTTP status.", examples=[400])]
+    detail: Annotated[
+        str,
+        Meta(
+            description="What is wrong, in a sentence.",
+            examples=['Its unit is missing: write 90 or "90s".'],
+        ),
+    ]
+    pointer: Annotated[
+        str | UnsetType,
+        Meta(
+            description="JSON pointer (RFC 6901) to where in the body it is.", examples=["/delay"]
+        ),
+    ] = UNSET
 
 
-class Result(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What became of one of many: the timer, or a problem.
+class Result(msgspec.Struct, kw_only=True):
+    """What became of one of many: its timer, or a problem."""
 
-    Where the answer would become too large, only the timer's id.
-    """
+    status: Annotated[int, Meta(description="The HTTP status that it would have had alone.")]
+    id: Annotated[str | UnsetType, Meta(description="The timer's id.")] = UNSET
+    timer: Annotated[
+        TimerView | UnsetType,
+        Meta(description="Left out where the answer would become larger than 2 MB."),
+    ] = UNSET
+    problem: Problem | UnsetType = UNSET
 
-    status: int
-    id: str | None = None
-    timer: TimerView | None = None
-    problem: Problem | None = None
+
+EncodedTimer = Annotated[
+    msgspec.Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/TimerView"})
+]
+EncodedResult = Annotated[
+    msgspec.Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/Result"})
+]
+
+
+class TimerPage(msgspec.Struct, kw_only=True):
+    """A page of a list."""
+
+    timers: Annotated[list[EncodedTimer], Meta(description="The newest first; maybe none.")]
+    next_cursor: Annotated[
+        str | None,
+        Meta(description="The parameter `cursor` of the next page; null where the list ends."),
+    ]
+
+
+class Results(msgspec.Struct, kw_only=True):
+    """What became of many."""
+
+    results: Annotated[
+        list[EncodedResult], Meta(description="One for each that was asked for, in their order.")
+    ]
+
+
+class Health(msgspec.Struct, kw_only=True):
+    """All is well."""
+
+    status: Annotated[Literal["ok"], Meta(extra_json_schema={"type": "string"})] = "ok"
+
+
+def status_of(kind: type[errors.TimersError]) -> HTTPStatus:
+    """Return the HTTP status of a class of errors."""
+    return next(STATUS[it] for it in kind.__mro__ if it in STATUS)
 
 
 def tenant(request: Request | None, role: Role, anonymous: str | None) -> str:
@@ -161,15 +210,15 @@ def results(found: Sequence[Created | Timer | Exception], now: datetime) -> Resp
     for it in found:
         told = _result(it, now)
         if size > MAX_PAGE:
-            told.timer = None
+            told.timer = UNSET
         shown.append(msgspec.Raw(msgspec.json.encode(told)))
         size += len(shown[-1])
-    return _json({"results": shown}, HTTPStatus.OK, {})
+    return _json(Results(results=shown), HTTPStatus.OK, {})
 
 
 def healthy() -> Response:
     """Return that all is well."""
-    return _json({"status": "ok"}, HTTPStatus.OK, {})
+    return _json(Health(), HTTPStatus.OK, {})
 
 
 def problem(
@@ -230,8 +279,9 @@ def _content(request: Request | None, limit: int = MAX_BODY) -> bytes:
     return body  # type: ignore[no-any-return]  # bytes, though Chalice says otherwise
 
 
-def _page(shown: Sequence[msgspec.Raw], next: Position | None) -> Response:
-    return _json({"timers": shown, "next_cursor": inputs.cursor(next)}, HTTPStatus.OK, {})
+def _page(shown: list[msgspec.Raw], next: Position | None) -> Response:
+    page = TimerPage(timers=shown, next_cursor=inputs.cursor(next))
+    return _json(page, HTTPStatus.OK, {})
 
 
 def _result(it: Created | Timer | Exception, now: datetime) -> Result:
@@ -253,13 +303,13 @@ def _problem(error: Exception) -> Problem:
         return _told(HTTPStatus.INTERNAL_SERVER_ERROR, "This is a fault of the service.")
     if isinstance(error, errors.Unavailable):
         log.error("request not served", extra={"error": str(error), "cause": str(error.__cause__)})
-    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     pointer = error.pointer if isinstance(error, errors.InvalidRequest) else None
-    return _told(status, str(error), pointer)
+    return _told(status_of(type(error)), str(error), pointer)
 
 
 def _told(status: HTTPStatus, detail: str, pointer: str | None = None) -> Problem:
-    return Problem(title=status.phrase, status=status, detail=detail, pointer=pointer)
+    where = UNSET if pointer is None else pointer
+    return Problem(title=status.phrase, status=status, detail=detail, pointer=where)
 
 
 def _error(error: Exception) -> Response:

@@ -7,7 +7,8 @@ TimersError
  ├─ Unauthenticated          the request carries no key that counts
  ├─ Forbidden                the key is not for this
  ├─ TooManyRequests          more than the key may make in a second
- ├─ TimerNotFound
+ ├─ NotFound                 there is nothing at this path
+ │   └─ TimerNotFound
  ├─ Conflict                 what is there already does not allow it
  │   ├─ DeliveryUnderWay     … just now: ask again shortly
  │   └─ KeyReused            the Idempotency-Key stands for another request
@@ -60,7 +61,14 @@ class TooManyRequests(TimersError):
     retry_after = 1
 
 
-class TimerNotFound(TimersError):
+class NotFound(TimersError):
+    """There is nothing at this path."""
+
+    def __init__(self, detail: str = "There is nothing at this path.") -> None:
+        super().__init__(detail)
+
+
+class TimerNotFound(NotFound):
     """This tenant has no timer with that id."""
 
 

@@ -28,6 +28,12 @@ MAX_HEADERS = 50
 MASK = "•••"
 """What is shown of a header that looks like a secret."""
 
+HEADER_NAME = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}$"
+"""A regular expression, as the next one is, of Python and of JSON Schema."""
+
+HEADER_VALUE = r"^([\x21-\x7e\xa1-\xff]([\t\x20-\x7e\xa1-\xff]*[\x21-\x7e\xa1-\xff])?)?$"
+"""As RFC 9110 has it: visible characters, Latin-1 among them, with spaces and tabs between only."""
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -51,9 +57,6 @@ _UNICAST_IPV6 = IPv6Network("2000::/3")
 _BRACKETS = re.compile(r"[^\[\]]*|\[[0-9A-Fa-f:.]*\](:[0-9]*)?")
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _PORT = re.compile(r"[0-9]{1,5}")
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
-# As RFC 9110 has it: visible characters, Latin-1 among them, with spaces and tabs in between only.
-_FIELD = re.compile(r"([\x21-\x7e\xa1-\xff]([\t\x20-\x7e\xa1-\xff]*[\x21-\x7e\xa1-\xff])?)?")
 _OURS = re.compile(
     r"host|content-length|transfer-encoding|connection|keep-alive|te|trailer|upgrade|expect"
     r"|accept-encoding|http2-settings|proxy(-.*)?|webhook-.*|timer-.*",
@@ -160,11 +163,11 @@ def check_headers(headers: Mapping[str, str], pointer: str) -> None:
         raise InvalidRequest("Two headers differ in upper and lower case only.", pointer)
     for name, value in headers.items():
         at = f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"
-        if not _TOKEN.fullmatch(name):
+        if not re.fullmatch(HEADER_NAME, name):
             raise InvalidRequest("This is no name of a header.", at)
         if _OURS.fullmatch(name.replace("_", "-")):  # many receivers take them for the same
             raise InvalidRequest(f"The header {name} is set by the service alone.", at)
-        if not _FIELD.fullmatch(value):
+        if not re.fullmatch(HEADER_VALUE, value):
             raise InvalidRequest(
                 f"The value of {name} has a line break, another control character, a space at its"
                 " end or a character beyond Latin-1.",

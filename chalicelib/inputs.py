@@ -13,7 +13,14 @@ from msgspec.structs import asdict, replace
 
 from chalicelib import timers, when
 from chalicelib.errors import InvalidRequest
-from chalicelib.guard import Targets, check_headers
+from chalicelib.guard import (
+    HEADER_NAME,
+    HEADER_VALUE,
+    MAX_HEADERS,
+    MAX_URL,
+    Targets,
+    check_headers,
+)
 from chalicelib.listing import Listing, Position
 from chalicelib.timers import Once, Order, RetryPolicy, Status, Webhook
 
@@ -23,36 +30,108 @@ MAX_WEBHOOK = 64 * 1024
 MAX_METADATA = 4 * 1024
 """Bytes of the names and values of a timer's metadata together."""
 
+KEY = "^[ -~]{1,255}$"
+"""An Idempotency-Key, as a regular expression of Python and of JSON Schema."""
+
+URL = "^[Hh][Tt][Tt][Pp][Ss]?://"
+"""How a webhook's URL begins; guard.py checks the rest."""
+
 MOST = 100
 """Timers that one request may be about."""
 
 PAGE = 50
 """Timers of a list's page, if nobody says otherwise."""
 
+WAYS = (("hours", "minutes", "seconds"), ("delay",), ("fire_at",))
+"""The ways to say when, of which a request uses one: the members of each."""
+
 T = TypeVar("T")
-Count = Annotated[int, Meta(ge=0)]
+
+# What `extra_json_schema` adds is checked further below, or in when.py and guard.py, which have
+# better words for it.
+_HOURS = timers.MAX_DELAY // timedelta(hours=1)
+Hours = Annotated[int, Meta(ge=0, extra_json_schema={"maximum": _HOURS})]
+Minutes = Annotated[int, Meta(ge=0, extra_json_schema={"maximum": _HOURS * 60})]
+Seconds = Annotated[int, Meta(ge=0, extra_json_schema={"maximum": _HOURS * 3600})]
+Duration = Annotated[str, Meta(extra_json_schema={"pattern": when.DURATION})]
+Moment = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+RetryDelay = Annotated[int, Meta(ge=1, le=86_400)]
+Timeout = Annotated[int, Meta(ge=1, le=timers.MAX_TIMEOUT)]
+Text = Annotated[str, Meta(min_length=1)]
+Label = Annotated[str, Meta(min_length=1, max_length=64)]
+Key = Annotated[
+    str,
+    Meta(
+        description="Makes that the same request, sent again, makes one timer only.",
+        examples=["order-4711"],
+        extra_json_schema={"pattern": KEY},
+    ),
+]
+Url = Annotated[
+    str,
+    Meta(
+        description="http or https; `{id}` in it stands for the timer's id.",
+        examples=["https://example.com/hook/{id}"],
+        extra_json_schema={"pattern": URL, "maxLength": MAX_URL},
+    ),
+]
+Headers = Annotated[
+    dict[
+        Annotated[str, Meta(extra_json_schema={"pattern": HEADER_NAME})],
+        Annotated[str, Meta(extra_json_schema={"pattern": HEADER_VALUE})],
+    ],
+    Meta(
+        description="Further headers. `Host`, `Content-Length` and others that the service sets by"
+        " itself are refused, as are names that differ in upper and lower case only.",
+        examples=[{"Authorization": "Bearer sesame"}],
+        extra_json_schema={"maxProperties": MAX_HEADERS},
+    ),
+]
 
 _RETRY = RetryPolicy()
 
 
 class NewRetryPolicy(RetryPolicy, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A retry policy as it may be asked for."""
+    """How often a webhook is to be tried, and how long it waits in between."""
 
-    max_attempts: Annotated[int, Meta(ge=1, le=15)] = _RETRY.max_attempts
-    initial_delay: Annotated[int, Meta(ge=1, le=86_400)] = _RETRY.initial_delay
-    max_delay: Annotated[int, Meta(ge=1, le=86_400)] = _RETRY.max_delay
+    max_attempts: Annotated[
+        int, Meta(ge=1, le=15, description="Attempts in all, the first one included.")
+    ] = _RETRY.max_attempts
+    initial_delay: Annotated[
+        RetryDelay,
+        Meta(
+            description="Seconds that the second attempt waits at most; each further one up to"
+            " four times as long."
+        ),
+    ] = _RETRY.initial_delay
+    max_delay: Annotated[
+        RetryDelay,
+        Meta(description="Seconds that no wait exceeds; not less than `initial_delay`."),
+    ] = _RETRY.max_delay
 
 
 class When(Struct, kw_only=True, forbid_unknown_fields=True):
     """The ways to say when, of which a request uses one."""
 
-    hours: Count | UnsetType = UNSET
-    minutes: Count | UnsetType = UNSET
-    seconds: Count | UnsetType = UNSET
-    delay: Count | str | UnsetType = UNSET
-    """Whole seconds, or a duration: `1d2h30m45s`, or as in ISO 8601 `PT1H30M`."""
-    fire_at: str | UnsetType = UNSET
-    """A moment, as RFC 3339 writes it, with its zone; one in the past is now."""
+    hours: Annotated[Hours | UnsetType, Meta(description="With minutes and seconds.")] = UNSET
+    minutes: Annotated[Minutes | UnsetType, Meta(description="With hours and seconds.")] = UNSET
+    seconds: Annotated[Seconds | UnsetType, Meta(description="With hours and minutes.")] = UNSET
+    delay: Annotated[
+        Seconds | Duration | UnsetType,
+        Meta(
+            description="Seconds, or a duration: `1d2h30m45s`, or as in ISO 8601 `PT1H30M`;"
+            " 5 years at most.",
+            examples=[90, "1h30m", "PT1H30M"],
+        ),
+    ] = UNSET
+    fire_at: Annotated[
+        Moment | UnsetType,
+        Meta(
+            description="A moment, as RFC 3339 writes it, with its zone, 5 years ahead at most;"
+            " one in the past is now.",
+            examples=["2027-01-31T09:00:00+01:00"],
+        ),
+    ] = UNSET
 
     def deadline(self, now: datetime) -> datetime | None:
         """Return the deadline, None if none is said; raise InvalidRequest."""
@@ -73,21 +152,45 @@ class When(Struct, kw_only=True, forbid_unknown_fields=True):
 class TimerChange(When, kw_only=True, forbid_unknown_fields=True):
     """Body of PATCH /timers/{id}: what is to be different. What is not there stays as it is."""
 
-    url: str | UnsetType = UNSET
-    """http or https; `{id}` in it stands for the timer's id."""
-    method: Literal["POST", "PUT", "PATCH", "DELETE", "GET"] | UnsetType = UNSET
-    headers: dict[str, str] | UnsetType = UNSET
-    body: msgspec.Raw | UnsetType = UNSET
-    """A text, or any other JSON value, which is sent as it stands there; null for none."""
-    timeout: Annotated[int, Meta(ge=1, le=timers.MAX_TIMEOUT)] | UnsetType = UNSET
-    """Seconds that one attempt may take."""
+    url: Url | UnsetType = UNSET
+    method: Annotated[
+        Literal["POST", "PUT", "PATCH", "DELETE", "GET"] | UnsetType,
+        Meta(
+            description="POST if left out; a GET has no body.",
+            extra_json_schema={"type": "string"},
+        ),
+    ] = UNSET
+    headers: Headers | UnsetType = UNSET
+    body: Annotated[
+        msgspec.Raw | UnsetType,
+        Meta(
+            description="A text, which is sent as text, or any other JSON value, which is sent as"
+            " it is written; null for none. Together with URLs and headers 64 KB at most.",
+            examples=[{"any": "JSON"}, "or a text"],
+        ),
+    ] = UNSET
+    timeout: Annotated[
+        Timeout | UnsetType, Meta(description="Seconds that one attempt may take.")
+    ] = UNSET
     retry: NewRetryPolicy | UnsetType = UNSET
-    on_failure: str | UnsetType | None = UNSET
-    """A URL that is told if the timer ends as failed."""
-    label: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType | None = UNSET
-    """What timers can be found by."""
-    metadata: dict[str, str] | UnsetType = UNSET
-    """What the owner wants to remember with it; it is not sent."""
+    on_failure: Annotated[
+        Url | UnsetType | None,
+        Meta(
+            description="A URL that is told if the timer ends as failed; null for none.",
+            examples=["https://example.com/failed"],
+        ),
+    ] = UNSET
+    label: Annotated[
+        Label | UnsetType | None,
+        Meta(description="What timers can be found by; null for none.", examples=["invoice-17"]),
+    ] = UNSET
+    metadata: Annotated[
+        dict[str, str] | UnsetType,
+        Meta(
+            description="What is to be kept with the timer, 4 KB at most; it is not sent.",
+            examples=[{"customer": "4711"}],
+        ),
+    ] = UNSET
 
     def webhook(self, before: Webhook, targets: Targets) -> Webhook:
         """Return the webhook as this changes it, checked; raise InvalidRequest."""
@@ -111,8 +214,7 @@ class TimerChange(When, kw_only=True, forbid_unknown_fields=True):
 class NewTimer(TimerChange, kw_only=True, forbid_unknown_fields=True):
     """Body of POST /timers: a webhook, and one way to say when it is to be sent."""
 
-    url: str
-    """http or https; `{id}` in it stands for the timer's id."""
+    url: Url
 
     def order(self, targets: Targets, now: datetime, key: str | None) -> Order:
         """Return what is asked for, under a checked Idempotency-Key or none.
@@ -135,20 +237,27 @@ class NewTimer(TimerChange, kw_only=True, forbid_unknown_fields=True):
 class BatchEntry(NewTimer, kw_only=True, forbid_unknown_fields=True):
     """One of the timers of POST /timers/batch."""
 
-    idempotency_key: str | UnsetType = UNSET
-    """What the header Idempotency-Key is for one timer."""
+    idempotency_key: Key | UnsetType = UNSET
+
+
+RawEntry = Annotated[
+    msgspec.Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/BatchEntry"})
+]
+"""Is decoded by itself, so that what is wrong with one keeps none of the others."""
 
 
 class Batch(Struct, kw_only=True, forbid_unknown_fields=True):
     """Body of POST /timers/batch."""
 
-    timers: Annotated[list[msgspec.Raw], Meta(max_length=MOST)]
+    timers: Annotated[list[RawEntry], Meta(max_length=MOST)]
 
 
 class Ids(Struct, kw_only=True, forbid_unknown_fields=True):
     """Body of POST /timers/cancel and /timers/retry."""
 
-    ids: Annotated[list[str], Meta(max_length=MOST)]
+    ids: Annotated[
+        list[str], Meta(max_length=MOST, examples=[["019c13ec-9e00-7a31-8f3b-2b1d7d0c5b7e"]])
+    ]
 
 
 class Query(
@@ -159,15 +268,26 @@ class Query(
 ):
     """Parameters of GET /timers."""
 
-    status: Status | UnsetType = UNSET
-    label: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
-    since: str | UnsetType = UNSET
-    """The moment that the timers were created at, or after, as RFC 3339 writes it."""
-    until: str | UnsetType = UNSET
-    """The moment that the timers were created before."""
-    limit: Annotated[int, Meta(ge=1, le=MOST)] = PAGE
-    cursor: str | UnsetType = UNSET
-    """`next_cursor` of the page before."""
+    status: Annotated[Status | UnsetType, Meta(description="Those in this state.")] = UNSET
+    label: Annotated[Text | UnsetType, Meta(description="Those with exactly this label.")] = UNSET
+    since: Annotated[
+        Moment | UnsetType,
+        Meta(
+            description="Those created at this moment or later, as RFC 3339 writes it.",
+            examples=["2026-01-31T00:00:00Z"],
+        ),
+    ] = UNSET
+    until: Annotated[
+        Moment | UnsetType,
+        Meta(
+            description="Those created before this moment.",
+            examples=["2026-02-01T00:00:00+01:00"],
+        ),
+    ] = UNSET
+    limit: Annotated[int, Meta(ge=1, le=MOST, description="Timers of a page.")] = PAGE
+    cursor: Annotated[str | UnsetType, Meta(description="`next_cursor` of the page before.")] = (
+        UNSET
+    )
 
 
 class Wanted(NamedTuple):
@@ -180,7 +300,7 @@ class Wanted(NamedTuple):
 
 def checked_key(text: str, pointer: str | None = None) -> str:
     """Return an Idempotency-Key, or raise InvalidRequest."""
-    if not re.fullmatch("[ -~]{1,255}", text):
+    if not re.fullmatch(KEY, text):
         detail = "An idempotency key is 1 to 255 letters, digits or signs of ASCII."
         raise InvalidRequest(detail, pointer)
     return text

@@ -1,8 +1,10 @@
 """A timer as it is shown: in answers, and to whoever is told that it failed."""
 
 from datetime import datetime
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from chalicelib import timers
 from chalicelib.guard import masked
@@ -13,47 +15,64 @@ MAX_FAILURE = 96 * 1024
 has room for 400 KB in all."""
 
 
-class AttemptView(msgspec.Struct, kw_only=True):
-    """One entry of a timer's attempt log: seconds, and a status or an error."""
+Moment = Annotated[datetime, Meta(tz=True)]
 
-    number: int
-    at: datetime
-    lateness: float
-    duration: float
-    status: int | None
-    error: str | None
-    detail: str
-    answer: str
+
+class AttemptView(msgspec.Struct, kw_only=True):
+    """One attempt to send a webhook: it has a status or an error."""
+
+    number: Annotated[int, Meta(description="1 for the first.")]
+    at: Annotated[Moment, Meta(description="When it began.")]
+    lateness: Annotated[float, Meta(description="Seconds from the moment that it was due at.")]
+    duration: Annotated[float, Meta(description="Seconds that it took.")]
+    status: Annotated[int | None, Meta(description="HTTP status of the receiver's answer.")]
+    error: Annotated[
+        str | None,
+        Meta(
+            description="`dns`, `connect`, `tls`, `timeout`, `refused target`, `too large` or"
+            " `worker lost`."
+        ),
+    ]
+    detail: Annotated[str, Meta(description="More about the error.")]
+    answer: Annotated[str, Meta(description="The beginning of the answer's body.")]
 
 
 class TimerView(msgspec.Struct, kw_only=True):
-    """A timer."""
+    """A timer. `{id}` in its URLs stands for its id."""
 
-    id: str
+    id: Annotated[str, Meta(examples=["019c13ec-9e00-7a31-8f3b-2b1d7d0c5b7e"])]
     status: Status
-    time_left: int
+    time_left: Annotated[
+        int,
+        Meta(ge=0, description="Whole seconds, rounded up, while the timer is scheduled; else 0."),
+    ]
     url: str
     method: str
-    headers: dict[str, str]
-    """Values that look like secrets are masked."""
-    body: str
-    timeout: int
+    headers: Annotated[
+        dict[str, str], Meta(description="Values that look like secrets are masked.")
+    ]
+    body: Annotated[str, Meta(description="As it is sent.")]
+    timeout: Annotated[int, Meta(description="Seconds that one attempt may take.")]
     retry: RetryPolicy
-    on_failure: str | None
+    on_failure: Annotated[
+        str | None, Meta(description="The URL that is told if the timer ends as failed.")
+    ]
     label: str | None
     metadata: dict[str, str]
-    fire_at: datetime
-    created_at: datetime
-    next_attempt_at: datetime | None
-    failure: str | None
-    attempts: list[AttemptView]
+    fire_at: Annotated[Moment, Meta(description="The deadline.")]
+    created_at: Moment
+    next_attempt_at: Annotated[
+        Moment | None, Meta(description="Null unless the timer is scheduled or retrying.")
+    ]
+    failure: Annotated[str | None, Meta(description="Why it failed, if it did.")]
+    attempts: Annotated[list[AttemptView], Meta(description="The latest 20, in their order.")]
 
 
 class Failure(msgspec.Struct, kw_only=True):
     """What `on_failure` is told."""
 
-    type: str
-    timestamp: datetime
+    type: Annotated[Literal["timer.failed"], Meta(extra_json_schema={"type": "string"})]
+    timestamp: Moment
     timer: TimerView
     last_attempt: AttemptView
 

@@ -7,10 +7,13 @@ _NUMBER = "([0-9]{1,10})"
 _PARTS = ("days", "hours", "minutes", "seconds")
 
 # Digits of ASCII only: \d and int() would take any that Unicode has.
-_SHORT = re.compile("".join(f"(?:{_NUMBER}{unit})?" for unit in "dhms"))
-_ISO_8601 = re.compile(
-    f"P(?:{_NUMBER}D)?(?:T(?=[0-9])" + "".join(f"(?:{_NUMBER}{unit})?" for unit in "HMS") + ")?"
-)
+_SHORT = "(?=[0-9])" + "".join(f"(?:{_NUMBER}{unit})?" for unit in "dhms")
+_TIME = "T(?=[0-9])" + "".join(f"(?:{_NUMBER}{unit})?" for unit in "HMS")
+_ISO_8601 = f"P(?=[0-9T])(?:{_NUMBER}D)?(?:{_TIME})?"
+
+DURATION = f"^(?:{_SHORT}|{_ISO_8601})$"
+"""What `duration` understands, as a regular expression of Python and of JSON Schema."""
+
 # Python itself would also take a zone of 60 minutes, and from 3.13 on an hour 24.
 _HOUR_MINUTE = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
 _RFC_3339 = re.compile(
@@ -27,8 +30,8 @@ def duration(text: str) -> timedelta:
     """
     if re.fullmatch(_NUMBER, text):
         raise ValueError(f'Its unit is missing: write {text} or "{text}s".')
-    found = _SHORT.fullmatch(text) or _ISO_8601.fullmatch(text)
-    if found is None or not any(found.groups()):
+    found = re.fullmatch(_SHORT, text) or re.fullmatch(_ISO_8601, text)
+    if found is None:
         raise ValueError('It is no duration like "1d2h30m45s" or "PT1H30M".')
     parts = zip(_PARTS, found.groups(), strict=True)
     return timedelta(**{name: int(digits or 0) for name, digits in parts})

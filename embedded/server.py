@@ -216,7 +216,7 @@ def application(
         try:
             allowed = app.routes[routes.match_route(path).route]
         except ValueError:
-            return api.problem(HTTPStatus.NOT_FOUND, "There is nothing at this path.").to_dict()
+            return _told(errors.NotFound()).to_dict()
         if method not in allowed:
             detail = f"{method} is not possible here."
             headers: api.Headers = {"Allow": ", ".join(allowed)}

@@ -20,6 +20,9 @@ import requests
 
 ROOT = Path(__file__).parent.parent
 
+TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+"""A PATH on which the commands come first that are installed for the tests."""
+
 
 def environment(**settings: str) -> dict[str, str]:
     """Return this process's environment without Timers' settings but for those given.

@@ -104,6 +104,14 @@ ROUTES = [
 ]
 """All of them, with a timer's id in the place of a variable."""
 
+PAGES = {("GET", "/openapi.json"), ("GET", "/api-docs"), ("GET", "/api-docs/{name}")}
+"""Those that are files, with no service behind them."""
+
+SERVED = [route for route in ROUTES if route not in PAGES]
+
+WANTING = [route for route in SERVED if route != ("GET", "/health")]
+"""Those that want a key."""
+
 MANY = {("POST", "/timers/batch"), ("POST", "/timers/cancel"), ("POST", "/timers/retry")}
 """Those that answer 200 with a result for each timer."""
 

@@ -11,7 +11,7 @@ from msgspec.structs import fields
 from app import app
 from chalicelib.inputs import NewTimer, Query
 from chalicelib.views import AttemptView, TimerView
-from tests.processes import ROOT, Embedded, environment
+from tests.processes import ROOT, TOOLS, Embedded, environment
 
 TEXT = (ROOT / "docs/api.md").read_text()
 
@@ -30,6 +30,7 @@ def route(method: str, url: str) -> str:
     """Return the route that a request was for, as the document writes it."""
     path = re.sub(r"https?://[^/]*|\?.*", "", url)
     path = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "{id}", path)
+    path = re.sub(r"(?<=^/api-docs/).+", "{name}", path)
     return f"{method} {path}"
 
 
@@ -40,7 +41,8 @@ def test_commands(tmp_path: Path) -> None:
         program = "\n".join(blocks("sh")).replace("http://127.0.0.1:8000", server.url)
         ended = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", f"{LOGGING}\n{program}"],
-            env=environment(TIMERS_KEY="tmr_x"),
+            cwd=tmp_path,
+            env=environment(TIMERS_KEY="tmr_x", PATH=TOOLS),
             capture_output=True,
             text=True,
             timeout=120,

@@ -26,7 +26,7 @@ from embedded.server import application
 from embedded.sqlite import SqliteStore
 from tests.aws import NAME, TENANTS, account
 from tests.fakes import START, Clock, FakeAlarm, FakeSender
-from tests.routes import CLIENT, JSON, ROUTES, URL
+from tests.routes import CLIENT, JSON, ROUTES, URL, WANTING
 
 KEY = "the same key"
 
@@ -34,6 +34,11 @@ KEY = "the same key"
 class Answer(NamedTuple):
     status: int
     json: Any
+    """What is no JSON is here as it came: a page."""
+
+
+def answered(status: int, content: bytes) -> Answer:
+    return Answer(status, json.loads(content) if content.startswith(b"{") else content)
 
 
 Ask = Callable[[str, str, bytes, dict[str, str]], Answer]
@@ -106,7 +111,7 @@ def embedded(folder: Path) -> Iterator[World]:
             }
             began: list[str] = []
             content = b"".join(wsgi(environ, lambda status, _: began.append(status)))
-            return Answer(int(began[0][:3]), json.loads(content))
+            return answered(int(began[0][:3]), content)
 
         world = World(store, FakeAlarm(), store.keys, ask, unknown=401)
         install(world, store.keys)
@@ -116,7 +121,7 @@ def embedded(folder: Path) -> Iterator[World]:
 def on_aws(_: Path) -> Iterator[World]:
     def ask(method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
         answer = CLIENT.http.request(method, path, headers, body)
-        return Answer(answer.status_code, json.loads(answer.body))
+        return answered(answer.status_code, answer.body)
 
     with account() as aws:
         kept = DynamoKeys(aws.dynamodb, TENANTS)
@@ -160,8 +165,15 @@ WANTED = {
     "POST /timers/batch": Route(200, lambda _: {"timers": [MINE]}),
     "POST /timers/cancel": Route(200, lambda timer: {"ids": [timer]}),
     "POST /timers/retry": Route(200, lambda timer: {"ids": [timer]}, Status.FAILED),
-    "GET /health": Route(200),
 }
+
+PUBLIC = {
+    "GET /health": "/health",
+    "GET /openapi.json": "/openapi.json",
+    "GET /api-docs": "/api-docs",
+    "GET /api-docs/{name}": "/api-docs/api-docs.js",
+}
+"""What is not about timers, and a path of each."""
 
 
 def call(world: World, caller: str, name: str) -> tuple[Timer, Answer]:
@@ -176,11 +188,10 @@ def call(world: World, caller: str, name: str) -> tuple[Timer, Answer]:
 LIST = (Listing(), None, 10)
 """The newest timers."""
 
-ALL = [f"{method} {path}" for method, path in ROUTES]
-PRIVATE = [name for name in ALL if name != "GET /health"]
+PRIVATE = [" ".join(route) for route in WANTING]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PRIVATE)
 def test_owner(world: World, name: str) -> None:
     """Who has a full key of the tenant may do all there is."""
     timer, answer = call(world, "own", name)
@@ -193,7 +204,7 @@ def test_owner(world: World, name: str) -> None:
         assert [it["id"] for it in answer.json["timers"]] == [timer.id]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PRIVATE)
 def test_read_key(world: World, name: str) -> None:
     """A key that may only read reads, and changes nothing."""
     timer, answer = call(world, "read", name)
@@ -204,7 +215,7 @@ def test_read_key(world: World, name: str) -> None:
     assert unchanged(world, timer)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", PRIVATE)
 def test_other_tenant(world: World, name: str) -> None:
     """To another tenant the timer does not exist: not by its id, in a list, or among many."""
     timer, answer = call(world, "other", name)
@@ -231,10 +242,13 @@ def test_no_key(world: World, name: str, caller: str) -> None:
     assert [it.id for it in everyone] == [timer.id]
 
 
-@pytest.mark.parametrize("caller", ["own", "read", "other", "no", "revoked"])
-def test_health(world: World, caller: str) -> None:
-    """Everybody may know whether it works."""
-    assert world.call(caller, "GET", "/health", None) == (200, {"status": "ok"})
+@pytest.mark.parametrize("path", PUBLIC.values())
+def test_public(world: World, path: str) -> None:
+    """Everybody may know whether it works, and how to use it, and sees the same."""
+    assert PUBLIC.keys() | set(PRIVATE) == set(map(" ".join, ROUTES))
+    answers = [world.call(caller, "GET", path, None) for caller in world.callers]
+    assert answers == [answers[0]] * len(world.callers)
+    assert answers[0].status == 200
 
 
 def test_idempotency_keys(world: World) -> None:

@@ -1,0 +1,51 @@
+"""The pages for people: their files as they lie here, read only when asked for."""
+
+from pathlib import Path
+
+from chalice.app import Request, Response
+
+from chalicelib.api import Headers
+from chalicelib.errors import NotFound
+
+_FOLDER = Path(__file__).parent
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+}
+"""Of what is served; licences lie beside it."""
+
+_HEADERS: Headers = {
+    # What is not the page's own is neither loaded nor asked, and nobody frames it.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
+    " img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none';"
+    " frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def page(name: str, request: Request | None) -> Response:
+    """Return a page, under the path that its links are relative to."""
+    if request is not None and request.context["path"].endswith("/"):
+        return Response(body="", status_code=308, headers={"Location": f"../{name}"})
+    return part(name, "index.html")
+
+
+def part(page: str, name: str) -> Response:
+    """Return a file of a page; raise NotFound."""
+    found = {it.name: it for it in (_FOLDER / page).iterdir() if it.suffix in _TYPES}.get(name)
+    if found is None:
+        raise NotFound
+    headers: Headers = {**_HEADERS, "Content-Type": _TYPES[found.suffix]}
+    return Response(body=found.read_text("utf-8"), status_code=200, headers=headers)
+
+
+def contract() -> Response:
+    """Return the OpenAPI document."""
+    from chalicelib import openapi  # noqa: PLC0415  # cold starts of all functions would pay for it
+
+    headers: Headers = {"Content-Type": "application/json", "Cache-Control": "no-cache"}
+    return Response(body=openapi.document(), status_code=200, headers=headers)

@@ -1,0 +1,102 @@
+"""The pages for people: what is served, and that a browser is content with it."""
+
+import re
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from chalicelib import pages
+from chalicelib.openapi import OPERATIONS
+from tests.browser import ApiDocs, chromium
+from tests.processes import Embedded, tenants
+from tests.routes import Api
+
+FOLDER = Path(pages.__file__).parent
+
+OURS = {"index.html", "api-docs.js"}
+
+SWAGGER_UI = "e11acb65a119204821e9a8c154c9dd13e3f87fae708aee0e652875cb7a2d32a5"
+"""SHA-256 of five files of swagger-ui-dist 5.35.0 on npm, one after the other by their names."""
+
+
+def test_swagger_ui_is_the_published_one() -> None:
+    """Each file is as its makers published it, licences included."""
+    theirs = sorted(it for it in (FOLDER / "api-docs").iterdir() if it.name not in OURS)
+    assert len(theirs) == 5
+    assert sha256(b"".join(it.read_bytes() for it in theirs)).hexdigest() == SWAGGER_UI
+
+
+PARTS = {
+    "/api-docs": "text/html; charset=utf-8",
+    "/api-docs/api-docs.js": "text/javascript; charset=utf-8",
+    "/api-docs/swagger-ui-bundle.js": "text/javascript; charset=utf-8",
+    "/api-docs/swagger-ui.css": "text/css; charset=utf-8",
+}
+
+
+@pytest.mark.parametrize("path", PARTS)
+def test_parts_are_served(api_on_fakes: Api, path: str) -> None:
+    """Each comes whole, to everybody, as what it is, and may load and ask nothing but its own."""
+    answer = api_on_fakes.ask("GET", path, headers={"authorization": ""})
+    file = FOLDER / (path.removeprefix("/") + ("/index.html" if path == "/api-docs" else ""))
+    assert (answer.status_code, answer.body) == (200, file.read_bytes())
+    assert answer.headers["Content-Type"] == PARTS[path]
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    policy = dict(
+        part.strip().split(" ", 1) for part in answer.headers["Content-Security-Policy"].split(";")
+    )
+    assert policy.pop("img-src") == "'self' data:"
+    assert set(policy.values()) == {"'none'", "'self'"}
+    assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing", "LICENSE", "index", "..", "%2e%2e", "..%2f__init__.py", "%00", "."]
+)
+def test_nothing_else_is_served(api_on_fakes: Api, name: str) -> None:
+    """What is no part of the page is not there, wherever it lies."""
+    answer = api_on_fakes.ask("GET", f"/api-docs/{name}")
+    assert (answer.status_code, answer.json_body["title"]) == (404, "Not Found")
+
+
+def test_links_are_relative(api_on_fakes: Api) -> None:
+    """What the page refers to is served below its own path, whatever stands before that."""
+    text = api_on_fakes.ask("GET", "/api-docs").body.decode()
+    links = [link for link in re.findall(r'(?:src|href)="([^"]+)"', text) if link != "data:,"]
+    assert links
+    for link in links:
+        assert api_on_fakes.ask("GET", f"/{link}").status_code == 200
+    assert "<style" not in text
+    assert not re.search(r"<script(?! src=)", text)
+
+
+def test_slash_at_the_end(api_on_fakes: Api) -> None:
+    """Whoever writes one comes to the page whose links are right."""
+    answer = api_on_fakes.ask("GET", "/api-docs/")
+    assert (answer.status_code, answer.headers["Location"]) == (308, "../api-docs")
+
+
+@pytest.mark.e2e
+def test_try_it_out(tmp_path: Path) -> None:
+    """In a browser the page shows all there is, and with a key its try-outs make a timer and read
+    it."""
+    database = tmp_path / "timers.db"
+    with Embedded(database, {"AUTH": "keys"}) as server, chromium() as page:
+        docs = ApiDocs(page, server.url)
+        assert docs.operations() == {operation.id for operation in OPERATIONS.values()}
+        docs.authorize(tenants("add", TIMERS_DB=str(database)).stdout.strip())
+        url = f"{server.url}/_receiver/docs"
+        made = docs.try_out("create_timer", 201, body={"minutes": 5, "url": url})
+        assert (made["status"], made["url"]) == ("scheduled", url)
+        assert docs.try_out("read_timer", 200, timer_id=made["id"])["id"] == made["id"]
+        assert docs.try_out("list_timers", 200)["timers"][0]["id"] == made["id"]
+
+
+@pytest.mark.e2e
+def test_narrow(tmp_path: Path) -> None:
+    """On a phone nothing has to be scrolled sideways."""
+    with Embedded(tmp_path / "timers.db") as server, chromium(width=390) as page:
+        ApiDocs(page, server.url)
+        width = page.evaluate("document.documentElement.scrollWidth")
+        assert width <= 390
