@@ -126,7 +126,7 @@ def api_docs() -> Response:
 @app.route("/api-docs/{name}", methods=["GET"])
 @api.problems
 def api_docs_part(name: str) -> Response:
-    return pages.part("api-docs", name)
+    return pages.part("api-docs", name, app.current_request)
 
 
 @app.lambda_function(name="fire")

@@ -71,6 +71,16 @@ def test_links_are_relative(api_on_fakes: Api) -> None:
     assert not re.search(r"<script(?! src=)", text)
 
 
+def test_is_not_sent_again(api_on_fakes: Api) -> None:
+    """What a browser has already is a 304, until it changes."""
+    path = "/api-docs/swagger-ui.css"
+    tag = api_on_fakes.ask("GET", path).headers["ETag"]
+    again = api_on_fakes.ask("GET", path, headers={"if-none-match": f"W/{tag}"})
+    assert (again.status_code, again.body, again.headers["ETag"]) == (304, b"", tag)
+    other = {"if-none-match": api_on_fakes.ask("GET", "/api-docs").headers["ETag"]}
+    assert api_on_fakes.ask("GET", path, headers=other).status_code == 200
+
+
 def test_slash_at_the_end(api_on_fakes: Api) -> None:
     """Whoever writes one comes to the page whose links are right."""
     answer = api_on_fakes.ask("GET", "/api-docs/")

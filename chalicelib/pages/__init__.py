@@ -1,5 +1,6 @@
 """The pages for people: their files as they lie here, read only when asked for."""
 
+from hashlib import sha256
 from pathlib import Path
 
 from chalice.app import Request, Response
@@ -31,16 +32,20 @@ def page(name: str, request: Request | None) -> Response:
     """Return a page, under the path that its links are relative to."""
     if request is not None and request.context["path"].endswith("/"):
         return Response(body="", status_code=308, headers={"Location": f"../{name}"})
-    return part(name, "index.html")
+    return part(name, "index.html", request)
 
 
-def part(page: str, name: str) -> Response:
-    """Return a file of a page; raise NotFound."""
+def part(page: str, name: str, request: Request | None) -> Response:
+    """Return a file of a page, or that it is still what the browser has; raise NotFound."""
     found = {it.name: it for it in (_FOLDER / page).iterdir() if it.suffix in _TYPES}.get(name)
     if found is None:
         raise NotFound
-    headers: Headers = {**_HEADERS, "Content-Type": _TYPES[found.suffix]}
-    return Response(body=found.read_text("utf-8"), status_code=200, headers=headers)
+    content = found.read_bytes()
+    tag = f'"{sha256(content).hexdigest()}"'
+    headers: Headers = {**_HEADERS, "Content-Type": _TYPES[found.suffix], "ETag": tag}
+    if request is not None and tag in request.headers.get("if-none-match", ""):
+        return Response(body="", status_code=304, headers=headers)
+    return Response(body=content.decode(), status_code=200, headers=headers)
 
 
 def contract() -> Response:
