@@ -6,7 +6,7 @@ LOCALSTACK := .localstack
 # Keys and secrets are those of a stage, or of this machine's database.
 TENANTS = $(BIN)/python -m infra.tenants $(if $(STAGE),--stage $(STAGE))
 
-.PHONY: run test check openapi e2e simulate deploy destroy key keys revoke secrets stage named localstack localstack-down clean
+.PHONY: run test check openapi fuzz e2e simulate deploy destroy key keys revoke secrets stage named localstack localstack-down clean
 
 run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, AUTH, RATE, TIMERS_DB, ALLOWED_TARGETS)
 	@exec $(BIN)/python -m embedded
@@ -22,6 +22,9 @@ check: $(VENV)/dev.done  ## lint, format, types, then all tests
 
 openapi: $(VENV)/run.done  ## write the API's contract into docs/openapi.json
 	@$(BIN)/python -c 'from chalicelib import openapi; print(openapi.document())' > docs/openapi.json
+
+fuzz: $(VENV)/dev.done  ## send the server thousands of requests, right and wrong, and hold it to its contract (EXAMPLES for each operation, SEED)
+	@$(BIN)/python -m tests.fuzz $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(SEED),--seed $(SEED))
 
 e2e: $(VENV)/dev.done $(if $(AWS_ENDPOINT_URL),,$(LOCALSTACK)/done)  ## deploy to LocalStack and use it; AWS_ENDPOINT_URL names a running one
 	$(BIN)/python -m pytest tests/localstack

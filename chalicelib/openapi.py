@@ -18,7 +18,7 @@ Json = dict[str, Any]
 _OK = HTTPStatus.OK
 _CREATED = HTTPStatus.CREATED
 _ACCEPTED = HTTPStatus.ACCEPTED
-_BODY = (errors.InvalidRequest, errors.BodyTooLarge, errors.UnsupportedMediaType)
+_BODY = (errors.InvalidRequest, errors.BodyTooLarge)
 _ONE = (errors.TimerNotFound, errors.Conflict)
 
 
@@ -147,6 +147,7 @@ _KEYED = (errors.Unauthenticated, errors.Forbidden, errors.Unavailable)
 """What every request with a key may meet."""
 
 _ANYWHERE = {
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,  # Chalice looks at the header also where there is no body
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.INTERNAL_SERVER_ERROR,
     HTTPStatus.GATEWAY_TIMEOUT,
@@ -168,8 +169,8 @@ _INFO = {
     "summary": "A webhook timer for your own AWS account, or for one machine",
     "description": "`POST /timers` with a URL and a delay, get an id; at the deadline the service"
     " sends the webhook.\n\n"
-    "Bodies are JSON, 256 KB at most, those about many timers 1 MB. Members and parameters that are"
-    " not described here are refused.\n\n"
+    "Bodies are JSON, 256 KB at most, those about many timers 1 MB. Members that are not described"
+    " here are refused, as are parameters of a list.\n\n"
     "Errors are `application/problem+json`. On AWS some are said by API Gateway itself, as"
     " `application/json`: 403 for a key, path or method that it does not know, 413 over 10 MB, 429"
     " and 504.",
@@ -194,7 +195,8 @@ _MEANINGS = {
     HTTPStatus.CONFLICT: "The timer's status does not allow it, for a moment only if there is"
     " `Retry-After`; or the `Idempotency-Key` was used for something else.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too large.",
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body is not declared as JSON.",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The `Content-Type` is not `application/json`, which"
+    " a body has to have and all else may leave out.",
     HTTPStatus.TOO_MANY_REQUESTS: "Too fast.",
     HTTPStatus.INTERNAL_SERVER_ERROR: "A fault of the service.",
     HTTPStatus.SERVICE_UNAVAILABLE: "The store or the alarms do not answer, and what was asked may"
@@ -318,6 +320,11 @@ _ONE_WAY = {
     for name in way
 }
 
+_A_GET_HAS_NO_BODY: Json = {
+    "if": {"properties": {"method": {"const": "GET"}}, "required": ["method"]},
+    "then": {"properties": {"body": {"enum": [None, ""]}}},
+}
+
 
 @cache
 def document() -> str:
@@ -414,7 +421,7 @@ def _problem(status: HTTPStatus) -> Json:
 
 
 def _schemas() -> Json:
-    """Return the schemas of all types, with what types can't say of the ways to say when."""
+    """Return the schemas of all types, with what types can't say of timers."""
     types = {kind for it in OPERATIONS.values() for kind in (it.body, it.answer)} - {None}
     types |= {inputs.Query, inputs.BatchEntry, api.Result, api.Problem, views.Failure}
     template = "#/components/schemas/{name}"
@@ -426,7 +433,7 @@ def _schemas() -> Json:
     for name in ("RetryPolicy", "Health"):  # are shown whole, defaults included
         schemas[name]["required"] = list(schemas[name]["properties"])
     for kind in (inputs.NewTimer, inputs.BatchEntry, inputs.TimerChange):
-        schemas[kind.__name__]["dependentSchemas"] = _ONE_WAY
+        schemas[kind.__name__] |= {"dependentSchemas": _ONE_WAY, **_A_GET_HAS_NO_BODY}
     for kind in (inputs.NewTimer, inputs.BatchEntry):
         schemas[kind.__name__]["not"] = _without(*chain(*inputs.WAYS))
     return schemas

@@ -147,6 +147,15 @@ def test_errors_are_problems(route: str) -> None:
         assert ("application/json" in kinds) == (status in {"403", "413", "429", "504"})
 
 
+@pytest.mark.parametrize("route", OPERATIONS)
+def test_unsupported_media_type(api_on_fakes: Api, route: str) -> None:
+    """A Content-Type that is not JSON's is refused also where no body is wanted, and described."""
+    method, path = route.split()
+    answer = api_on_fakes.ask(method, path, headers={"Content-Type": "multipart/form-data"})
+    assert answer.status_code == 415
+    assert "415" in dict(operations())[route]["responses"]
+
+
 def texts(node: Any) -> Iterator[str]:
     """Yield all descriptions and summaries below a node."""
     if isinstance(node, dict):
@@ -212,6 +221,11 @@ MEMBERS = [
     {"url": "http://localhost/" + "x" * 2048},
     {"url": None},
     {"method": "HEAD"},
+    {"method": "GET"},
+    {"method": "GET", "body": None},
+    {"method": "GET", "body": ""},
+    {"method": "GET", "body": "text"},
+    {"method": "GET", "body": {}},
     {"headers": {"X-A": "b"}},
     {"headers": {"X A": "b"}},
     {"headers": {"X-A": "b\n"}},
