@@ -108,7 +108,7 @@ def retry_timer(timer_id: str) -> Response:
 @api.problems
 def health() -> Response:
     service().check()
-    return api.healthy()
+    return api.healthy(parts(app.lambda_context).receiver)
 
 
 @app.route("/openapi.json", methods=["GET"])

@@ -112,6 +112,13 @@ class Health(msgspec.Struct, kw_only=True):
     """All is well."""
 
     status: Annotated[Literal["ok"], Meta(extra_json_schema={"type": "string"})] = "ok"
+    receiver: Annotated[
+        str | None,
+        Meta(
+            description="Path of the built-in receiver for trying things out; null where there is"
+            " none, as on AWS."
+        ),
+    ]
 
 
 def status_of(kind: type[errors.TimersError]) -> HTTPStatus:
@@ -216,9 +223,9 @@ def results(found: Sequence[Created | Timer | Exception], now: datetime) -> Resp
     return _json(Results(results=shown), HTTPStatus.OK, {})
 
 
-def healthy() -> Response:
-    """Return that all is well."""
-    return _json(Health(), HTTPStatus.OK, {})
+def healthy(receiver: str | None) -> Response:
+    """Return that all is well, and where the built-in receiver is."""
+    return _json(Health(receiver=receiver), HTTPStatus.OK, {})
 
 
 def problem(

@@ -49,6 +49,16 @@ def sign(secrets: Sequence[str], id: str, timestamp: int, body: bytes) -> str:
     return " ".join(f"v1,{b64encode(code).decode()}" for code in codes)
 
 
+def made_with(secrets: Sequence[str], id: str, timestamp: int, body: bytes, signature: str) -> bool:
+    """Say whether a `webhook-signature` has one that was made with one of the secrets."""
+    wanted = sign(secrets, id, timestamp, body).split()
+    return any(
+        hmac.compare_digest(found.encode(), code.encode())
+        for found in signature.split()
+        for code in wanted
+    )
+
+
 def new_secret(entropy: bytes) -> str:
     """Return the secret made of 24 to 64 random bytes; raise SecretRefused if there are others."""
     if not 24 <= len(entropy) <= 64:

@@ -63,6 +63,8 @@ class Parts:
     """On AWS only."""
     lines: "Lines | None" = None
     """On AWS only."""
+    receiver: str | None = None
+    """Path of the built-in receiver, where there is one: not on AWS."""
 
 
 _installed: Parts | None = None

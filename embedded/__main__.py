@@ -27,6 +27,7 @@ try:
     from embedded import terminal
     from embedded.engine import Engine
     from embedded.rate import MAX_RATE, RATE, Limit
+    from embedded.receiver import RECEIVER, Receiver
     from embedded.server import LOCAL_HOSTS, Server, Wsgi, application
     from embedded.sqlite import DATABASE, SqliteStore, Unusable
 except ModuleNotFoundError as missing:
@@ -124,10 +125,9 @@ def door(settings: Settings, store: SqliteStore) -> Wsgi:
     """Return the application as the settings let people in."""
     return application(
         app,
-        now,
         keys=store.keys if settings.keys else None,
         limit=Limit(settings.rate, time.monotonic_ns) if settings.rate else None,
-        receiver=settings.is_local,
+        receiver=Receiver(now, store.secrets.of) if settings.is_local else None,
     )
 
 
@@ -154,7 +154,10 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
         side_by_side=threads,  # what is written at the same time shares a commit
     )
     anonymous = None if settings.keys else timers.DEFAULT_TENANT
-    wiring.install(Parts(service=service, targets=settings.targets, anonymous=anonymous))
+    receiver = RECEIVER if settings.is_local else None
+    wiring.install(
+        Parts(service=service, targets=settings.targets, anonymous=anonymous, receiver=receiver)
+    )
     for timer in store.claimed():
         service.take_back(timer)
     store.replace_all([timers.postponed(timer, timer.due_at) for timer in store.postponed()])

@@ -1,4 +1,4 @@
-"""HTTP for the embedded engine: waitress, Chalice's own gateway, and the built-in receiver.
+"""HTTP for the embedded engine: waitress, Chalice's own gateway, and the way to the receiver.
 
 waitress reads requests without holding a thread for them, so slow clients keep nobody waiting, and
 bounds what it reads. The gateway turns each into the event that the views get on Lambda; the door
@@ -7,12 +7,10 @@ in it asks for keys, and keeps callers to their rate.
 
 import base64
 import errno
-import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -26,10 +24,10 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask
 
 from chalicelib import api, errors
-from chalicelib.keys import Keys, find
+from chalicelib.keys import Key, Keys, find
+from chalicelib.timers import DEFAULT_TENANT
 from embedded.rate import Limit
-
-log = logging.getLogger(__name__)
+from embedded.receiver import RECEIVER, Receiver
 
 THREADS = 64
 """How many requests are worked on at the same time; most of their time is waiting for the disk."""
@@ -48,8 +46,6 @@ IDLE = 30
 
 PATIENCE = 30
 """Seconds within which a request must have arrived whole."""
-
-RECEIVER = "/_receiver/"
 
 LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 """The names under which a server without keys answers: no web page can get at it by another one."""
@@ -166,13 +162,18 @@ class Door(LocalGatewayAuthorizer):
 
 
 def _admit(keys: Keys, event: Any) -> str:
-    # Looked up for each request, so that a key that is taken back opens nothing from then on.
-    key = find(keys, event["headers"].get("authorization", ""))
-    if key is None:
-        raise errors.Unauthenticated("Send an API key that counts: `Authorization: Bearer tmr_…`.")
+    key = _key(keys, event["headers"])
     found = {"tenant": key.tenant, "role": key.role.value, "principalId": key.id}
     event["requestContext"]["authorizer"] = found
     return key.id
+
+
+def _key(keys: Keys, headers: Mapping[str, str]) -> Key:
+    # Looked up for each request, so that a key that is taken back opens nothing from then on.
+    key = find(keys, headers.get("authorization", ""))
+    if key is None:
+        raise errors.Unauthenticated("Send an API key that counts: `Authorization: Bearer tmr_…`.")
+    return key
 
 
 class _Threaded(LocalChalice):
@@ -189,16 +190,15 @@ class _Threaded(LocalChalice):
 
 def application(
     app: Chalice,
-    clock: Callable[[], datetime],
     *,
     keys: Keys | None = None,
     limit: Limit | None = None,
-    receiver: bool = True,
+    receiver: Receiver | None = None,
 ) -> Wsgi:
     """Return the WSGI application of a Chalice application and of the built-in receiver.
 
     Without `keys` it is for this machine alone. The receiver, which writes into the terminal
-    whatever it gets, always is; it takes no key.
+    whatever it gets, always is; it takes webhooks without a key, but shows them to none without.
     """
     app.__class__ = _Threaded
     gateway = LocalGateway(app, Config())
@@ -207,21 +207,24 @@ def application(
 
     def handle(environ: Environ) -> dict[str, Any]:
         method, path = environ["REQUEST_METHOD"], environ["REQUEST_URI"]
-        is_webhook = receiver and path.startswith(RECEIVER)
-        refusal = _refusal(environ) if keys is None or is_webhook else None
+        is_received = receiver is not None and f"{path}/".startswith(RECEIVER)
+        refusal = _refusal(environ) if keys is None or is_received else None
         if refusal is not None:
             return refusal.to_dict()
-        if is_webhook:
-            return _receive(environ, clock()).to_dict()
+        headers, body = _headers(environ), environ["wsgi.input"].read()
+        if receiver is not None and path.startswith(RECEIVER):
+            return receiver.take(method, path, headers, body).to_dict()
+        if receiver is not None and is_received and method == "GET":
+            return _arrivals(receiver, keys, headers).to_dict()
         try:
             allowed = app.routes[routes.match_route(path).route]
         except ValueError:
             return _told(errors.NotFound()).to_dict()
         if method not in allowed:
             detail = f"{method} is not possible here."
-            headers: api.Headers = {"Allow": ", ".join(allowed)}
-            return api.problem(HTTPStatus.METHOD_NOT_ALLOWED, detail, None, headers).to_dict()
-        return enter(method, path, _headers(environ), environ["wsgi.input"].read())
+            allow: api.Headers = {"Allow": ", ".join(allowed)}
+            return api.problem(HTTPStatus.METHOD_NOT_ALLOWED, detail, None, allow).to_dict()
+        return enter(method, path, headers, body)
 
     def enter(method: str, path: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
         try:
@@ -253,6 +256,13 @@ def _told(error: errors.TimersError) -> Response:
     raise error
 
 
+@api.problems
+def _arrivals(receiver: Receiver, keys: Keys | None, headers: Mapping[str, str]) -> Response:
+    if keys is None:
+        return receiver.show(DEFAULT_TENANT, signed_only=False)
+    return receiver.show(_key(keys, headers).tenant, signed_only=True)
+
+
 def _headers(environ: Environ) -> dict[str, str]:
     headers = {
         name[5:].replace("_", "-").lower(): value
@@ -276,14 +286,3 @@ def _refusal(environ: Environ) -> Response | None:
     if origin is not None and not _LOCAL_AUTHORITY.fullmatch(origin.partition("://")[2]):
         return api.problem(HTTPStatus.FORBIDDEN, "Web pages of other hosts may not use this.")
     return None
-
-
-def _receive(environ: Environ, now: datetime) -> Response:
-    fields: dict[str, Any] = {"path": environ["REQUEST_URI"], "method": environ["REQUEST_METHOD"]}
-    try:
-        scheduled_at = datetime.fromisoformat(environ.get("HTTP_TIMER_SCHEDULED_AT", ""))
-        fields["lateness"] = (now - scheduled_at).total_seconds()
-    except (ValueError, TypeError):  # not one of ours
-        fields["lateness"] = None
-    log.info("webhook received", extra=fields)
-    return Response(body="", status_code=HTTPStatus.NO_CONTENT)

@@ -21,6 +21,7 @@ from chalicelib.timers import DEFAULT_TENANT, Timer, Webhook
 from chalicelib.wiring import Parts
 from embedded.__main__ import Settings
 from embedded.rate import Limit
+from embedded.receiver import Receiver
 from embedded.server import MAX_HEADER, Wsgi, application
 from embedded.sqlite import SqliteStore
 from tests.fakes import START, Clock, FakeKeys
@@ -180,7 +181,7 @@ def test_timers_from_before_there_were_keys(served: Served) -> None:
 
 def test_views_are_told_to_want_keys(served: Served) -> None:
     """Should the door ever stand open, no view takes a request without a key for anybody's."""
-    with serving(application(app, Clock())) as (_, url):
+    with serving(application(app)) as (_, url):
         for method, path in WANTING:
             body = BODIES.get((method, path), b"")
             answer = ask(url, message(method, path, HOST, JSON, FULL, body=body))
@@ -251,12 +252,12 @@ def elsewhere(tmp_path: Path) -> Iterator[Served]:
 
 def test_no_receiver_elsewhere(elsewhere: Served, caplog: pytest.LogCaptureFixture) -> None:
     """Where others can reach the server, nobody can write into its terminal."""
-    caplog.set_level(logging.INFO, "embedded.server")
+    caplog.set_level(logging.INFO, "embedded.receiver")
     for key in (b"", FULL):
         for path in ("/_receiver/", "/_receiver/x"):
             data = message("POST", path, b"Host: 127.0.0.1\r\n", key)
             assert ask(elsewhere.url, data).detail(404) == "There is nothing at this path."
-    assert not [record for record in caplog.records if record.name == "embedded.server"]
+    assert not [record for record in caplog.records if record.name == "embedded.receiver"]
 
 
 def test_keys_elsewhere(elsewhere: Served) -> None:
@@ -289,7 +290,8 @@ def limited(fakes: OnFakes, rate: int, *, keyed: bool = True) -> Wsgi:
         service, targets = fakes.api.service, Targets.parse(LOOPBACK)
         wiring.install(Parts(service=service, targets=targets, anonymous=DEFAULT_TENANT))
     limit = Limit(rate, fakes.clock)
-    return application(app, Clock(), keys=fakes.keys if keyed else None, limit=limit)
+    receiver = Receiver(Clock(), lambda _: [])
+    return application(app, keys=fakes.keys if keyed else None, limit=limit, receiver=receiver)
 
 
 def statuses(url: str, count: int, *headers: bytes) -> list[int]:
@@ -368,7 +370,7 @@ class NoKeys(FakeKeys):
 
 def test_keys_that_do_not_answer(fakes: OnFakes, caplog: pytest.LogCaptureFixture) -> None:
     """While keys can't be looked up, nobody comes in, and everybody is told to try again."""
-    with serving(application(app, Clock(), keys=NoKeys())) as (_, url):
+    with serving(application(app, keys=NoKeys())) as (_, url):
         answer = ask(url, message("GET", "/timers/x", HOST, FULL))
         assert "disk I/O error" in answer.detail(503)
         assert answer.headers["retry-after"] == "1"
@@ -386,7 +388,7 @@ def test_key_is_read_once(fakes: OnFakes) -> None:
             looks.append(key_id)
             return fakes.keys.get(key_id)
 
-    with serving(application(app, Clock(), keys=Counting())) as (_, url):
+    with serving(application(app, keys=Counting())) as (_, url):
         create(url, FULL)
         assert looks == [FULL_KEY.id]
         ask(url, HEALTH)
@@ -447,7 +449,7 @@ def test_requests_side_by_side_have_ids_of_their_own(
     monkeypatch.setattr(fakes.api.store, "get", meet)
     data = message("GET", "/timers/x", HOST, FULL)
     with (
-        serving(application(app, Clock(), keys=fakes.keys)) as (_, url),
+        serving(application(app, keys=fakes.keys)) as (_, url),
         ThreadPoolExecutor(8) as pool,
     ):
         answers = list(pool.map(lambda _: ask(url, data), range(8)))
@@ -456,7 +458,7 @@ def test_requests_side_by_side_have_ids_of_their_own(
 
 def test_tenants_side_by_side(fakes: OnFakes) -> None:
     """Requests of several tenants at the same moment each see their own timers only."""
-    with serving(application(app, Clock(), keys=fakes.keys)) as (_, url), ExitStack() as stack:
+    with serving(application(app, keys=fakes.keys)) as (_, url), ExitStack() as stack:
         paths = [create(url, key) for key in (FULL, OTHER)]
         pool = stack.enter_context(ThreadPoolExecutor(8))
         cases = [(key, path) for key in (FULL, OTHER) for path in paths] * 50

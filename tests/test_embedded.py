@@ -286,7 +286,7 @@ def test_ends_with_an_error_when_http_breaks(
     """A server that can't go on says so by its status, for whoever starts it again."""
     monkeypatch.setattr(wiring, "_installed", None)
     store = SqliteStore(database)
-    server = Server(application(app, now), "127.0.0.1", 0)
+    server = Server(application(app), "127.0.0.1", 0)
 
     def broken() -> None:
         raise OSError("out of sockets")
@@ -304,7 +304,7 @@ def test_upkeep_sweeps_and_purges(database: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(engine_module, "UPKEEP", 0.05)
     settings = Settings("127.0.0.1", 0, database, Targets())
     store = SqliteStore(database)
-    server = Server(application(app, now), settings.host, settings.port)
+    server = Server(application(app), settings.host, settings.port)
     stop = threading.Event()
     runner = threading.Thread(target=run, args=(settings, store, server, stop))
     runner.start()

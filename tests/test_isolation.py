@@ -99,7 +99,7 @@ class World:
 
 def embedded(folder: Path) -> Iterator[World]:
     with closing(SqliteStore(folder / "timers.db")) as store:
-        wsgi = application(app, Clock(), keys=store.keys)
+        wsgi = application(app, keys=store.keys)
 
         def ask(method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
             environ = {

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
-from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -40,7 +39,6 @@ from embedded.server import (
     application,
 )
 from embedded.sqlite import SqliteStore
-from tests.fakes import START, Clock
 from tests.routes import ROUTES, problem
 
 HOST = b"Host: localhost\r\n"
@@ -691,7 +689,7 @@ def test_slow_clients_keep_nobody_waiting(url: str) -> None:
 def test_more_connections_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections over the limit wait, and get their turn when others have gone."""
     monkeypatch.setattr(embedded.server, "CONNECTIONS", 4)
-    with serving(application(app, Clock())) as (_, url), ExitStack() as stack:
+    with serving(application(app)) as (_, url), ExitStack() as stack:
         clients = [stack.enter_context(Connection(url)) for _ in range(20)]
         for client in clients:
             client.send(message("GET", "/nothing", HOST))
@@ -704,7 +702,7 @@ def test_more_connections_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
 def still(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A server with no service behind it, whose loop turns only when a test turns it."""
     monkeypatch.setattr(wiring, "_installed", None)
-    server = Server(application(app, Clock()), "127.0.0.1", 0)
+    server = Server(application(app), "127.0.0.1", 0)
     yield server
     server.finish()
     server.run()
@@ -793,7 +791,7 @@ def test_kept_connection_may_be_old(still: Server) -> None:
 
 def test_finish_closes_everything() -> None:
     """After `finish` nobody is answered, no connection is open, and `run` has returned."""
-    with serving(application(app, Clock())) as (server, url), Connection(url) as client:
+    with serving(application(app)) as (server, url), Connection(url) as client:
         client.send(message("GET", "/nothing", HOST))
         assert client.receive().status == 404
         server.finish()
@@ -886,70 +884,6 @@ def test_receiver_takes_everything(url: str) -> None:
             assert (answer.status, answer.body) == (204, b"")
 
 
-def received(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
-    return [vars(record) for record in caplog.records if record.name == "embedded.server"]
-
-
-def test_receiver_logs_one_event(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Each webhook that the receiver gets is one event, with its method and path."""
-    caplog.set_level(logging.INFO, "embedded.server")
-    ask(url, message("POST", "/_receiver/hello?x=y", HOST))
-    (event,) = received(caplog)
-    logged = (event["msg"], event["method"], event["path"], event["lateness"])
-    assert logged == ("webhook received", "POST", "/_receiver/hello?x=y", None)
-
-
-def receive_at(now: datetime, scheduled_at: str, caplog: pytest.LogCaptureFixture) -> Any:
-    """Return the lateness that the receiver logs."""
-    caplog.set_level(logging.INFO, "embedded.server")
-    environ = {
-        "REQUEST_METHOD": "POST",
-        "REQUEST_URI": "/_receiver/x",
-        "HTTP_HOST": "localhost",
-        "HTTP_TIMER_SCHEDULED_AT": scheduled_at,
-    }
-    statuses: list[str] = []
-    wsgi = application(app, Clock(now))
-    assert b"".join(wsgi(environ, lambda status, _: statuses.append(status))) == b""
-    assert statuses == ["204 No Content"]
-    (event,) = received(caplog)
-    return event["lateness"]
-
-
-@pytest.mark.parametrize(
-    ("scheduled_at", "lateness"),
-    [
-        ("2026-01-31T12:00:00Z", 1.5),
-        ("2026-01-31T12:00:01.500000Z", 0.0),
-        ("2026-01-31T12:00:02Z", -0.5),
-        ("2026-01-31T13:00:00+01:00", 1.5),
-    ],
-)
-def test_receiver_knows_how_late_it_is(
-    caplog: pytest.LogCaptureFixture, scheduled_at: str, lateness: float
-) -> None:
-    """The lateness is the time from `timer-scheduled-at` to the arrival, in seconds."""
-    assert receive_at(START + timedelta(seconds=1.5), scheduled_at, caplog) == lateness
-
-
-@pytest.mark.parametrize(
-    "scheduled_at",
-    ["", "soon", "2026-01-31", "2026-01-31T12:00:00", "0", "9" * 5000, "\xff", "2026-13-01T00:00Z"],
-)
-def test_receiver_does_not_trust_the_header(
-    caplog: pytest.LogCaptureFixture, scheduled_at: str
-) -> None:
-    """Of a webhook with no usable `timer-scheduled-at` the lateness is unknown."""
-    assert receive_at(START, scheduled_at, caplog) is None
-
-
-@pytest.mark.parametrize("scheduled_at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
-def test_receiver_takes_any_moment(caplog: pytest.LogCaptureFixture, scheduled_at: str) -> None:
-    """The first and the last moment that can be written make a lateness like any other."""
-    lateness = (START - datetime.fromisoformat(scheduled_at)).total_seconds()
-    assert receive_at(START, scheduled_at, caplog) == lateness
-
-
 def test_each_thread_has_its_own_request() -> None:
     """Views that run side by side each see their own request, which Chalice alone does not keep."""
     together = threading.Barrier(8)
@@ -961,7 +895,7 @@ def test_each_thread_has_its_own_request() -> None:
         return Response(other.current_request.headers["x-number"], {"Content-Type": "text/plain"})
 
     other.route("/", methods=["GET"])(view)
-    with serving(application(other, Clock())) as (_, url), ThreadPoolExecutor(8) as pool:
+    with serving(application(other)) as (_, url), ThreadPoolExecutor(8) as pool:
         requests = [message("GET", "/", HOST, b"X-Number: %d\r\n" % n) for n in range(8)]
         answers = list(pool.map(lambda data: ask(url, data), requests))
     assert [answer.body for answer in answers] == [b"%d" % n for n in range(8)]

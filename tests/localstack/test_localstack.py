@@ -354,7 +354,7 @@ def test_unknown_timer_and_wrong_type(deployed: Deployed) -> None:
 def test_health(deployed: Deployed) -> None:
     """The service says that it can store timers and ring for them."""
     answer = deployed.ask("GET", "/health")
-    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok", "receiver": None})
 
 
 def test_api_docs(deployed: Deployed) -> None:
