@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCALSTACK := .localstack
+AXE := $(VENV)/node_modules/axe-core
 # Keys and secrets are those of a stage, or of this machine's database.
 TENANTS = $(BIN)/python -m infra.tenants $(if $(STAGE),--stage $(STAGE))
 
@@ -11,7 +12,7 @@ TENANTS = $(BIN)/python -m infra.tenants $(if $(STAGE),--stage $(STAGE))
 run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, AUTH, RATE, TIMERS_DB, ALLOWED_TARGETS)
 	@exec $(BIN)/python -m embedded
 
-test: $(VENV)/dev.done  ## run all tests
+test: $(VENV)/dev.done $(AXE)  ## run all tests
 	$(BIN)/python -m pytest
 
 check: $(VENV)/dev.done  ## lint, format, types, then all tests
@@ -84,6 +85,11 @@ $(VENV)/dev.done: requirements-dev.txt requirements-deploy.txt requirements-run.
 	@echo "Installing what the tests need …" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@ $(VENV)/deploy.done $(VENV)/run.done
+
+# What judges the pages' accessibility; without npm these tests are skipped.
+$(AXE): | $(BIN)/python
+	@if command -v npm > /dev/null; then echo "Installing axe-core …" >&2; \
+	npm install --silent --no-save --no-package-lock --no-audit --no-fund --prefix $(VENV) axe-core@4.14.1; fi
 
 # LocalStack wants libraries of its own age, and functions see nothing but what Lambda has.
 $(LOCALSTACK)/done: tests/localstack/constraints.txt tests/localstack/runtime-requirements.txt | $(BIN)/python

@@ -108,7 +108,8 @@ def retry_timer(timer_id: str) -> Response:
 @api.problems
 def health() -> Response:
     service().check()
-    return api.healthy(parts(app.lambda_context).receiver)
+    found = parts(app.lambda_context)
+    return api.healthy(found.anonymous, found.receiver)
 
 
 @app.route("/openapi.json", methods=["GET"])
@@ -127,6 +128,18 @@ def api_docs() -> Response:
 @api.problems
 def api_docs_part(name: str) -> Response:
     return pages.part("api-docs", name, app.current_request)
+
+
+@app.route("/console", methods=["GET"])
+@api.problems
+def console() -> Response:
+    return pages.page("console", app.current_request)
+
+
+@app.route("/console/{name}", methods=["GET"])
+@api.problems
+def console_part(name: str) -> Response:
+    return pages.part("console", name, app.current_request)
 
 
 @app.lambda_function(name="fire")

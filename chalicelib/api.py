@@ -112,6 +112,13 @@ class Health(msgspec.Struct, kw_only=True):
     """All is well."""
 
     status: Annotated[Literal["ok"], Meta(extra_json_schema={"type": "string"})] = "ok"
+    auth: Annotated[
+        Literal["none", "keys"],
+        Meta(
+            description="`keys` if requests about timers need one, else `none`.",
+            extra_json_schema={"type": "string"},
+        ),
+    ]
     receiver: Annotated[
         str | None,
         Meta(
@@ -223,9 +230,10 @@ def results(found: Sequence[Created | Timer | Exception], now: datetime) -> Resp
     return _json(Results(results=shown), HTTPStatus.OK, {})
 
 
-def healthy(receiver: str | None) -> Response:
-    """Return that all is well, and where the built-in receiver is."""
-    return _json(Health(receiver=receiver), HTTPStatus.OK, {})
+def healthy(anonymous: str | None, receiver: str | None) -> Response:
+    """Return that all is well, and what a page has to know before it asks for more."""
+    auth: Literal["none", "keys"] = "keys" if anonymous is None else "none"
+    return _json(Health(auth=auth, receiver=receiver), HTTPStatus.OK, {})
 
 
 def problem(

@@ -104,7 +104,16 @@ ROUTES = [
 ]
 """All of them, with a timer's id in the place of a variable."""
 
-PAGES = {("GET", "/openapi.json"), ("GET", "/api-docs"), ("GET", "/api-docs/{name}")}
+PAGES = {
+    ("GET", path)
+    for path in (
+        "/openapi.json",
+        "/api-docs",
+        "/api-docs/{name}",
+        "/console",
+        "/console/{name}",
+    )
+}
 """Those that are files, with no service behind them."""
 
 SERVED = [route for route in ROUTES if route not in PAGES]

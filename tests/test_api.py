@@ -558,7 +558,10 @@ def test_finished_timer_is_forgotten(api_on_fakes: Api) -> None:
 def test_healthy(api_on_fakes: Api) -> None:
     """GET /health is 200 when the store and the alarm work."""
     answer = api_on_fakes.ask("GET", "/health")
-    assert (answer.status_code, answer.json_body) == (200, {"status": "ok", "receiver": None})
+    assert (answer.status_code, answer.json_body) == (
+        200,
+        {"status": "ok", "auth": "keys", "receiver": None},
+    )
 
 
 def test_unhealthy_without_a_store(api_on_fakes: Api) -> None:

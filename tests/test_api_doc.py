@@ -30,7 +30,7 @@ def route(method: str, url: str) -> str:
     """Return the route that a request was for, as the document writes it."""
     path = re.sub(r"https?://[^/]*|\?.*", "", url)
     path = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "{id}", path)
-    path = re.sub(r"(?<=^/api-docs/).+", "{name}", path)
+    path = re.sub(r"(?<=^/api-docs/).+|(?<=^/console/).+", "{name}", path)
     return f"{method} {path}"
 
 

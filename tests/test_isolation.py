@@ -172,6 +172,8 @@ PUBLIC = {
     "GET /openapi.json": "/openapi.json",
     "GET /api-docs": "/api-docs",
     "GET /api-docs/{name}": "/api-docs/api-docs.js",
+    "GET /console": "/console",
+    "GET /console/{name}": "/console/console.js",
 }
 """What is not about timers, and a path of each."""
 

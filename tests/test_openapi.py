@@ -23,12 +23,12 @@ from chalicelib.guard import LOOPBACK, Targets
 from chalicelib.openapi import OPERATIONS
 from tests.fakes import START
 from tests.processes import ROOT
-from tests.routes import Api
+from tests.routes import PAGES, Api
 
 DOCUMENT: dict[str, Any] = json.loads(openapi.document())
 
-FOR_PEOPLE = {"GET /openapi.json", "GET /api-docs", "GET /api-docs/{name}"}
-"""The routes that the document says nothing of: itself, and the page that shows it."""
+FOR_PEOPLE = {" ".join(route) for route in PAGES}
+"""The routes that the document says nothing of: itself, and pages."""
 
 TARGETS = Targets.parse(LOOPBACK)
 

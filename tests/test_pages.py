@@ -8,13 +8,16 @@ import pytest
 
 from chalicelib import pages
 from chalicelib.openapi import OPERATIONS
-from tests.browser import ApiDocs, chromium
+from tests.browser import ApiDocs, chromium, opened
 from tests.processes import Embedded, tenants
 from tests.routes import Api
 
 FOLDER = Path(pages.__file__).parent
 
 OURS = {"index.html", "api-docs.js"}
+
+HTM_PREACT = "72284e8e9079c87817145df1110f74e8a2aa040b2fc384922e18dfcb46fc1fd7"
+"""SHA-256 of preact/standalone.module.js of htm 3.1.1 on npm: htm and Preact in one file."""
 
 SWAGGER_UI = "e11acb65a119204821e9a8c154c9dd13e3f87fae708aee0e652875cb7a2d32a5"
 """SHA-256 of five files of swagger-ui-dist 5.35.0 on npm, one after the other by their names."""
@@ -27,11 +30,24 @@ def test_swagger_ui_is_the_published_one() -> None:
     assert sha256(b"".join(it.read_bytes() for it in theirs)).hexdigest() == SWAGGER_UI
 
 
+def test_htm_and_preact_are_the_published_ones() -> None:
+    """The file is as its makers published it, and both licences stand beside it."""
+    folder = FOLDER / "console"
+    content = (folder / "standalone.module.js").read_bytes()
+    assert sha256(content).hexdigest() == HTM_PREACT
+    assert "Apache License" in (folder / "LICENSE-htm").read_text()
+    assert "MIT License" in (folder / "LICENSE-preact").read_text()
+
+
 PARTS = {
     "/api-docs": "text/html; charset=utf-8",
     "/api-docs/api-docs.js": "text/javascript; charset=utf-8",
     "/api-docs/swagger-ui-bundle.js": "text/javascript; charset=utf-8",
     "/api-docs/swagger-ui.css": "text/css; charset=utf-8",
+    "/console": "text/html; charset=utf-8",
+    "/console/console.css": "text/css; charset=utf-8",
+    "/console/console.js": "text/javascript; charset=utf-8",
+    "/console/standalone.module.js": "text/javascript; charset=utf-8",
 }
 
 
@@ -39,7 +55,7 @@ PARTS = {
 def test_parts_are_served(api_on_fakes: Api, path: str) -> None:
     """Each comes whole, to everybody, as what it is, and may load and ask nothing but its own."""
     answer = api_on_fakes.ask("GET", path, headers={"authorization": ""})
-    file = FOLDER / (path.removeprefix("/") + ("/index.html" if path == "/api-docs" else ""))
+    file = FOLDER / (path.removeprefix("/") + ("" if "." in path else "/index.html"))
     assert (answer.status_code, answer.body) == (200, file.read_bytes())
     assert answer.headers["Content-Type"] == PARTS[path]
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
@@ -52,17 +68,20 @@ def test_parts_are_served(api_on_fakes: Api, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["nothing", "LICENSE", "index", "..", "%2e%2e", "..%2f__init__.py", "%00", "."]
+    "name",
+    ["nothing", "LICENSE", "LICENSE-htm", "index", "..", "%2e%2e", "..%2f__init__.py", "%00", "."],
 )
 def test_nothing_else_is_served(api_on_fakes: Api, name: str) -> None:
     """What is no part of the page is not there, wherever it lies."""
-    answer = api_on_fakes.ask("GET", f"/api-docs/{name}")
-    assert (answer.status_code, answer.json_body["title"]) == (404, "Not Found")
+    for page in ("api-docs", "console"):
+        answer = api_on_fakes.ask("GET", f"/{page}/{name}")
+        assert (answer.status_code, answer.json_body["title"]) == (404, "Not Found")
 
 
-def test_links_are_relative(api_on_fakes: Api) -> None:
+@pytest.mark.parametrize("page", ["api-docs", "console"])
+def test_links_are_relative(api_on_fakes: Api, page: str) -> None:
     """What the page refers to is served below its own path, whatever stands before that."""
-    text = api_on_fakes.ask("GET", "/api-docs").body.decode()
+    text = api_on_fakes.ask("GET", f"/{page}").body.decode()
     links = [link for link in re.findall(r'(?:src|href)="([^"]+)"', text) if link != "data:,"]
     assert links
     for link in links:
@@ -81,10 +100,11 @@ def test_is_not_sent_again(api_on_fakes: Api) -> None:
     assert api_on_fakes.ask("GET", path, headers=other).status_code == 200
 
 
-def test_slash_at_the_end(api_on_fakes: Api) -> None:
+@pytest.mark.parametrize("page", ["api-docs", "console"])
+def test_slash_at_the_end(api_on_fakes: Api, page: str) -> None:
     """Whoever writes one comes to the page whose links are right."""
-    answer = api_on_fakes.ask("GET", "/api-docs/")
-    assert (answer.status_code, answer.headers["Location"]) == (308, "../api-docs")
+    answer = api_on_fakes.ask("GET", f"/{page}/")
+    assert (answer.status_code, answer.headers["Location"]) == (308, f"../{page}")
 
 
 @pytest.mark.e2e
@@ -92,7 +112,7 @@ def test_try_it_out(tmp_path: Path) -> None:
     """In a browser the page shows all there is, and with a key its try-outs make a timer and read
     it."""
     database = tmp_path / "timers.db"
-    with Embedded(database, {"AUTH": "keys"}) as server, chromium() as page:
+    with Embedded(database, {"AUTH": "keys"}) as server, chromium() as it, opened(it) as page:
         docs = ApiDocs(page, server.url)
         assert docs.operations() == {operation.id for operation in OPERATIONS.values()}
         docs.authorize(tenants("add", TIMERS_DB=str(database)).stdout.strip())
@@ -106,7 +126,11 @@ def test_try_it_out(tmp_path: Path) -> None:
 @pytest.mark.e2e
 def test_narrow(tmp_path: Path) -> None:
     """On a phone nothing has to be scrolled sideways."""
-    with Embedded(tmp_path / "timers.db") as server, chromium(width=390) as page:
+    with (
+        Embedded(tmp_path / "timers.db") as server,
+        chromium() as it,
+        opened(it, width=390) as page,
+    ):
         ApiDocs(page, server.url)
         width = page.evaluate("document.documentElement.scrollWidth")
         assert width <= 390

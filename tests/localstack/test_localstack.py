@@ -24,7 +24,7 @@ import requests
 
 from chalicelib import keys, signing
 from chalicelib.dynamodb import DynamoKeys
-from tests.browser import ApiDocs, chromium
+from tests.browser import ApiDocs, chromium, opened
 from tests.localstack.stack import Stack
 from tests.processes import ROOT, Arrival, Receiver, environment, wait_until
 
@@ -354,12 +354,15 @@ def test_unknown_timer_and_wrong_type(deployed: Deployed) -> None:
 def test_health(deployed: Deployed) -> None:
     """The service says that it can store timers and ring for them."""
     answer = deployed.ask("GET", "/health")
-    assert (answer.status_code, answer.json()) == (200, {"status": "ok", "receiver": None})
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {"status": "ok", "auth": "none", "receiver": None},
+    )
 
 
 def test_api_docs(deployed: Deployed) -> None:
     """Below the stage the page finds its parts and the API: a browser makes a timer with it."""
-    with chromium() as page:
+    with chromium() as browser, opened(browser) as page:
         docs = ApiDocs(page, deployed.url)
         made = docs.try_out("create_timer", 201, body={"hours": 1, "url": "https://example.com/"})
         assert docs.try_out("read_timer", 200, timer_id=made["id"])["id"] == made["id"]

@@ -1,0 +1,134 @@
+// The console: which view is shown, and what stands around it.
+
+import { html, render, useEffect, useRef, useState } from "./standalone.module.js";
+import { ask, key } from "./service.js";
+import { Overview } from "./overview.js";
+import { Timers } from "./timers.js";
+import { Timer } from "./timer.js";
+import { NewTimer, Reschedule } from "./order.js";
+import { Received } from "./received.js";
+
+/** The view that the address names, as [view, its parameters]. */
+function read(hash) {
+  const [path, query] = hash.replace(/^#/, "").split("?");
+  const [, first, id, more] = path.split("/").map(decodeURIComponent);
+  if (first === "new") return [NewTimer, { title: "New timer" }];
+  if (first === "received") return [Received, { title: "Received" }];
+  if (first === "timers" && id && more === "reschedule") return [Reschedule, { title: id, id }];
+  if (first === "timers" && id) return [Timer, { title: id, id }];
+  return [Home, { title: "Timers", query: new URLSearchParams(query) }];
+}
+
+const Home = ({ query, ...more }) => html`
+  <${Overview} ...${more} />
+  <${Timers} query=${query} ...${more} />`;
+
+function Console() {
+  const [hash, setHash] = useState(location.hash);
+  const [wantsKey, setWantsKey] = useState(false);
+  const [health, setHealth] = useState(null);
+  const [said, say] = useState("");
+
+  useEffect(() => {
+    const changed = () => setHash(location.hash);
+    addEventListener("hashchange", changed);
+    ask("GET", "health").then(
+      (found) => {
+        setHealth(found);
+        setWantsKey(found.auth === "keys" && !key.get());
+      },
+      (error) => setHealth({ broken: error.message }),
+    );
+    return () => removeEventListener("hashchange", changed);
+  }, []);
+
+  /** Ask the service as `ask` does; once it wants a key, so does the page. */
+  const asking = async (...request) => {
+    try {
+      return await ask(...request);
+    } catch (error) {
+      if (error.wantsKey) setWantsKey(true);
+      throw error;
+    }
+  };
+
+  const [View, { title, ...parameters }] = read(hash);
+  const started = useRef(false);
+  useEffect(() => {
+    document.title = title === "Timers" ? title : `${title} · Timers`;
+    if (started.current) document.querySelector("h1")?.focus(); // as if it were a new page
+    started.current = true;
+  }, [title]);
+
+  return html`
+    <a class="skip" href="#main" onClick=${toMain}>Skip to content</a>
+    <${Header} view=${View} receiver=${health?.receiver} onForget=${() => setWantsKey(true)} />
+    <main id="main" tabindex="-1">
+      ${health?.broken && html`
+        <div class="note bad" role="alert"><p>All is not well: ${health.broken}</p></div>`}
+      ${wantsKey && html`<${AskForKey} onKey=${() => setWantsKey(false)} />`}
+      ${health && !wantsKey && html`
+        <${View} key=${title} ...${parameters} ask=${asking} say=${say} receiver=${health.receiver} />`}
+    </main>
+    <p class="said" role="status">${said}</p>`;
+}
+
+function toMain(event) {
+  event.preventDefault(); // the address names the view
+  document.getElementById("main").focus();
+}
+
+function Header({ view, receiver, onForget }) {
+  const at = (it) => (it === view ? "page" : undefined);
+  const forget = () => {
+    key.forget();
+    onForget();
+  };
+  return html`
+    <header>
+      <a class="brand" href="#/"><${Logo} />Timers</a>
+      <nav aria-label="Views">
+        <a href="#/" aria-current=${at(Home)}>Overview</a>
+        ${receiver && html`<a href="#/received" aria-current=${at(Received)}>Received</a>`}
+        <a href="api-docs">API</a>
+      </nav>
+      ${key.get() && html`<button class="quiet" onClick=${forget}>Forget key</button>`}
+      <a class="button main" href="#/new" aria-current=${at(NewTimer)}>New timer</a>
+    </header>`;
+}
+
+const Logo = () => html`
+  <svg viewBox="0 0 24 24" width="24" height="24" aria-hidden="true" fill="none"
+    stroke="currentColor" stroke-width="2.2" stroke-linecap="round">
+    <circle cx="12" cy="13.5" r="8" /><path d="M12 9v4.5l3 2M9.5 2h5" />
+  </svg>`;
+
+function AskForKey({ onKey }) {
+  const [text, set] = useState("");
+  const [error, setError] = useState(key.get() && "This key opens nothing here.");
+  const submit = async (event) => {
+    event.preventDefault();
+    key.set(text);
+    try {
+      await ask("GET", "timers?limit=1");
+      onKey();
+    } catch (refused) {
+      if (refused.wantsKey) key.forget();
+      setError(refused.wantsKey ? "This key opens nothing here." : refused.message);
+    }
+  };
+  return html`
+    <form class="card narrow" onSubmit=${submit}>
+      <h1>This service wants a key</h1>
+      <p>It is kept until this tab is closed, and sent to nobody but this service.
+        <code>make key</code> makes one.</p>
+      <label for="key">API key</label>
+      <input id="key" type="password" autocomplete="off" spellcheck="false" placeholder="tmr_…"
+        value=${text} onInput=${(event) => set(event.target.value)}
+        aria-describedby="key-error" aria-invalid=${error ? "true" : undefined} />
+      <p id="key-error" class="error" role="alert">${error}</p>
+      <button class="main" disabled=${!text.trim()}>Open</button>
+    </form>`;
+}
+
+render(html`<${Console} />`, document.body);

@@ -1,0 +1,95 @@
+// What several views are made of.
+
+import { html, useEffect, useRef, useState } from "./standalone.module.js";
+import { now } from "./service.js";
+import { countdown, moment, STATES } from "./words.js";
+
+const TICK = 250;
+const LONGEST = 10_000;
+const SHORTEST = 1000;
+const AFTER = 400; // what fell due takes a moment to be recorded
+
+/** Run again as time goes by. */
+export function useTick() {
+  const [, set] = useState(0);
+  useEffect(() => {
+    const ticking = setInterval(() => document.hidden || set(now()), TICK);
+    return () => clearInterval(ticking);
+  }, []);
+}
+
+/**
+ * Load something, and again and again while somebody looks; `what` names it.
+ * `soon(data)` is when, in milliseconds since 1970, it is expected to change.
+ * Return { data, error, again }: both, if the latest try failed.
+ */
+export function useLoaded(what, load, soon = () => Infinity) {
+  const [found, set] = useState({});
+  const again = useRef(() => {});
+  useEffect(() => {
+    let timer, ended = false, data;
+    const run = async () => {
+      clearTimeout(timer);
+      if (!document.hidden || data === undefined) {
+        try {
+          data = await load();
+          if (!ended) set({ what, data });
+        } catch (error) {
+          if (!ended) set({ what, data, error });
+        }
+      }
+      clearTimeout(timer);
+      const wait = (data === undefined ? Infinity : soon(data)) - now() + AFTER;
+      if (!ended) timer = setTimeout(run, Math.max(SHORTEST, Math.min(LONGEST, wait)));
+    };
+    const shown = () => document.hidden || run();
+    document.addEventListener("visibilitychange", shown);
+    again.current = run;
+    run();
+    return () => {
+      ended = true;
+      clearTimeout(timer);
+      document.removeEventListener("visibilitychange", shown);
+    };
+  }, [what]);
+  return { ...(found.what === what ? found : {}), again: () => again.current() };
+}
+
+/** When one of the timers is expected to change next. */
+export function nextChange(timers) {
+  const moments = timers.map((timer) => {
+    if (timer.status === "delivering") return now();
+    return timer.next_attempt_at ? Date.parse(timer.next_attempt_at) : Infinity;
+  });
+  return Math.min(...moments, Infinity);
+}
+
+export const State = ({ of }) => html`
+  <span class="state ${of}"><span aria-hidden="true">${STATES[of]}</span> ${of}</span>`;
+
+export const Moment = ({ at }) => html`<time datetime=${at}>${moment(at)}</time>`;
+
+/** What is left until a moment, ticking. */
+export function Left({ until }) {
+  useTick();
+  const left = Date.parse(until) - now();
+  return html`<span class="left" role="timer">${left > 0 ? countdown(left) : "due"}</span>`;
+}
+
+/** What a view shows of `loaded` besides its data: that it is on its way, or can't be had. */
+export function Loading({ loaded, what }) {
+  if (loaded.error && !loaded.error.wantsKey) {
+    return html`<div class="note bad" role="alert">
+      <p>${loaded.data ? `${loaded.error.message} What stands here may be old.` : loaded.error.message}</p>
+      <button onClick=${loaded.again}>Try again</button>
+    </div>`;
+  }
+  return loaded.data ? null : html`<p class="note" role="status">Loading ${what} …</p>`;
+}
+
+/** Members with a name each, those that are empty left out. */
+export const Facts = ({ of }) => html`
+  <dl class="facts">
+    ${Object.entries(of).map(([name, value]) => value !== null && value !== "" && html`
+      <div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}
+  </dl>`;

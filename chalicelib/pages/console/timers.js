@@ -1,0 +1,99 @@
+// The list of timers: filters, pages.
+
+import { html } from "./standalone.module.js";
+import { Left, Loading, Moment, nextChange, State, useLoaded } from "./parts.js";
+import { STATES } from "./words.js";
+
+const PAGE = 25;
+const FILTERS = ["status", "label", "from", "to"];
+
+export function Timers({ query, ask }) {
+  const asked = new URLSearchParams([["limit", PAGE], ...query]).toString();
+  const loaded = useLoaded(
+    asked,
+    () => ask("GET", `timers?${asked}`),
+    ({ timers }) => nextChange(timers),
+  );
+  return html`
+    <section aria-labelledby="timers">
+      <h2 id="timers">Timers</h2>
+      <${Filters} query=${query} />
+      <${Loading} loaded=${loaded} what="timers" />
+      ${loaded.data && html`<${Page} query=${query} ...${loaded.data} />`}
+    </section>`;
+}
+
+/** The address of the list with these filters; it begins with the newest again. */
+const address = (entries) => `#/?${new URLSearchParams(entries.filter(([, value]) => value))}`;
+
+function Filters({ query }) {
+  const change = (event) => {
+    const { name, value } = event.target;
+    const chosen = { ...Object.fromEntries(query), [name]: asGiven(name, value), cursor: "" };
+    location.hash = address(Object.entries(chosen));
+  };
+  const isFiltered = FILTERS.some((name) => query.has(name));
+  return html`
+    <form class="filters" role="search" aria-label="Timers" onSubmit=${(event) => event.preventDefault()}>
+      <div><label for="status">Status</label>
+        <select id="status" name="status" value=${query.get("status") ?? ""} onChange=${change}>
+          <option value="">any</option>
+          ${Object.keys(STATES).map((state) => html`<option key=${state} value=${state}>${state}</option>`)}
+        </select></div>
+      <div><label for="label">Label</label>
+        <input id="label" name="label" value=${query.get("label") ?? ""} onChange=${change}
+          placeholder="exactly" autocomplete="off" /></div>
+      ${["from", "to"].map((name) => html`
+        <div key=${name}><label for=${name}>${name === "from" ? "Created from" : "until"}</label>
+          <input id=${name} name=${name} type="datetime-local" onChange=${change}
+            value=${asShown(query.get(name))} /></div>`)}
+      ${isFiltered && html`<a class="button" href="#/">Show all</a>`}
+    </form>`;
+}
+
+/** A moment in the address, which is as the API wants it, and in the field, which is local. */
+const asGiven = (name, value) =>
+  value && (name === "from" || name === "to") ? new Date(value).toISOString() : value.trim();
+
+function asShown(text) {
+  if (!text || Number.isNaN(Date.parse(text))) return "";
+  const at = new Date(text);
+  return new Date(at - at.getTimezoneOffset() * 60_000).toISOString().slice(0, 16);
+}
+
+function Page({ query, timers, next_cursor: next }) {
+  const entries = [...query].filter(([name]) => name !== "cursor");
+  return html`
+    ${timers.length ? html`<${Table} timers=${timers} />` : html`<${Nothing} query=${query} next=${next} />`}
+    <nav class="row" aria-label="Pages">
+      ${query.has("cursor") && html`<a class="button" href=${address(entries)}>Newest</a>`}
+      ${next && html`<a class="button" href=${address([...entries, ["cursor", next]])}>Older</a>`}
+    </nav>`;
+}
+
+function Nothing({ query, next }) {
+  if (next) return html`<p class="note">None of those that were looked at match; older ones may.</p>`;
+  if ([...query].length) return html`<p class="note">No timers match.</p>`;
+  return html`<p class="note">There are no timers yet. <a href="#/new">Make the first one</a>.</p>`;
+}
+
+// The roles say again what a browser forgets of a table that is laid out in another way.
+const Table = ({ timers }) => html`
+  <table role="table">
+    <thead role="rowgroup"><tr role="row">
+      ${["Status", "Timer", "Due", "Left", "Webhook", "Attempts"].map((name) => html`
+        <th key=${name} role="columnheader" scope="col">${name}</th>`)}
+    </tr></thead>
+    <tbody role="rowgroup">${timers.map((timer) => html`<${Row} key=${timer.id} timer=${timer} />`)}</tbody>
+  </table>`;
+
+const Row = ({ timer }) => html`
+  <tr role="row">
+    <td role="cell"><${State} of=${timer.status} /></td>
+    <th role="rowheader" scope="row"><a href="#/timers/${encodeURIComponent(timer.id)}">
+      ${timer.label ?? html`<span class="code">${timer.id}</span>`}</a></th>
+    <td role="cell"><${Moment} at=${timer.next_attempt_at ?? timer.fire_at} /></td>
+    <td role="cell">${timer.next_attempt_at && html`<${Left} until=${timer.next_attempt_at} />`}</td>
+    <td role="cell" class="url">${timer.method} ${timer.url}</td>
+    <td role="cell" class="number">${timer.attempts.at(-1)?.number ?? 0}</td>
+  </tr>`;

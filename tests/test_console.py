@@ -1,0 +1,581 @@
+"""The console in a real browser, on the real server."""
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from playwright.sync_api import Browser, Page, Route
+from pytest_httpserver import HTTPServer
+
+from tests.browser import Console, barriers, chromium, opened
+from tests.processes import Embedded, tenants, wait_until
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as it:
+        yield it
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    with Embedded(tmp_path_factory.mktemp("console") / "timers.db") as running:
+        yield running
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[Embedded]:
+    with Embedded(tmp_path / "timers.db") as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    with opened(browser) as it:
+        yield it
+
+
+def make(server: Embedded, **members: Any) -> str:
+    """Make a timer, in an hour if nothing else is said; return its id."""
+    wanted = {"url": f"{server.url}/_receiver/hello", **members}
+    if not wanted.keys() & {"seconds", "delay", "fire_at"}:
+        wanted["delay"] = 3600
+    answer = requests.post(f"{server.url}/timers", json=wanted, timeout=30)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def labelled(server: Embedded, label: str) -> list[dict[str, Any]]:
+    """Return the timers of a label, newest first."""
+    found = requests.get(f"{server.url}/timers?label={label}", timeout=30)
+    return list(found.json()["timers"])
+
+
+def settled(server: Embedded, id: str, status: str) -> None:
+    wait_until(lambda: server.read(id)["status"] == status)
+
+
+def test_from_the_first_press_to_the_delivery(empty: Embedded, page: Page) -> None:
+    """An empty console leads to a form that is filled in for a first try; its timer counts down,
+    is delivered, and is seen to arrive, signed."""
+    console = Console(page, empty.url)
+    console.press("Make the first one")
+    console.is_headed("New timer")
+    console.fill(seconds="3", label="first")
+    console.press("Set timer")
+    console.sees("The timer is set.")
+    console.is_headed("first")
+    left = page.get_by_role("timer").first
+    assert re.fullmatch("00:0[123]", left.inner_text())
+    console.sees(re.compile(r"Delivered \d+ ms late, HTTP 204\."))
+    assert page.locator(".timeline li.good").inner_text().startswith("1. ")
+    console.press("Received")
+    console.sees("signature valid")
+    page.locator("summary").click()
+    assert "timer-attempt: 1" in page.locator("pre").inner_text()
+    console.press("Overview")
+    console.lists("first")
+    console.sees("of all 1 timer")
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
+@pytest.mark.parametrize(
+    ("way", "fields", "left"),
+    [
+        ("Hours, minutes, seconds", {"hours": "1", "minutes": "30"}, 5400),
+        ("A duration", {"delay": "1h30m"}, 5400),
+        ("A duration", {"delay": "90"}, 90),
+        ("A moment", {"fire_at": "2027-01-31T09:00:00"}, None),
+    ],
+)
+def test_every_way_to_say_when(
+    server: Embedded,
+    browser: Browser,
+    way: str,
+    fields: dict[str, str],
+    left: int | None,
+    zone: str,
+) -> None:
+    """What is written in the form is what the API is asked for; a moment is meant as the reader's
+    clock has it."""
+    label = f"{way[2]}-{len(fields)}-{left}-{zone[:3]}"
+    with opened(browser, zone=zone) as page:
+        console = Console(page, server.url, "/new")
+        page.get_by_label(way).check()
+        console.fill(**fields, label=label)
+        console.press("Set timer")
+        console.sees("The timer is set.")
+    (timer,) = labelled(server, label)
+    if left is not None:
+        assert left - 30 <= timer["time_left"] <= left
+    else:
+        assert timer["fire_at"] == f"2027-01-31T{'09' if zone == 'UTC' else '14'}:00:00Z"
+
+
+def test_a_whole_webhook(server: Embedded, page: Page) -> None:
+    """All that a timer can have can be said, and is shown again."""
+    console = Console(page, server.url, "/new")
+    console.fill(
+        hours="2",
+        url="https://example.com/{id}",
+        label="whole",
+        method="PUT",
+        headers="X-Order: 17\nX-Colon: a: b\n",
+        body='{"any": ["JSON"]}',
+        timeout="7",
+        max_attempts="3",
+        initial_delay="2",
+        max_delay="60",
+        on_failure="https://example.com/failed",
+        metadata="customer: 4711",
+    )
+    page.get_by_label("The body is JSON").check()
+    console.press("Set timer")
+    console.sees("The timer is set.")
+    (timer,) = labelled(server, "whole")
+    assert timer["url"] == "https://example.com/{id}"
+    assert (timer["method"], timer["body"], timer["timeout"]) == ("PUT", '{"any": ["JSON"]}', 7)
+    assert timer["headers"] == {
+        "X-Order": "17",
+        "X-Colon": "a: b",
+        "Content-Type": "application/json",
+    }
+    assert timer["retry"] == {"max_attempts": 3, "initial_delay": 2, "max_delay": 60}
+    assert (timer["on_failure"], timer["metadata"]) == (
+        "https://example.com/failed",
+        {"customer": "4711"},
+    )
+    for text in ("PUT https://example.com/{id}", "X-Colon: a: b", "3 attempts", "4711", "/failed"):
+        console.sees(re.compile(re.escape(text)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "at", "says"),
+    [
+        ({"delay": "90x"}, "delay", None),
+        ({"delay": "1h", "url": "ftp://example.com/"}, "url", None),
+        ({"delay": "1h", "timeout": "31"}, "timeout", None),
+        ({"delay": "1h", "max_attempts": "0"}, "max_attempts", None),
+        ({"delay": "1h", "headers": "Host: x"}, "headers", None),
+        ({"delay": "1h", "headers": "no colon"}, "headers", "Write “name: value”, not “no colon”."),
+        ({"delay": "1h", "body": "{"}, "body", "The body is no JSON."),
+    ],
+)
+def test_what_is_wrong_stands_at_its_field(
+    server: Embedded,
+    browser: Browser,
+    fields: dict[str, str],
+    at: str,
+    says: str | None,
+) -> None:
+    """What the service refuses is told in its words, the field at fault has the focus, all that
+    was written is still there, and what is mended is taken."""
+    with opened(browser, expected="400") as page:
+        console = Console(page, server.url, "/new")
+        page.get_by_label("A duration").check()
+        console.fill(**fields)
+        if "body" in fields:
+            page.get_by_label("The body is JSON").check()
+        console.press("Set timer")
+        refusal = page.locator("#refusal")
+        refusal.filter(has_text=".").wait_for()
+        assert says is None or refusal.inner_text() == says
+        assert page.evaluate("document.activeElement.name") == at
+        assert page.locator("[aria-invalid=true]").get_attribute("name") == at
+        for name, value in fields.items():
+            assert page.locator(f"[name={name}]").input_value() == value
+        mended = {"delay": "2h", "url": "https://example.com/", "max_attempts": "3"}
+        console.fill(**{at: mended.get(at, "")})
+        console.press("Set timer")
+        console.sees("The timer is set.")
+
+
+def test_a_second_press_makes_no_second_timer(server: Embedded, page: Page) -> None:
+    """An answer that is lost on its way does not lead to two timers; another timer is another."""
+    console = Console(page, server.url, "/new")
+    console.fill(hours="1", label="pressed")
+
+    def cut_off(route: Route) -> None:
+        route.fulfill(response=route.fetch(), body="{")
+
+    page.route("**/timers", cut_off)
+    console.press("Set timer")
+    console.sees("The service does not answer.")
+    page.unroute("**/timers")
+    console.press("Set timer")
+    console.sees("The timer is set.")
+    (first,) = labelled(server, "pressed")
+    console.go("/new")
+    console.fill(hours="1", label="pressed")
+    console.press("Set timer")
+    wait_until(lambda: len(labelled(server, "pressed")) == 2)
+    assert first in labelled(server, "pressed")
+
+
+def test_cancel(server: Embedded, page: Page) -> None:
+    """Cancelling is asked once more, can be thought better of, and then is done."""
+    id = make(server, label="to cancel")
+    console = Console(page, server.url, f"/timers/{id}")
+    dialog = page.get_by_role("dialog")
+    console.press("Cancel timer")
+    dialog.get_by_role("button", name="Keep it").click()
+    assert server.read(id)["status"] == "scheduled"
+    console.press("Cancel timer")
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    console.press("Cancel timer")
+    dialog.get_by_role("button", name="Cancel timer").click()
+    console.sees("Nothing is sent.")
+    assert server.read(id)["status"] == "cancelled"
+    assert not page.get_by_role("button", name="Fire now").is_visible()
+
+
+def test_reschedule(server: Embedded, page: Page) -> None:
+    """A waiting timer gets another deadline, and nothing else changes."""
+    id = make(server, label="to move", metadata={"a": "b"})
+    before = server.read(id)
+    console = Console(page, server.url, f"/timers/{id}")
+    console.press("Reschedule")
+    console.is_headed("Reschedule to move")
+    console.fill(hours="5")
+    console.press("Reschedule")
+    console.sees("The timer has a new deadline.")
+    console.sees(re.compile("04:59:5[0-9]"))
+    after = server.read(id)
+    assert {it for it in after if after[it] != before[it]} == {
+        "fire_at",
+        "next_attempt_at",
+        "time_left",
+    }
+
+
+def test_fire_now(server: Embedded, page: Page) -> None:
+    """A waiting timer is sent at once."""
+    id = make(server, label="to fire")
+    console = Console(page, server.url, f"/timers/{id}")
+    console.press("Fire now")
+    console.sees(re.compile(r"Delivered \d+ ms late"))
+    assert server.read(id)["status"] == "delivered"
+
+
+def test_too_late(server: Embedded, browser: Browser) -> None:
+    """What is no longer possible is told, and what is true by now is shown."""
+    id = make(server)
+    with opened(browser, expected="409") as page:
+        console = Console(page, server.url, f"/timers/{id}")
+        console.sees("Fire now")
+        requests.post(f"{server.url}/timers/{id}/fire", timeout=30)
+        settled(server, id, "delivered")
+        page.get_by_role("button", name="Fire now").click(timeout=2000)
+        console.sees(re.compile("A timer that is delivered can't be fired"))
+        console.sees(re.compile("Delivered"))
+
+
+def test_retry(server: Embedded, page: Page, httpserver: HTTPServer) -> None:
+    """A failed timer says why, is tried again at the press of a button, and shows both attempts."""
+    httpserver.expect_request("/hook").respond_with_data("out of order", status=500)
+    id = make(server, seconds=0, url=httpserver.url_for("/hook"), retry={"max_attempts": 1})
+    settled(server, id, "failed")
+    console = Console(page, server.url, f"/timers/{id}")
+    console.sees("Given up after 1 attempt: HTTP 500.")
+    console.sees("out of order")
+    httpserver.clear()
+    httpserver.expect_request("/hook").respond_with_data("thanks")
+    console.press("Retry")
+    console.sees(re.compile(r"Delivered \d+ ms late, HTTP 200\."))
+    attempts = page.locator(".timeline li")
+    assert [it[:2] for it in attempts.all_inner_texts()] == ["1.", "2."]
+    assert attempts.evaluate_all("all => all.map(it => it.className)") == ["bad", "good"]
+
+
+def test_a_retrying_timer(server: Embedded, page: Page) -> None:
+    """While it waits for the next attempt it shows when that is, and all that were."""
+    retry = {"max_attempts": 3, "initial_delay": 3600, "max_delay": 3600}
+    id = make(server, seconds=0, url="http://127.0.0.1:9/", retry=retry)
+    settled(server, id, "retrying")
+    console = Console(page, server.url, f"/timers/{id}")
+    console.sees(re.compile("connect: Connection refused. It is tried again at"))
+    first, following = page.locator(".timeline li").all_inner_texts()
+    assert "connect: Connection refused in" in first
+    assert following.startswith("Next ")
+
+
+def test_filters_and_pages(empty: Embedded, page: Page) -> None:
+    """The list is narrowed by status, label and time of creation, and leafed through, there and
+    back; the address keeps it."""
+    for number in range(30):
+        make(empty, label=f"n{number}")
+    gone = make(empty, label="gone")
+    requests.delete(f"{empty.url}/timers/{gone}", timeout=30)
+    console = Console(page, empty.url)
+    newest = ["gone", *(f"n{number}" for number in range(29, 5, -1))]
+    console.lists(*newest)
+    console.press("Older")
+    console.lists(*(f"n{number}" for number in range(5, -1, -1)))
+    page.go_back()
+    console.lists(*newest)
+    console.fill(status="cancelled")
+    console.lists("gone")
+    page.reload()
+    console.lists("gone")
+    assert page.locator("#status").input_value() == "cancelled"
+    console.press("Show all")
+    console.lists(*newest)
+    console.fill(label="n17")
+    page.keyboard.press("Tab")
+    console.lists("n17")
+    console.fill(status="failed")
+    console.sees("No timers match.")
+    console.press("Show all")
+    console.fill(to=f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%dT%H:%M}")
+    console.sees("No timers match.")
+
+
+def test_overview(empty: Embedded, page: Page) -> None:
+    """It counts the newest 100 by status and says so, and shows what is due and how late it was."""
+    for minutes in (1, 2, 7, 59, 61):
+        make(empty, delay=minutes * 60 + 20)
+    done = [make(empty, seconds=0) for _ in range(3)]
+    for id in done:
+        settled(empty, id, "delivered")
+    failed = make(empty, seconds=0, url=f"{empty.url}/nothing")
+    settled(empty, failed, "failed")
+    console = Console(page, empty.url)
+    console.sees("of all 9 timers")
+    counts = dict(it.split("\n") for it in page.locator(".counts li").all_inner_texts())
+    assert {name.split()[-1]: int(count) for name, count in counts.items()} == {
+        "scheduled": 5,
+        "delivering": 0,
+        "retrying": 0,
+        "delivered": 3,
+        "failed": 1,
+        "cancelled": 0,
+    }
+    due, late = page.get_by_role("img").evaluate_all("all => all.map(it => it.ariaLabel)")
+    assert due.startswith("4 due in the next hour")
+    assert re.findall(r"\d+(?=,|$)", due.split(". ")[1])[:3] == ["2", "1", "0"]
+    assert late.startswith("3 deliveries by lateness")
+    console.sees(re.compile(r"worst\s+\d+ ms\s+of 3"))
+    page.locator(".counts a").filter(has_text="failed").click()
+    assert page.locator("#status").input_value() == "failed"
+    requests.post(
+        f"{empty.url}/timers/batch",
+        json={"timers": [{"hours": 2, "url": f"{empty.url}/_receiver/x"}] * 95},
+        timeout=60,
+    )
+    page.reload()
+    console.sees("of the newest 100 timers")
+
+
+SCRIPT = "<script>document.body.dataset.hit = 1</script><img src=x onerror=\"this.id='hit'\">"
+
+
+def test_text_stays_text(server: Embedded, page: Page, httpserver: HTTPServer) -> None:
+    """Whatever a timer's owner or a receiver writes is shown as it is, and never becomes markup."""
+    httpserver.expect_request(re.compile("/.*")).respond_with_data(SCRIPT, 418)
+    failed = make(
+        server,
+        seconds=0,
+        url=httpserver.url_for("/") + SCRIPT.replace(" ", ""),
+        label="<b>bold</b>",
+        headers={"X-Script": SCRIPT},
+        body=SCRIPT,
+        metadata={SCRIPT: SCRIPT},
+    )
+    settled(server, failed, "failed")
+    received = make(server, seconds=0, headers={"X-Script": SCRIPT}, body=SCRIPT, label="got it")
+    settled(server, received, "delivered")
+    console = Console(page, server.url)
+    for view, where in (
+        ("/", "tbody th a"),
+        (f"/timers/{failed}", "h1"),
+        (f"/timers/{failed}/reschedule", "h1"),
+    ):
+        console.go(view)
+        page.locator(where).get_by_text("<b>bold</b>").wait_for()
+        assert not page.locator("main b", has_text="bold").count()
+    console.go(f"/timers/{failed}")
+    for name in ("Body", "Headers", "Answer of attempt 1"):
+        assert SCRIPT in page.get_by_label(name, exact=True).inner_text()
+    console.go("/received")
+    page.locator("summary").first.click()
+    assert SCRIPT in page.get_by_label("Body", exact=True).first.inner_text()
+    assert page.evaluate("document.body.dataset.hit ?? document.querySelector('#hit')") is None
+    assert page.locator("main img").count() == 0
+
+
+def test_keys(tmp_path: Path, browser: Browser) -> None:
+    """Where keys are wanted it asks for one at once, says if it opens nothing, keeps it in the
+    session's storage alone, and forgets it when told to."""
+    database = tmp_path / "timers.db"
+    with Embedded(database, {"AUTH": "keys"}) as server, opened(browser, expected="401") as page:
+        full, read = (
+            tenants("add", "--role", role, TIMERS_DB=str(database)).stdout.strip()
+            for role in ("full", "read")
+        )
+        console = Console(page, server.url)
+        console.sees("This service wants a key")
+        page.get_by_label("API key").fill("tmr_nothing_at_all")
+        console.press("Open")
+        console.sees("This key opens nothing here.")
+        page.get_by_label("API key").fill(full)
+        console.press("Open")
+        console.sees("There are no timers yet.")
+        assert page.evaluate("Object.values(sessionStorage)") == [full]
+        assert page.evaluate("localStorage.length + document.cookie.length") == 0
+        assert full not in page.url
+        console.press("New timer")
+        console.fill(hours="1", label="keyed")
+        console.press("Set timer")
+        console.sees("The timer is set.")
+        console.press("Forget key")
+        console.sees("This service wants a key")
+        assert page.evaluate("Object.values(sessionStorage)") == []
+        assert full not in page.content()
+    with Embedded(database, {"AUTH": "keys"}) as server, opened(browser, expected="40[13]") as page:
+        console = Console(page, server.url)
+        page.get_by_label("API key").fill(read)
+        console.press("Open")
+        console.press("keyed")
+        console.press("Fire now")
+        console.sees("This key may only read.")
+        tenants("revoke", read, TIMERS_DB=str(database))
+        console.sees("This key opens nothing here.")
+
+
+def test_a_service_that_does_not_answer(empty: Embedded, browser: Browser) -> None:
+    """While it is away the page says so and keeps what it has; once it is back, so is the page."""
+    id = make(empty, label="kept")
+    with opened(browser, expected="ERR_CONNECTION_REFUSED|ERR_EMPTY|ERR_FAILED") as page:
+        console = Console(page, empty.url, f"/timers/{id}")
+        console.sees("scheduled")
+        page.route("**/timers/*", lambda route: route.abort())
+        console.sees("The service does not answer. What stands here may be old.")
+        console.sees("kept")
+        page.unroute("**/timers/*")
+        console.press("Try again")
+        page.get_by_role("alert").filter(has_text="answer").wait_for(state="detached")
+
+
+def test_an_unknown_timer(server: Embedded, browser: Browser) -> None:
+    """Who follows a link to a timer that is gone is told so."""
+    with opened(browser, expected="404") as page:
+        console = Console(page, server.url, "/timers/nobody")
+        console.sees("There is no timer with this id.")
+
+
+def views(server: Embedded) -> list[str]:
+    """Return the addresses of all views, with something to see in each."""
+    failing = {"url": "http://127.0.0.1:9/", "retry": {"max_attempts": 2, "initial_delay": 3600}}
+    retrying = make(server, seconds=0, label="r" * 64, headers={"X-A": "b" * 200}, **failing)
+    settled(server, retrying, "retrying")
+    done = make(server, seconds=0, label="done", body="x" * 300, metadata={"k" * 99: "v" * 99})
+    settled(server, done, "delivered")
+    ids = (retrying, done)
+    return [
+        "/",
+        "/new",
+        "/received",
+        *(f"/timers/{it}" for it in ids),
+        f"/timers/{retrying}/reschedule",
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_barriers(server: Embedded, browser: Browser, scheme: Any) -> None:
+    """axe-core finds nothing serious in any view, light or dark, wide or narrow."""
+    found: dict[str, list[str]] = {}
+    for width in (1200, 390):
+        with opened(browser, width=width, scheme=scheme) as page:
+            console = Console(page, server.url)
+            for view in views(server):
+                console.go(view)
+                page.locator("h1").wait_for()
+                page.wait_for_load_state("networkidle")
+                if view in ("/new", "/received"):
+                    page.locator("summary").first.click()
+                found[f"{view} {width}"] = barriers(page)
+    assert not {view: it for view, it in found.items() if it}
+
+
+def test_no_barriers_at_the_door(tmp_path: Path, browser: Browser) -> None:
+    """Nor in the form that asks for a key, or in an empty list."""
+    with Embedded(tmp_path / "timers.db", {"AUTH": "keys"}) as server, opened(browser) as page:
+        Console(page, server.url).sees("This service wants a key")
+        assert not barriers(page)
+
+
+@pytest.mark.parametrize("width", [320, 390, 768])
+def test_on_a_phone(server: Embedded, browser: Browser, width: int) -> None:
+    """Nothing has to be scrolled sideways, whatever long words there are."""
+    with opened(browser, width=width, height=700) as page:
+        console = Console(page, server.url)
+        for view in views(server):
+            console.go(view)
+            page.locator("h1").wait_for()
+            page.wait_for_load_state("networkidle")
+            for summary in page.locator("summary").all()[:3]:
+                summary.click()
+            assert not console.is_too_wide(), view
+
+
+def test_with_the_keyboard_alone(server: Embedded, page: Page) -> None:
+    """A timer is made without a mouse; a new view has the focus on its heading and names the
+    window."""
+    console = Console(page, server.url)
+    console.sees("Overview")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
+    page.get_by_role("link", name="New timer").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.activeElement.textContent === 'New timer'")
+    assert page.evaluate("document.activeElement.tagName") == "H1"
+    assert page.title() == "New timer · Timers"
+    for text in ("", "2", "", ""):  # how to say when, hours, minutes, seconds
+        page.keyboard.press("Tab")
+        page.keyboard.type(text)
+    page.keyboard.press("Enter")
+    console.sees("The timer is set.")
+    assert page.evaluate("document.activeElement.tagName") == "H1"
+
+
+def test_words(server: Embedded, page: Page) -> None:
+    """Lengths of time are read at a glance, and nothing that is left is rounded down to nothing."""
+    page.goto(f"{server.url}/console")
+    program = """async ([name, values]) => {
+        const words = await import(new URL("console/words.js", location.href));
+        return values.map((value) => words[name](value));
+    }"""
+    for name, wanted in WORDS.items():
+        assert page.evaluate(program, [name, [it for it, _ in wanted]]) == [it for _, it in wanted]
+
+
+WORDS: dict[str, list[tuple[Any, Any]]] = {
+    "countdown": [
+        (0, "00:00"),
+        (-5000, "00:00"),
+        (1, "00:01"),
+        (59_001, "01:00"),
+        (3_599_000, "59:59"),
+        (3_600_000, "01:00:00"),
+        (90_061_000, "1 d 01:01:01"),
+    ],
+    "seconds": [
+        (0.0021, "2 ms"),
+        (-0.5, "-500 ms"),
+        (0.9999, "1 s"),
+        (1.26, "1.3 s"),
+        (30, "30 s"),
+        (59.99, "1 min"),
+        (125, "2 min 5 s"),
+        (43_200, "12 h"),
+        (12_000, "3 h 20 min"),
+    ],
+    "members": [("a: b\n\n c : d: e ", {"a": "b", "c": "d: e"}), ("", {})],
+}
