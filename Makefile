@@ -7,10 +7,13 @@ AXE := $(VENV)/node_modules/axe-core
 # Keys and secrets are those of a stage, or of this machine's database.
 TENANTS = $(BIN)/python -m infra.tenants $(if $(STAGE),--stage $(STAGE))
 
-.PHONY: run test check openapi fuzz e2e simulate deploy destroy key keys revoke secrets stage named localstack localstack-down clean
+.PHONY: run demo test check screenshot openapi fuzz e2e simulate deploy destroy key keys revoke secrets stage named localstack localstack-down clean
 
 run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, AUTH, RATE, TIMERS_DB, ALLOWED_TARGETS)
 	@exec $(BIN)/python -m embedded
+
+demo: $(VENV)/run.done  ## look at it: a scratch database with a handful of timers, and the console (PORT)
+	@exec $(BIN)/python -m embedded.demo
 
 test: $(VENV)/dev.done $(AXE)  ## run all tests
 	$(BIN)/python -m pytest
@@ -20,6 +23,9 @@ check: $(VENV)/dev.done  ## lint, format, types, then all tests
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 	$(MAKE) --no-print-directory test
+
+screenshot: $(VENV)/dev.done  ## take the README's picture of the console anew
+	@$(BIN)/python -m tests.screenshot
 
 openapi: $(VENV)/run.done  ## write the API's contract into docs/openapi.json
 	@$(BIN)/python -c 'from chalicelib import openapi; print(openapi.document())' > docs/openapi.json

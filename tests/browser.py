@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -185,9 +184,3 @@ class Console:
         """Say whether there is something to scroll sideways."""
         wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
         return bool(self.page.evaluate(wide))
-
-
-def shot(page: Page, path: Path) -> None:
-    """Take a picture of what is to be seen, once it stands still."""
-    page.evaluate("document.fonts.ready")
-    page.screenshot(path=path, animations="disabled")

@@ -12,7 +12,8 @@ from playwright.sync_api import Browser, Page, Route
 from pytest_httpserver import HTTPServer
 
 from tests.browser import Console, barriers, chromium, opened
-from tests.processes import Embedded, tenants, wait_until
+from tests.processes import ROOT, Embedded, tenants, wait_until
+from tests.screenshot import PICTURE, take
 
 pytestmark = pytest.mark.e2e
 
@@ -579,3 +580,13 @@ WORDS: dict[str, list[tuple[Any, Any]]] = {
     ],
     "members": [("a: b\n\n c : d: e ", {"a": "b", "c": "d: e"}), ("", {})],
 }
+
+
+def test_the_picture_in_the_readme(tmp_path: Path) -> None:
+    """`make screenshot` makes it of the page as it is; it is small, and the README begins so."""
+    take(tmp_path / "console.png", tmp_path)
+    for path in (tmp_path / "console.png", PICTURE):
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert path.stat().st_size < 150_000
+    beginning = (ROOT / "README.md").read_text()[:1000]
+    assert f"![The console]({PICTURE.relative_to(ROOT)})" in beginning

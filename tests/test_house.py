@@ -40,6 +40,7 @@ MAY_IMPORT = {
 ENVIRONMENT_READERS = {
     "chalicelib/wiring.py",
     "embedded/__main__.py",
+    "embedded/demo.py",  # hands it on to a process
     "app.py",
 }
 

@@ -1,0 +1,60 @@
+"""`python -m tests.screenshot`: the picture of the console that the README begins with."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import requests
+
+from tests.browser import Console, chromium, opened
+from tests.processes import ROOT, Embedded, wait_until
+
+PICTURE = ROOT / "docs/console.png"
+
+
+def take(path: Path, folder: Path) -> None:
+    """Fill a server with some timers, and take a picture of what the console shows of them."""
+    with (
+        Embedded(folder / "timers.db") as server,
+        chromium() as browser,
+        opened(browser, 1120, 700) as page,
+    ):
+        _fill(server)
+        console = Console(page, server.url)
+        console.sees("reminder-58")
+        page.wait_for_load_state("networkidle")
+        page.screenshot(path=path, animations="disabled")
+
+
+def _fill(server: Embedded) -> None:
+    here = f"{server.url}/_receiver/"
+    retry = {"max_attempts": 5, "initial_delay": 3600}
+    orders: list[dict[str, object]] = [
+        {"seconds": 0, "url": f"{here}orders/{{id}}", "label": f"order-{number}"}
+        for number in range(4700, 4731)
+    ]
+    reminders: list[dict[str, object]] = [
+        {"minutes": it, "url": "https://example.com/hook/{id}", "label": f"reminder-{it}"}
+        for it in (3, 4, 11, 17, 18, 19, 33, 42, 58)
+    ]
+    others: list[dict[str, object]] = [
+        {"seconds": 0, "url": f"{server.url}/nothing-there", "label": "misspelled"},
+        {"seconds": 0, "url": "http://127.0.0.1:9/", "retry": retry, "label": "out-of-order"},
+    ]
+    _make(server, [*orders, *reminders[:-2], *others, orders[0], *reminders[-2:]])
+    wait_until(lambda: _number(server, "delivered") == len(orders) + 1)
+    wait_until(lambda: _number(server, "failed") + _number(server, "retrying") == len(others))
+
+
+def _make(server: Embedded, timers: list[dict[str, object]]) -> None:
+    for timer in timers:
+        requests.post(f"{server.url}/timers", json=timer, timeout=30).raise_for_status()
+
+
+def _number(server: Embedded, status: str) -> int:
+    found = requests.get(f"{server.url}/timers?status={status}&limit=100", timeout=30)
+    return len(found.json()["timers"])
+
+
+if __name__ == "__main__":
+    with TemporaryDirectory() as scratch:
+        take(PICTURE, Path(scratch))
