@@ -180,6 +180,11 @@ class Console:
         """Wait until the list is of timers with these labels, in this order."""
         expect(self.page.locator("tbody th")).to_have_text(labels)
 
+    def is_loaded(self) -> None:
+        """Wait until the view has all that it asked the service for."""
+        self.page.locator("h1").wait_for()
+        expect(self.page.get_by_text(re.compile("^Loading"))).to_have_count(0)
+
     def is_too_wide(self) -> bool:
         """Say whether there is something to scroll sideways."""
         wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"

@@ -4,6 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import requests
+from playwright.sync_api import Browser
 
 from tests.browser import Console, chromium, opened
 from tests.processes import ROOT, Embedded, wait_until
@@ -11,17 +12,13 @@ from tests.processes import ROOT, Embedded, wait_until
 PICTURE = ROOT / "docs/console.png"
 
 
-def take(path: Path, folder: Path) -> None:
+def take(path: Path, folder: Path, browser: Browser) -> None:
     """Fill a server with some timers, and take a picture of what the console shows of them."""
-    with (
-        Embedded(folder / "timers.db") as server,
-        chromium() as browser,
-        opened(browser, 1120, 700) as page,
-    ):
+    with Embedded(folder / "timers.db") as server, opened(browser, 1120, 700) as page:
         _fill(server)
         console = Console(page, server.url)
         console.sees("reminder-58")
-        page.wait_for_load_state("networkidle")
+        console.is_loaded()
         page.screenshot(path=path, animations="disabled")
 
 
@@ -56,5 +53,5 @@ def _number(server: Embedded, status: str) -> int:
 
 
 if __name__ == "__main__":
-    with TemporaryDirectory() as scratch:
-        take(PICTURE, Path(scratch))
+    with TemporaryDirectory() as scratch, chromium() as it:
+        take(PICTURE, Path(scratch), it)

@@ -198,8 +198,8 @@ def test_what_is_wrong_stands_at_its_field(
 
 
 def test_a_second_press_makes_no_second_timer(server: Embedded, page: Page) -> None:
-    """An answer that is lost on its way does not lead to two timers; whatever is changed in the form
-    makes it another one."""
+    """An answer that is lost on its way does not lead to two timers; whatever is changed in the
+    form makes it another one."""
     console = Console(page, server.url, "/new")
     console.fill(hours="1", label="pressed")
 
@@ -308,6 +308,12 @@ def test_a_retrying_timer(server: Embedded, page: Page) -> None:
     settled(server, id, "retrying")
     console = Console(page, server.url, f"/timers/{id}")
     console.sees(re.compile("connect: Connection refused. It is tried again at"))
+    parts = page.locator("main > *").evaluate_all("all => all.map(it => it.className)")
+    assert [it for it in parts if it in ("title", "card now", "two")] == [
+        "title",
+        "card now",
+        "two",
+    ]
     first, following = page.locator(".timeline li").all_inner_texts()
     assert "connect: Connection refused in" in first
     assert following.startswith("Next ")
@@ -505,8 +511,7 @@ def test_no_barriers(server: Embedded, browser: Browser, scheme: Any) -> None:
             console = Console(page, server.url)
             for view in views(server):
                 console.go(view)
-                page.locator("h1").wait_for()
-                page.wait_for_load_state("networkidle")
+                console.is_loaded()
                 if view in ("/new", "/received"):
                     page.locator("summary").first.click()
                 found[f"{view} {width}"] = barriers(page)
@@ -527,8 +532,7 @@ def test_on_a_phone(server: Embedded, browser: Browser, width: int) -> None:
         console = Console(page, server.url)
         for view in views(server):
             console.go(view)
-            page.locator("h1").wait_for()
-            page.wait_for_load_state("networkidle")
+            console.is_loaded()
             for summary in page.locator("summary").all()[:3]:
                 summary.click()
             assert not console.is_too_wide(), view
@@ -590,9 +594,9 @@ WORDS: dict[str, list[tuple[Any, Any]]] = {
 }
 
 
-def test_the_picture_in_the_readme(tmp_path: Path) -> None:
+def test_the_picture_in_the_readme(tmp_path: Path, browser: Browser) -> None:
     """`make screenshot` makes it of the page as it is; it is small, and the README begins so."""
-    take(tmp_path / "console.png", tmp_path)
+    take(tmp_path / "console.png", tmp_path, browser)
     for path in (tmp_path / "console.png", PICTURE):
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size < 150_000

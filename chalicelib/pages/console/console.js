@@ -1,6 +1,6 @@
 // The console: which view is shown, and what stands around it.
 
-import { html, render, useEffect, useRef, useState } from "./standalone.module.js";
+import { html, render, useEffect, useRef, useState } from "./preact.js";
 import { ask, key } from "./service.js";
 import { Overview } from "./overview.js";
 import { Timers } from "./timers.js";

@@ -1,6 +1,6 @@
 // The forms that say what is wanted: a new timer, another moment.
 
-import { html, useEffect, useRef, useState } from "./standalone.module.js";
+import { html, useEffect, useRef, useState } from "./preact.js";
 import { Loading, useLoaded } from "./parts.js";
 import { address } from "./service.js";
 import { members } from "./words.js";

@@ -1,6 +1,6 @@
 // What the newest timers are up to.
 
-import { html } from "./standalone.module.js";
+import { html } from "./preact.js";
 import { now } from "./service.js";
 import { Left, Loading, nextChange, State, useLoaded } from "./parts.js";
 import { plural, seconds, STATES, succeeded } from "./words.js";

@@ -1,6 +1,6 @@
 // What several views are made of.
 
-import { html, useEffect, useRef, useState } from "./standalone.module.js";
+import { html, useEffect, useRef, useState } from "./preact.js";
 import { now } from "./service.js";
 import { countdown, moment, STATES } from "./words.js";
 

@@ -1,6 +1,6 @@
 // What arrived at the receiver that the embedded server has for trying things out.
 
-import { html } from "./standalone.module.js";
+import { html } from "./preact.js";
 import { now } from "./service.js";
 import { Loading, Moment, useLoaded } from "./parts.js";
 import { lines, seconds } from "./words.js";

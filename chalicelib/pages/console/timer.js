@@ -1,6 +1,6 @@
 // One timer: its state, its webhook, its attempts, and what can be done with it.
 
-import { html, useRef, useState } from "./standalone.module.js";
+import { html, useRef, useState } from "./preact.js";
 import { Facts, Left, Loading, Moment, nextChange, State, useLoaded } from "./parts.js";
 import { lines, plural, result, seconds, succeeded } from "./words.js";
 

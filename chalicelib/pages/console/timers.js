@@ -1,6 +1,6 @@
 // The list of timers: filters, pages.
 
-import { html } from "./standalone.module.js";
+import { html } from "./preact.js";
 import { Left, Loading, Moment, nextChange, State, useLoaded } from "./parts.js";
 import { STATES } from "./words.js";
 
