@@ -1,6 +1,6 @@
 """Deploys Timers into an AWS account or LocalStack, and takes it away again.
 
-    template.yaml ──► chalice deploy ──► what Chalice can't set ──► first key and secrets
+    template.yaml ──► bundle ──► chalice deploy ──► what Chalice can't set ──► first key and secrets
 
 Every step may be repeated, and goes on where an earlier one was cut off. What Chalice has to
 remember of a deployment (the ids that AWS chose) is kept in SSM, so that any machine can update it.
@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from secrets import token_bytes
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import boto3
@@ -28,7 +28,7 @@ from chalicelib import signing
 from chalicelib.dynamodb import DynamoKeys, DynamoSecrets
 from chalicelib.keys import Role
 from chalicelib.timers import DEFAULT_TENANT
-from infra import stages
+from infra import bundle, stages
 from infra.stages import ROOT, Refused
 from infra.tenants import new_key
 
@@ -72,7 +72,9 @@ class Deployment:
         self._update_stack(topic)
         if not self._fetch_state():
             self._find_state()
-        self._chalice("deploy")
+        with TemporaryDirectory() as folder:
+            bundle.stage(self._root, Path(folder))
+            self._chalice("deploy", Path(folder))
         self._keep_state()
         self._allow_recursion()
         self._throttle(rate, burst)
@@ -87,7 +89,7 @@ class Deployment:
         self._require_unprotected()
         # The API first, that nothing new comes in; the tables last.
         if self._fetch_state():
-            self._chalice("delete")
+            self._chalice("delete", self._root)
         elif self._has_functions():
             raise Refused(
                 "An earlier command was cut off, and what Chalice made is known to nobody:"
@@ -265,14 +267,10 @@ class Deployment:
             for mapping in mappings
         ]
 
-    def _chalice(self, command: str) -> None:
-        # Chalice would take what Python has compiled into the bundle.
-        for cache in (self._root / "chalicelib").rglob("__pycache__"):
-            shutil.rmtree(cache)
+    def _chalice(self, command: str, project: Path) -> None:
         ended = subprocess.run(  # noqa: S603  # what it runs is ours
             [Path(sys.executable).with_name("chalice"), command, "--stage", self._stage],
-            cwd=self._root,
-            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+            cwd=project,
             check=False,
         )
         if ended.returncode:

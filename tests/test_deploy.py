@@ -41,7 +41,7 @@ class Stage(Deployment):
         self.session = boto3.Session("testing", "testing", region_name=REGION)
         super().__init__("dev", self.session, root)
 
-    def _chalice(self, command: str) -> None:
+    def _chalice(self, command: str, project: Path) -> None:
         self.ran.append(command)
 
     def _client(self, service: str) -> Any:
