@@ -7,7 +7,7 @@ AXE := $(VENV)/node_modules/axe-core
 # Keys and secrets are those of a stage, or of this machine's database.
 TENANTS = $(BIN)/python -m infra.tenants $(if $(STAGE),--stage $(STAGE))
 
-.PHONY: run demo test check screenshot openapi fuzz e2e simulate deploy destroy key keys revoke secrets stage named localstack localstack-down clean
+.PHONY: run demo test check screenshot openapi fuzz e2e simulate deploy destroy key keys revoke secrets stage named localstack localstack-down clean bench-lambda
 
 run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, AUTH, RATE, TIMERS_DB, ALLOWED_TARGETS)
 	@exec $(BIN)/python -m embedded
@@ -33,11 +33,14 @@ openapi: $(VENV)/run.done  ## write the API's contract into docs/openapi.json
 fuzz: $(VENV)/dev.done  ## send the server thousands of requests, right and wrong, and hold it to its contract (EXAMPLES for each operation, SEED)
 	@$(BIN)/python -m tests.fuzz $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(SEED),--seed $(SEED))
 
-e2e: $(VENV)/dev.done $(if $(AWS_ENDPOINT_URL),,$(LOCALSTACK)/done)  ## deploy to LocalStack and use it; AWS_ENDPOINT_URL names a running one
+e2e: $(VENV)/dev.done $(LOCALSTACK)/runtime.done $(if $(AWS_ENDPOINT_URL),,$(LOCALSTACK)/done)  ## deploy to LocalStack and use it; AWS_ENDPOINT_URL names a running one
 	$(BIN)/python -m pytest tests/localstack
 
 simulate: $(VENV)/dev.done  ## run the AWS side in simulated time, at full size, and print its lateness
 	$(BIN)/python -m tests.simulation
+
+bench-lambda: $(VENV)/dev.done $(LOCALSTACK)/runtime.done  ## measure what each function takes to start and to work, into docs/benchmarks.md
+	$(BIN)/python -m bench.cold_start
 
 deploy: stage $(VENV)/deploy.done  ## deploy into an AWS account, STAGE=dev or prod (TOPIC, RATE, BURST, POLLERS)
 	@$(BIN)/python -m infra.deploy deploy $(STAGE) $(if $(TOPIC),--topic "$(TOPIC)") $(if $(RATE),--rate $(RATE)) $(if $(BURST),--burst $(BURST)) $(if $(POLLERS),--pollers $(POLLERS))
@@ -98,15 +101,19 @@ $(AXE): | $(BIN)/python
 	npm install --silent --no-save --no-package-lock --no-audit --no-fund --prefix $(VENV) axe-core@4.14.1; fi
 
 # LocalStack wants libraries of its own age, and functions see nothing but what Lambda has.
-$(LOCALSTACK)/done: tests/localstack/constraints.txt tests/localstack/runtime-requirements.txt | $(BIN)/python
+$(LOCALSTACK)/done: tests/localstack/constraints.txt | $(BIN)/python
 	@echo "Installing LocalStack …" >&2
-	@rm -rf $(LOCALSTACK)
+	@rm -rf $(LOCALSTACK)/venv
 	@$(BIN)/python -m venv $(LOCALSTACK)/venv
 	@$(LOCALSTACK)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c $< "localstack-core[runtime]==4.9.2"
 	@mkdir -p $(LOCALSTACK)/venv/usr/lib/localstack  # for its catalog of AWS's calls, which takes 10 s to make
 	@FILESYSTEM_ROOT=$(LOCALSTACK)/venv OVERRIDE_IN_DOCKER=0 $(LOCALSTACK)/venv/bin/python -m localstack.aws.spec > /dev/null
-	@$(BIN)/python -m venv $(LOCALSTACK)/runtime
-	@$(LOCALSTACK)/runtime/bin/python -m pip install --quiet --disable-pip-version-check -r tests/localstack/runtime-requirements.txt
+	@touch $@
+
+$(LOCALSTACK)/runtime.done: tests/localstack/runtime-requirements.txt | $(BIN)/python
+	@echo "Installing what Lambda has …" >&2
+	@$(BIN)/python -m venv --clear $(LOCALSTACK)/runtime
+	@$(LOCALSTACK)/runtime/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 $(BIN)/python:

@@ -1,0 +1,1 @@
+"""What Timers does in how much time and memory, beside what people would pick instead."""

@@ -1,0 +1,220 @@
+"""What each Lambda function takes to start and to work: `make bench-lambda`.
+
+    bundle, as deployed ──► unpacked with and without .pyc ──► a fresh process for each measurement
+
+The processes take turns, so that what else the machine does meets all alike. They have the Python
+and the libraries that Lambda's runtime has, and leave no .pyc behind, as nobody can write there.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from bench import account, document
+from bench.account import Busy
+from infra import bundle
+from tests.localstack.stack import RUNTIME
+from tests.processes import ROOT, environment
+
+FUNCTIONS: dict[str, tuple[str, Callable[[Busy], Any]]] = {
+    "API": ("app.app", Busy.create),
+    "authorizer": ("app.authorizer", Busy.authorize),
+    "fire": ("app.fire", Busy.fire),
+    "deliver": ("app.deliver", Busy.deliver),
+    "sweep": ("app.sweep", Busy.sweep),
+}
+"""Their handlers, and what is an event for them."""
+
+COLUMNS = (
+    "Function",
+    "import, ms",
+    "… without .pyc",
+    "first event, ms",
+    "… without .pyc",
+    "further event, ms",
+    "calls of AWS",
+    "modules",
+    "MB",
+)
+
+WITH, WITHOUT = "with .pyc", "without"
+
+
+class Life(NamedTuple):
+    """What one process took, in milliseconds of CPU time and MB, and what it did."""
+
+    imported: float
+    first: float
+    further: float
+    """For each event but the first."""
+    memory: float
+    modules: frozenset[str]
+    services: frozenset[str]
+    """Of AWS, that were called."""
+    calls: float
+    """Of AWS, for each event."""
+    webhooks: float
+    """For each event."""
+    answer: Any
+
+
+class Measured(NamedTuple):
+    """All lives of all functions, by name and kind of bundle; the last one has the warm events."""
+
+    lives: dict[tuple[str, str], list[Life]]
+    zip_bytes: int
+
+
+def measure(runs: int, events: int) -> Measured:
+    """Start every function `runs` times of each kind, one of them for so many more events."""
+    with TemporaryDirectory() as name, account.busy(Path(name)) as busy:
+        size, bundles = _bundles(Path(name))
+        lives: dict[tuple[str, str], list[Life]] = {}
+        for run in range(runs):
+            for function in FUNCTIONS:
+                for kind, folder in bundles.items():
+                    warm = events if run == runs - 1 and kind == WITH else 0
+                    life = _life(function, folder, busy, 1 + warm)
+                    if function == "deliver" and life.webhooks != 1:
+                        raise RuntimeError("deliver had not as many webhooks to send as events.")
+                    lives.setdefault((function, kind), []).append(life)
+        return Measured(lives, size)
+
+
+def _bundles(folder: Path) -> tuple[int, dict[str, Path]]:
+    """Return the size of the zip, and where it is unpacked, by whether .pyc came with it."""
+    package(folder / "made")
+    made = folder / "made/deployment.zip"
+    with zipfile.ZipFile(made) as zipped:
+        unpacked = {WITH: folder / "with", WITHOUT: folder / "without"}
+        zipped.extractall(unpacked[WITH])
+        plain = [name for name in zipped.namelist() if not name.endswith(".pyc")]
+        zipped.extractall(unpacked[WITHOUT], plain)
+    return made.stat().st_size, unpacked
+
+
+def package(made: Path) -> None:
+    """Make a folder with the zip that `make deploy` would ship, and the template to it."""
+    with TemporaryDirectory() as project:
+        bundle.stage(ROOT, Path(project))
+        # Chalice keeps its zips there: not among those that were deployed.
+        settings = Path(project, ".chalice")
+        settings.unlink()
+        shutil.copytree(ROOT / ".chalice", settings, ignore=shutil.ignore_patterns("deploy*"))
+        subprocess.run(  # noqa: S603  # what it runs is ours
+            [Path(sys.executable).with_name("chalice"), "package", "--stage", "dev", made],
+            cwd=project,
+            env=environment(AWS_DEFAULT_REGION="eu-central-1"),
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+
+
+def _life(function: str, folder: Path, busy: Busy, many: int) -> Life:
+    handler, event = FUNCTIONS[function]
+    events, report = folder.with_name("events.json"), folder.with_name("report.json")
+    events.write_text(json.dumps([event(busy) for _ in range(many)]))
+    busy.calls.clear()
+    busy.arrivals.clear()
+    lasting = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run(  # noqa: S603  # what it runs is ours
+        [f"{RUNTIME}/bin/python", "-P", ROOT / "bench/invoked.py", handler, events, report],
+        env=lasting | busy.settings | {"PYTHONPATH": str(folder)},
+        stdout=subprocess.DEVNULL,  # its logs
+        check=True,
+    )
+    told = json.loads(report.read_bytes())
+    return Life(
+        told["imported"],
+        told["first"],
+        told["further"],
+        told["memory"],
+        frozenset(told["modules"]),
+        frozenset(busy.calls),
+        len(busy.calls) / many,
+        len(busy.arrivals) / many,
+        told["answer"],
+    )
+
+
+def section(measured: Measured, runs: int, events: int) -> str:
+    """Return the figures in Markdown."""
+    rows = "\n".join(_row(function, measured.lives) for function in FUNCTIONS)
+    cells = "|".join(["---"] * len(COLUMNS))
+    return f"""\
+## Lambda
+
+`make bench-lambda`: {runs} cold starts of each kind, in turn, then {events} events.
+{_machine()}
+
+| {" | ".join(COLUMNS)} |
+|{cells}|
+{rows}
+
+Milliseconds are of CPU time: of the cold starts the least and the median, of the events after
+them the mean. The zip has {measured.zip_bytes:,} bytes. A process finds what Lambda's runtime has,
+and the bundle: with its .pyc, as `make deploy` ships it, or without, as a plain `chalice deploy`
+does. AWS is moto behind TLS on loopback; signing, encrypting and parsing count, waiting does not.
+For each new connection botocore reads the authorities' certificates, which is most of a first
+sweep: it makes 32.
+
+Events: POST /timers; a key that is right; a far timer's schedule, upon which its message is sent;
+one message, whose receiver answers at once; a sweep that finds nothing, in 32 partitions."""
+
+
+def _row(function: str, lives: dict[tuple[str, str], list[Life]]) -> str:
+    compiled, plain = lives[function, WITH], lives[function, WITHOUT]
+    last = compiled[-1]
+    cells = [
+        function,
+        *(_spread([life.imported for life in kind]) for kind in (compiled, plain)),
+        *(_spread([life.first for life in kind]) for kind in (compiled, plain)),
+        f"{last.further:.1f}",
+        f"{last.calls:.1f}",
+        f"{len(last.modules)}",
+        f"{last.memory:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _spread(figures: list[float]) -> str:
+    return f"{min(figures):.0f} · {median(figures):.0f}"
+
+
+def _machine() -> str:
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    pins = (ROOT / "tests/localstack/runtime-requirements.txt").read_text().splitlines()
+    boto = next(pin.replace("==", " ") for pin in pins if pin.startswith("boto3"))
+    return (
+        f"{os.cpu_count()} × {names[0] if names else platform.machine()},"
+        f" Linux {platform.release()}, Python {platform.python_version()}, {boto}."
+    )
+
+
+def main() -> None:
+    """Measure, and write the section."""
+    parser = argparse.ArgumentParser(prog="python -m bench.cold_start", description=__doc__)
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--events", type=int, default=200)
+    given = parser.parse_args()
+    text = section(measure(given.runs, given.events), given.runs, given.events)
+    document.write("lambda", text)
+    sys.stdout.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    main()
