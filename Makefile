@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCALSTACK := .localstack
+BENCH := .bench
 AXE := $(VENV)/node_modules/axe-core
 # Keys and secrets are those of a stage, or of this machine's database.
 TENANTS = $(BIN)/python -m infra.tenants $(if $(STAGE),--stage $(STAGE))
 
-.PHONY: run demo test check screenshot openapi fuzz e2e simulate deploy destroy key keys revoke secrets stage named localstack localstack-down clean bench-lambda
+.PHONY: run demo test check screenshot openapi fuzz e2e simulate bench bench-lambda deploy destroy key keys revoke secrets stage named localstack localstack-down clean
 
 run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, AUTH, RATE, TIMERS_DB, ALLOWED_TARGETS)
 	@exec $(BIN)/python -m embedded
@@ -41,6 +42,9 @@ simulate: $(VENV)/dev.done  ## run the AWS side in simulated time, at full size,
 
 bench-lambda: $(VENV)/dev.done $(LOCALSTACK)/runtime.done  ## measure what each function takes to start and to work, into docs/benchmarks.md
 	$(BIN)/python -m bench.cold_start
+
+bench: $(BENCH)/done  ## measure Timers beside Celery + Redis and BullMQ and write docs/benchmarks.md (ROUNDS)
+	@$(BENCH)/venv/bin/python -m bench $(if $(ROUNDS),--rounds $(ROUNDS))
 
 deploy: stage $(VENV)/deploy.done  ## deploy into an AWS account, STAGE=dev or prod (TOPIC, RATE, BURST, POLLERS)
 	@$(BIN)/python -m infra.deploy deploy $(STAGE) $(if $(TOPIC),--topic "$(TOPIC)") $(if $(RATE),--rate $(RATE)) $(if $(BURST),--burst $(BURST)) $(if $(POLLERS),--pollers $(POLLERS))
@@ -77,7 +81,7 @@ named:
 	@test -n "$(KEY)" || { echo "Say which key: make revoke KEY=…; make keys lists them" >&2; exit 1; }
 
 clean:  ## remove what the other commands made; not your timers in .data/
-	rm -rf $(VENV) $(LOCALSTACK) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOCALSTACK) $(BENCH) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/run.done: requirements-run.txt requirements.txt | $(BIN)/python
@@ -114,6 +118,17 @@ $(LOCALSTACK)/runtime.done: tests/localstack/runtime-requirements.txt | $(BIN)/p
 	@echo "Installing what Lambda has …" >&2
 	@$(BIN)/python -m venv --clear $(LOCALSTACK)/runtime
 	@$(LOCALSTACK)/runtime/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+# What npm does not give is left out, and `make bench` says so.
+$(BENCH)/done: bench/requirements.txt bench/package.json requirements-run.txt requirements.txt | $(BIN)/python
+	@command -v node > /dev/null || { echo "node is missing: the receiver needs it (on Debian and Ubuntu: apt-get install nodejs npm)." >&2; exit 1; }
+	@echo "Installing what is measured …" >&2
+	@rm -rf $(BENCH)
+	@$(BIN)/python -m venv $(BENCH)/venv
+	@$(BENCH)/venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@cp bench/package.json $(BENCH)/
+	@npm install --prefix $(BENCH) --no-package-lock --no-audit --no-fund --silent || true
 	@touch $@
 
 $(BIN)/python:

@@ -1,8 +1,18 @@
 """bench/: what the benchmarks write and how they count; the speeds themselves are not asserted."""
 
+import asyncio
+import shutil
+from collections.abc import Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
-from bench import document
+import pytest
+
+from bench import document, load, report
+from bench.__main__ import Sizes, measure, section
+from bench.engines import Timers
+from bench.measures import Receiver, delivery, many
 
 
 def test_a_command_rewrites_its_own_section_only(tmp_path: Path) -> None:
@@ -16,3 +26,95 @@ def test_a_command_rewrites_its_own_section_only(tmp_path: Path) -> None:
         "# Benchmarks\n\nWords.\n\n<!-- begin a -->\n| new \\1 |\n<!-- end a -->\n\nMore.\n"
         "\n<!-- begin b -->\nsecond\n<!-- end b -->\n"
     )
+
+
+SIZES = Sizes(
+    warm_up=10,
+    creates=20,
+    low=10,
+    small=10,
+    large=20,
+    pending=20,
+    recovery=20,
+    many=50,
+    ahead=0.5,
+    outage=0.5,
+    settle=0.1,
+)
+
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
+
+
+@needs_node
+@pytest.mark.e2e
+def test_the_whole_bench_in_miniature(tmp_path: Path) -> None:
+    """Every figure of the table is there, every timer arrived once and none early."""
+    with Receiver() as receiver:
+        results = measure([Timers], receiver, tmp_path, SIZES, rounds=1)
+        alone = many(SIZES.many, receiver, tmp_path, SIZES.settle)
+    figures = results.figures["Timers"]
+    assert {row.key for row in report.ROWS} <= figures.keys()
+    for fault in ("missing", "early", "duplicates", "recovery.missing", "recovery.early"):
+        assert not any(figures[fault]), fault
+    assert figures["recovery.first"] < [SIZES.outage]
+    counts = [len(results.late[name]["Timers"]) for name in ("low", "small", "large")]
+    assert counts == [SIZES.low, SIZES.small, SIZES.large]
+    text = section(results, {"Timers": Timers.version()}, ["2 cores"], alone)
+    assert all(row.words in text for row in report.ROWS)
+    assert "{" not in text
+
+
+def test_an_arrival_counts_against_its_own_deadline() -> None:
+    """What came twice, early or not at all is counted; what nobody asked for is not."""
+    deadlines = {"once": 1000, "twice": 1500, "early": 2000, "never": 2000}
+    arrivals = [("once", 1010.0), ("twice", 1600.0), ("other", 0.0), ("early", 1999.5)]
+    found = delivery(deadlines, [*arrivals, ("twice", 3000.0)])
+    assert found.late == [-0.5, 10, 100]
+    assert (found.missing, found.early, found.duplicates) == (1, 1, 1)
+    assert found.seconds == pytest.approx(0.9995)
+
+
+def test_the_table_says_who_is_ahead() -> None:
+    """A ratio above 1 stands for a lead, of figures that should be high as of those that should
+    be low; beside nothing at all there is none."""
+    rows = [
+        report.Row("rate", "Rate", True),
+        report.Row("late", "Late"),
+        report.Row("lost", "Lost"),
+    ]
+    results: Mapping[str, Mapping[str, list[float]]] = {
+        "A": {"rate": [10, 30, 20], "late": [1.5], "lost": [0]},
+        "B": {"rate": [10], "late": [3], "lost": [1]},
+    }
+    text = report.table(results, {"A": "synced", "B": "not"}, rows)
+    assert text.splitlines() == [
+        "|  | A<br>(synced) | B<br>(not) | ratio |",
+        "| --- | ---: | ---: | ---: |",
+        "| Rate | 20 (10–30) | 10 | 2 × |",
+        "| Late | 1.50 | 3 | 2 × |",
+        "| Lost | 0 | 1 |  |",
+    ]
+
+
+def test_an_answer_counts_from_when_it_was_to_be_asked_for() -> None:
+    """A server that keeps the load from sending does not look faster for it."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            while await reader.readline():
+                await reader.readuntil(b"\r\n\r\n{}")
+                await asyncio.sleep(0.02)
+                for piece in (b"HTTP/1.1 201 Created\r\nContent-Len", b"gth: 2\r\n\r\nO", b"K"):
+                    writer.write(piece)
+                    await writer.drain()
+
+    async def ask() -> list[load.Answer]:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            make = partial(load.post, "/", b"{}")
+            return await load.send(port, 20, make, rate=1000, connections=2)
+
+    answers = asyncio.run(ask())
+    assert [(answer.status, answer.body) for answer in answers] == [(201, b"OK")] * 20
+    # The last was due after 19 ms, and went out behind nine that took 20 ms each.
+    assert answers[-1].seconds > 0.18

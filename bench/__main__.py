@@ -1,0 +1,177 @@
+"""`make bench`: measure Timers beside its peers, print the table, write docs/benchmarks.md."""
+
+import argparse
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench import document, report
+from bench.engines import MADE, BullMq, CeleryOnRedis, Engine, Timers
+from bench.measures import (
+    Bench,
+    Delivery,
+    Figures,
+    Receiver,
+    ceiling,
+    many,
+    sync_each_write,
+)
+
+ENGINES: tuple[type[Engine], ...] = (Timers, CeleryOnRedis, BullMq)
+
+PLOT = document.DOCUMENT.with_suffix(".svg")
+
+DATA = MADE / "data"
+
+TITLES = {
+    "low": "20 a second",
+    "small": "1,000 due in one second",
+    "large": "10,000 due in one second",
+}
+
+FAULTS = ("missing", "early", "duplicates")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many timers each measure takes."""
+
+    warm_up: int = 1000
+    creates: int = 4000
+    low: int = 300
+    rate: float = 20
+    small: int = 1000
+    large: int = 10_000
+    pending: int = 100_000
+    recovery: int = 1000
+    many: int = 1_000_000
+    ahead: float = 3
+    """Seconds that are always left to create what then comes due."""
+    outage: float = 3
+    """Seconds that an engine is down."""
+    settle: float = 5
+    """Seconds after which memory is read."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the rounds gave, for each engine."""
+
+    figures: dict[str, dict[str, list[float]]]
+    late: dict[str, dict[str, list[float]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    )
+    """Milliseconds of each timer, by measure and engine."""
+
+    def add(self, engine: Engine, measure: str, found: Figures) -> None:
+        """Remember the figures of one measure; say them, so that one sees it go on."""
+        words = ", ".join(f"{key} {report.number(value)}" for key, value in found.items())
+        print(f"{engine.name}: {measure}: {words}", file=sys.stderr, flush=True)
+        for key, value in found.items():
+            in_all = key in FAULTS and measure != "recovery"
+            self.figures[engine.name][key if in_all else f"{measure}.{key}"].append(value)
+
+    def add_delivery(self, engine: Engine, measure: str, found: Delivery) -> None:
+        """Remember one measure and the lateness of each of its timers."""
+        self.add(engine, measure, found.figures())
+        self.late[measure][engine.name] += found.late
+
+
+def measure(
+    engines: Sequence[type[Engine]], receiver: Receiver, folder: Path, sizes: Sizes, rounds: int
+) -> Results:
+    """Let the engines take turns; each begins each round with nothing."""
+    results = Results({engine.name: defaultdict(list) for engine in engines})
+    for _ in range(rounds):
+        _each(engines, folder, lambda engine: _speed(engine, receiver, sizes, results))
+    _each(engines, folder, lambda engine: _endurance(engine, receiver, sizes, results))
+    return results
+
+
+def _each(engines: Sequence[type[Engine]], folder: Path, what: Callable[[Engine], None]) -> None:
+    for make in engines:
+        with make(folder / make.__name__) as engine:
+            what(engine)
+        shutil.rmtree(engine.folder)
+
+
+def _speed(engine: Engine, receiver: Receiver, sizes: Sizes, results: Results) -> None:
+    bench = Bench(engine, receiver)
+    bench.warm_up(sizes.warm_up)
+    found = bench.creates(sizes.creates)
+    results.add(engine, "creates", found)
+    results.add_delivery(engine, "low", bench.steady(sizes.low, sizes.rate))
+    for name, number in (("small", sizes.small), ("large", sizes.large)):
+        ahead = sizes.ahead + 2 * number / found["rate"]
+        results.add_delivery(engine, name, bench.burst(number, ahead))
+    sync_each_write(engine)
+    results.add(engine, "synced", bench.creates(sizes.creates))
+
+
+def _endurance(engine: Engine, receiver: Receiver, sizes: Sizes, results: Results) -> None:
+    bench = Bench(engine, receiver)
+    bench.warm_up(sizes.warm_up)
+    results.add(engine, "pending", bench.pending(sizes.pending, sizes.settle))
+    found = bench.recovery(sizes.recovery, sizes.ahead, sizes.outage)
+    results.add(engine, "recovery", found)
+
+
+def section(
+    results: Results, versions: Mapping[str, str], about: Sequence[str], alone: Figures
+) -> str:
+    """Return the section of the document; `about` is where it was measured."""
+    durability = {engine.name: engine.durability for engine in ENGINES}
+    of = {key: report.number(value) for key, value in alone.items()}
+    rounds = len(results.figures[Timers.name]["creates.rate"])
+    facts = [*about, *(f"{name}: {version}" for name, version in versions.items())]
+    listed = "\n".join(f"* {fact}" for fact in facts)
+    return f"""\
+`make bench`, {rounds} rounds in which the engines took turns.
+
+{listed}
+
+{report.table(results.figures, durability)}
+
+The median of the rounds, and from the least to the most. A ratio above 1: Timers is ahead so many
+times. The head of each column says what an answer means in a power cut.
+
+![How late each timer was]({PLOT.name})
+
+**A million timers waiting** in Timers ({Timers.durability}): {of["memory"]} MB of memory, and
+{of["empty"]} MB with none, which is {of["bytes"]} bytes for each. Started on them, it answers after
+{of["ready"]} s, and what was overdue has arrived after {of["first"]} s.
+"""
+
+
+def able() -> list[type[Engine]]:
+    """Return the engines that can run here; say which can't."""
+    reasons = {engine: engine.missing() for engine in ENGINES}
+    for engine, why in reasons.items():
+        if why is not None:
+            print(f"{engine.name} is left out: {why}.", file=sys.stderr)
+    return [engine for engine, why in reasons.items() if why is None]
+
+
+def main() -> None:
+    """Measure, and write what was found."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds, sizes, engines = parser.parse_args().rounds, Sizes(), able()
+    DATA.mkdir(exist_ok=True)
+    with Receiver() as receiver:
+        most = report.number(ceiling(receiver, 20_000))
+        about = [report.machine(DATA), f"The load: up to {most} requests a second of a bare server"]
+        results = measure(engines, receiver, DATA, sizes, rounds)
+        alone = many(sizes.many, receiver, DATA, sizes.settle)
+    shutil.rmtree(DATA)
+    text = section(results, {engine.name: engine.version() for engine in engines}, about, alone)
+    print(text)
+    report.plot({TITLES[measure]: late for measure, late in results.late.items()}, PLOT)
+    document.write("embedded", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""What is measured: each engine in its own processes behind HTTP, as its users would run it."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Self
+
+import requests
+
+ROOT = Path(__file__).parent.parent
+
+MADE = ROOT / ".bench"
+"""What `make bench` installs, and where the engines keep their data while they are measured."""
+
+MODULES = MADE / "node_modules"
+
+PEERS = ROOT / "bench" / "peers"
+
+PATIENCE = 120.0
+"""Seconds within which an engine has to be ready."""
+
+
+class Engine:
+    """One engine with its data in `folder`; runs between `start` and `kill`."""
+
+    name: ClassVar[str]
+    durability: ClassVar[str]
+    """What an answer of 201 means in a power cut."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self._settings = settings or {}
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """Say why it can't run here."""
+        return None
+
+    @classmethod
+    def version(cls) -> str:
+        """Name what runs, and its versions."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Run it, and return once it answers over HTTP."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.launch()
+            self._wait(self.is_ready)
+        except BaseException:
+            self.kill()
+            raise
+
+    def launch(self) -> None:
+        """Start its processes."""
+        raise NotImplementedError
+
+    def is_ready(self) -> bool:
+        """Say whether it answers."""
+        try:
+            return requests.get(f"http://127.0.0.1:{self.port}/health", timeout=10).ok
+        except requests.ConnectionError:
+            return False
+
+    def run(self, *command: str | Path, **settings: str) -> None:
+        """Start one process, and whatever it starts, with no settings but these."""
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
+        with (self.folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment | settings,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # what it starts is found, and ended, by its session
+            )
+        self._processes.append(process)
+
+    def kill(self) -> None:
+        """Kill -9 all of it, and wait until it is gone."""
+        for process in self._processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._processes.clear()
+
+    def memory(self) -> int:
+        """Return the bytes of all its processes; pages that several share count once."""
+        sessions = {process.pid for process in self._processes}
+        return sum(_memory(pid) for pid in _processes() if _session(pid) in sessions)
+
+    def _wait(self, ready: Callable[[], bool]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not ready():
+            ended = [process.args for process in self._processes if process.poll() is not None]
+            if ended or time.monotonic() > end:
+                log = (self.folder / "log").read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"{self.name} did not start: {log}")
+            time.sleep(0.01)
+
+
+class Timers(Engine):
+    """`python -m embedded` with its defaults."""
+
+    name = "Timers"
+    durability = "fsync before the answer"
+
+    @classmethod
+    def version(cls) -> str:
+        return f"this checkout on Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}"
+
+    @property
+    def database(self) -> Path:
+        """Where its timers are."""
+        return self.folder / "timers.db"
+
+    def launch(self) -> None:
+        settings = {"TIMERS_DB": str(self.database), "PORT": str(self.port), **self._settings}
+        self.run(sys.executable, "-m", "embedded", **settings)
+
+
+class OnRedis(Engine):
+    """An engine that keeps its timers in a Redis of its own."""
+
+    durability = "fsync every second"
+
+    @classmethod
+    def missing(cls) -> str | None:
+        if shutil.which("redis-server") is None:
+            return "redis-server is not installed (on Debian: apt-get install redis-server)"
+        return None
+
+    def launch(self) -> None:
+        self.redis = free_port()
+        self.run(
+            *("redis-server", "--port", str(self.redis), "--bind", "127.0.0.1"),
+            *("--dir", str(self.folder), "--save", ""),  # no snapshots beside the log
+            *("--appendonly", "yes", "--appendfsync", "everysec"),
+        )
+        self._wait(lambda: self.ask_redis("PING") == b"+PONG")
+
+    def sync_each_write(self) -> None:
+        """Let Redis, too, sync before it answers."""
+        if self.ask_redis("CONFIG SET appendfsync always") != b"+OK":
+            raise RuntimeError("Redis does not sync each write.")
+
+    def ask_redis(self, command: str) -> bytes:
+        """Return the first line that Redis answers, nothing if it does not listen."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.redis), 10) as connection:
+                connection.sendall(f"{command}\r\n".encode())
+                return connection.recv(1000).split(b"\r\n")[0]
+        except ConnectionError:
+            return b""
+
+
+class CeleryOnRedis(OnRedis):
+    """Celery's worker with 64 threads; gunicorn with as many for the WSGI app in front."""
+
+    name = "Celery + Redis"
+
+    @classmethod
+    def version(cls) -> str:
+        parts = ("celery", "redis", "gunicorn")
+        return f"{', '.join(f'{part} {version(part)}' for part in parts)}; {_redis()}"
+
+    def launch(self) -> None:
+        super().launch()
+        bin = Path(sys.executable).parent
+        settings = {"REDIS_URL": f"redis://127.0.0.1:{self.redis}/0", "PYTHONPATH": str(PEERS)}
+        worker = ("--pool", "threads", "--concurrency", "64", "--loglevel", "warning")
+        self.run(bin / "celery", "-A", "celery_app", "worker", *worker, **settings)
+        front = ("--workers", "2", "--threads", "32", "--bind", f"127.0.0.1:{self.port}")
+        self.run(bin / "gunicorn", *front, "celery_app:application", **settings)
+
+
+class BullMq(OnRedis):
+    """BullMQ's worker with 64 jobs at once; Node's own HTTP server in front."""
+
+    name = "BullMQ"
+
+    @classmethod
+    def missing(cls) -> str | None:
+        if not (MODULES / "bullmq").exists():
+            return "npm could not install bullmq"
+        return super().missing()
+
+    @classmethod
+    def version(cls) -> str:
+        parts = {
+            name: json.loads((MODULES / name / "package.json").read_text())["version"]
+            for name in ("bullmq", "ioredis")
+        }
+        named = ", ".join(f"{name} {number}" for name, number in parts.items())
+        return f"{named} on Node {_output('node', '--version')}; {_redis()}"
+
+    def launch(self) -> None:
+        super().launch()
+        for role in ("worker", "front"):
+            script = ("node", PEERS / "bullmq.js", role, str(self.redis), str(self.port))
+            self.run(*script, NODE_PATH=str(MODULES))
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def _redis() -> str:
+    return f"Redis {_output('redis-server', '--version').split('v=')[1].split()[0]}"
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _processes() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def _memory(pid: int) -> int:
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return 1024 * int(rollup.split("Pss:")[1].split()[0])

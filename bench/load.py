@@ -1,0 +1,103 @@
+"""The load: keep-alive connections that send one request after the other; alike for all engines."""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+CONNECTIONS = 32
+
+_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
+
+
+class Request(NamedTuple):
+    """A request as its bytes; the deadline of the timer that it creates, in Unix milliseconds."""
+
+    content: bytes
+    deadline: int = 0
+
+
+class Answer(NamedTuple):
+    """What came back for a request, and how many seconds after it should have been sent."""
+
+    request: Request
+    status: int
+    body: bytes
+    seconds: float
+
+
+def post(path: str, body: bytes, deadline: int = 0) -> Request:
+    """Return a POST of JSON."""
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return Request(head.encode() + body, deadline)
+
+
+def get(path: str) -> Request:
+    """Return a GET."""
+    return Request(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+
+
+class _Connection(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self._received = b""
+        self._answered: asyncio.Future[tuple[int, bytes]] = asyncio.Future()
+
+    def ask(self, content: bytes) -> "asyncio.Future[tuple[int, bytes]]":
+        self._received, self._answered = b"", asyncio.Future()
+        self.transport.write(content)
+        return self._answered
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, _, body = self._received.partition(b"\r\n\r\n")
+        length = _LENGTH.search(head)
+        if length and len(body) >= int(length[1]):
+            self._answered.set_result((int(head[9:12]), body))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._answered.done():
+            self._answered.set_exception(exc or ConnectionError("The server hung up."))
+
+
+async def send(
+    port: int,
+    count: int,
+    make: Callable[[], Request],
+    *,
+    rate: float | None = None,
+    connections: int = CONNECTIONS,
+) -> list[Answer]:
+    """Send what `make` returns at that moment, `rate` a second or as fast as it is answered.
+
+    An answer to what had to wait for a free connection counts from when it should have been sent.
+    """
+    loop = asyncio.get_running_loop()
+    opened = [
+        (await loop.create_connection(_Connection, "127.0.0.1", port))[1]
+        for _ in range(min(connections, count))
+    ]
+    numbers = iter(range(count))
+    answers: list[Answer] = []
+    began = time.perf_counter()
+
+    async def work(connection: _Connection) -> None:
+        for number in numbers:
+            due = began + number / rate if rate else time.perf_counter()
+            if (early := due - time.perf_counter()) > 0:
+                await asyncio.sleep(early)
+            request = make()
+            status, body = await connection.ask(request.content)
+            answers.append(Answer(request, status, body, time.perf_counter() - due))
+
+    try:
+        await asyncio.gather(*map(work, opened))
+    finally:
+        for connection in opened:
+            connection.transport.close()
+    return answers

@@ -1,0 +1,281 @@
+"""The measures: each one loads an engine, and holds what arrives against what was created."""
+
+import asyncio
+import json
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from math import inf
+from pathlib import Path
+from random import Random
+from statistics import quantiles
+from types import TracebackType
+from typing import Self
+
+import requests
+
+from bench.engines import Engine, OnRedis, Timers
+from bench.load import Answer, Request, post, send
+from chalicelib import timers
+from chalicelib.wiring import new_id
+from embedded.sqlite import SqliteStore
+
+DAY = 86_400_000
+"""Milliseconds."""
+
+GRACE = 60.0
+"""Seconds after the last deadline in which what is late may still arrive."""
+
+Figures = dict[str, float]
+
+
+class Receiver:
+    """Node's own HTTP server, as its own process; remembers which webhooks arrived, and when."""
+
+    def __enter__(self) -> Self:
+        script = Path(__file__).parent / "receiver.js"
+        self._process = subprocess.Popen(["node", script], stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+        self.url = f"http://127.0.0.1:{self.port}/"
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        requests.delete(self.url, timeout=60)
+
+    def arrivals(self) -> list[tuple[str, float]]:
+        """Return the id of each webhook and when it arrived, in Unix milliseconds."""
+        told = requests.get(f"{self.url}arrivals", timeout=60).json()
+        if told["count"] != len(told["ids"]):
+            raise RuntimeError("The receiver's count is not that of what it remembers.")
+        return list(zip(told["ids"], told["moments"], strict=True))
+
+    def wait(self, number: int, until: float) -> None:
+        """Return once so many webhooks have arrived, or at that Unix time."""
+        while time.time() < until:
+            if requests.get(f"{self.url}count", timeout=60).json()["count"] >= number:
+                return
+            time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What became of the timers of one measure."""
+
+    late: list[float]
+    """Milliseconds from the deadline to the first arrival, ascending."""
+    missing: int
+    early: int
+    duplicates: int
+    seconds: float
+    """From the first deadline to the last arrival."""
+
+    def figures(self) -> Figures:
+        """Return the lateness in milliseconds, and how many were delivered in a second."""
+        p50, p99 = percentiles(self.late)
+        found = {"p50": p50, "p99": p99, "max": max(self.late, default=0.0)}
+        return {**found, "drained": len(self.late) / self.seconds, **self.faults()}
+
+    def faults(self) -> Figures:
+        """Return how many did not arrive once, at their deadline or after it."""
+        return {"missing": self.missing, "early": self.early, "duplicates": self.duplicates}
+
+
+def delivery(deadlines: dict[str, int], arrivals: Sequence[tuple[str, float]]) -> Delivery:
+    """Hold the arrivals against the deadlines of what was created; others do not count."""
+    first: dict[str, float] = {}
+    times = Counter(id for id, _ in arrivals if id in deadlines)
+    for id, at in arrivals:
+        first.setdefault(id, at)
+    late = sorted(first[id] - deadlines[id] for id in times)
+    ended = max((first[id] for id in times), default=0.0)
+    return Delivery(
+        late=late,
+        missing=len(deadlines) - len(times),
+        early=sum(lateness < 0 for lateness in late),
+        duplicates=times.total() - len(times),
+        seconds=max(1e-3, (ended - min(deadlines.values())) / 1000),
+    )
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 50th and the 99th percentile."""
+    if len(values) < 2:
+        return (values[0], values[0]) if values else (0.0, 0.0)
+    cuts = quantiles(values, n=100, method="inclusive")
+    return cuts[49], cuts[98]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The measures of one engine that is running, with one receiver."""
+
+    engine: Engine
+    receiver: Receiver
+
+    def timer(self, deadline: int) -> Request:
+        """Return the request for a timer that is due at a moment in Unix milliseconds."""
+        moment = datetime.fromtimestamp(deadline / 1000, UTC).isoformat(timespec="milliseconds")
+        body = json.dumps({"fire_at": moment, "url": self.receiver.url}).encode()
+        return post("/timers", body, deadline)
+
+    def create(
+        self, number: int, deadlines: Iterator[int], rate: float | None = None
+    ) -> list[Answer]:
+        """Create timers, each with the next deadline; raise if one is refused."""
+        sent = send(self.engine.port, number, lambda: self.timer(next(deadlines)), rate=rate)
+        answers = asyncio.run(sent)
+        for answer in answers:
+            if answer.status != 201:
+                raise RuntimeError(f"{self.engine.name} answered {answer.status}: {answer.body!r}")
+        return answers
+
+    def warm_up(self, number: int) -> None:
+        """Let every part of the engine work, as it will have for long where it is used."""
+        self.receiver.forget()
+        self.delivered(self.create(number, self._ahead(0)))
+
+    def creates(self, number: int) -> Figures:
+        """Create timers of tomorrow as fast as they are answered."""
+        began = time.perf_counter()
+        answers = self.create(number, self._ahead(DAY))
+        seconds = time.perf_counter() - began
+        p50, p99 = percentiles([answer.seconds * 1000 for answer in answers])
+        return {"rate": number / seconds, "p50": p50, "p99": p99}
+
+    def steady(self, number: int, rate: float) -> Delivery:
+        """Create timers of one second at a low rate."""
+        self.receiver.forget()
+        return self.delivered(self.create(number, self._ahead(1000), rate))
+
+    def burst(self, number: int, ahead: float) -> Delivery:
+        """Let timers come due within one second, all created in the `ahead` seconds before it."""
+        self.receiver.forget()
+        first = _now() + round(ahead * 1000)
+        deadlines = [first + 1000 * place // number for place in range(number)]
+        Random(number).shuffle(deadlines)  # the same for all engines
+        answers = self.create(number, iter(deadlines))
+        created_in_time = _now() < first
+        found = self.delivered(answers)
+        return found if created_in_time else self.burst(number, 2 * ahead)
+
+    def pending(self, number: int, settle: float) -> Figures:
+        """Return the bytes by which memory has grown for each timer that waits, after a while."""
+        before = self.engine.memory()
+        self.create(number, self._ahead(DAY))
+        time.sleep(settle)
+        return {"bytes": (self.engine.memory() - before) / number}
+
+    def recovery(self, number: int, ahead: float, outage: float) -> Figures:
+        """Kill -9 an engine with timers that fall due before, while and after it is down.
+
+        Return the seconds from the command that restarts it to its first answer, and to the first
+        webhook.
+        """
+        self.receiver.forget()
+        first, span = _now() + round(1000 * ahead), round(2000 * outage)
+        answers = self.create(number, (first + span * place // number for place in count()))
+        _sleep_until(first + span // 6)
+        self.engine.kill()
+        before = len(self.receiver.arrivals())
+        time.sleep(outage)
+        began = time.time()
+        self.engine.start()
+        ready = time.time() - began
+        found = self.delivered(answers)
+        arrived = [at / 1000 - began for _, at in self.receiver.arrivals()[before:]]
+        return {"ready": ready, "first": min(arrived, default=inf), **found.faults()}
+
+    def delivered(self, answers: Sequence[Answer]) -> Delivery:
+        """Return what becomes of the timers that these answers promise."""
+        deadlines = {json.loads(answer.body)["id"]: answer.request.deadline for answer in answers}
+        until = max(_now(), *deadlines.values()) / 1000 + GRACE
+        arrivals: list[tuple[str, float]] = []
+        while time.time() < until and (missing := deadlines.keys() - {id for id, _ in arrivals}):
+            self.receiver.wait(len(arrivals) + len(missing), until)
+            arrivals = self.receiver.arrivals()
+        time.sleep(0.2)  # for what comes twice
+        return delivery(deadlines, self.receiver.arrivals())
+
+    def _ahead(self, milliseconds: int) -> Iterator[int]:
+        return (_now() + milliseconds for _ in count())
+
+
+def fill(database: Path, number: int, receiver: Receiver) -> None:
+    """Put timers of tomorrow into a database, and one that is overdue."""
+    now = datetime.now(UTC)
+    webhook = timers.Webhook(url=receiver.url)
+    store = SqliteStore(database)
+
+    def add(deadline: datetime) -> None:
+        store.add(timers.new(new_id(), timers.DEFAULT_TENANT, webhook, deadline, now))
+
+    try:
+        with ThreadPoolExecutor(200) as pool:  # those that wait at the same time share a commit
+            for begun in range(0, number, 10_000):
+                batch = min(10_000, number - begun)
+                moments = [now + timedelta(days=1, milliseconds=begun + n) for n in range(batch)]
+                list(pool.map(add, moments))
+        add(now)
+    finally:
+        store.close()
+
+
+def many(number: int, receiver: Receiver, folder: Path, settle: float) -> Figures:
+    """Return what Timers takes on a database of so many, beside an empty one: seconds, MB."""
+    with Timers(folder / "empty") as empty:
+        time.sleep(settle)
+        nothing = empty.memory()
+    engine = Timers(folder / "full")
+    fill(engine.database, number, receiver)
+    receiver.forget()
+    began = time.time()
+    with engine:
+        ready = time.time() - began
+        receiver.wait(1, began + GRACE)
+        [(_, at)] = receiver.arrivals()
+        time.sleep(settle)
+        memory = engine.memory()
+    return {
+        "ready": ready,
+        "first": at / 1000 - began,
+        "memory": memory / 1e6,
+        "empty": nothing / 1e6,
+        "bytes": (memory - nothing) / number,
+    }
+
+
+def sync_each_write(engine: Engine) -> None:
+    """Let every engine sync before it answers."""
+    if isinstance(engine, OnRedis):
+        engine.sync_each_write()
+
+
+def ceiling(receiver: Receiver, number: int) -> float:
+    """Return how many requests a second the load makes of a server that does nothing."""
+    began = time.perf_counter()
+    asyncio.run(send(receiver.port, number, lambda: post("/", b"{}")))
+    return number / (time.perf_counter() - began)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _sleep_until(moment: int) -> None:
+    time.sleep(max(0, moment / 1000 - time.time()))

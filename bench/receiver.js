@@ -1,0 +1,32 @@
+// Gets the webhooks: when each arrived, and its webhook-id.
+// GET /count says how many came, GET /arrivals which and when; DELETE / forgets them.
+const http = require("node:http");
+
+let count, ids, moments, epoch;
+
+// Date.now() has whole milliseconds: wait for one to begin, and count from there.
+function forget() {
+  [count, ids, moments] = [0, [], []];
+  const before = Date.now();
+  while (Date.now() === before);
+  epoch = Date.now() - performance.now();
+}
+
+function receive(request, response) {
+  moments.push(epoch + performance.now());
+  ids.push(request.headers["webhook-id"]);
+  request.resume();
+  request.on("end", () => response.end());
+  count++;
+}
+
+function answer(request, response) {
+  if (request.method === "DELETE") forget();
+  const arrivals = request.url === "/arrivals" ? { ids, moments } : {};
+  response.end(JSON.stringify({ count, ...arrivals }));
+}
+
+forget();
+const server = http.createServer((request, response) =>
+  (request.method === "POST" ? receive : answer)(request, response));
+server.listen(0, "127.0.0.1", 1000, () => console.log(server.address().port));

@@ -1,0 +1,141 @@
+"""What was measured, as a table and a plot, and on which machine."""
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from bench.measures import percentiles
+
+
+class Row(NamedTuple):
+    """One line of the table: which figure, in words, and whether more of it is better."""
+
+    key: str
+    words: str
+    more_is_better: bool = False
+
+
+LATENESS = (("p50", "p50, ms"), ("p99", "p99, ms"), ("max", "the latest, ms"))
+
+DRAINED = ("drained", "delivered a second")
+
+ROWS = (
+    Row("creates.rate", "**Creating**, 32 connections: a second", True),
+    Row("creates.p50", "p50, ms"),
+    Row("creates.p99", "p99, ms"),
+    Row("synced.rate", "… Redis too with an fsync before each answer: a second", True),
+    *(Row(f"low.{key}", f"**Late**, 20 a second: {words}") for key, words in LATENESS),
+    *(
+        Row(f"{burst}.{key}", f"**Late**, {number} due in one second: {words}", key == DRAINED[0])
+        for burst, number in (("small", "1,000"), ("large", "10,000"))
+        for key, words in (*LATENESS, DRAINED)
+    ),
+    Row("pending.bytes", "**Memory** for each timer that waits, of 100,000: bytes"),
+    Row("recovery.ready", "**After kill -9**: answers again, s"),
+    Row("recovery.first", "first webhook that was overdue, s"),
+    Row("recovery.missing", "not sent within a minute, of 1,000"),
+    Row("recovery.duplicates", "sent twice"),
+    Row("missing", "**In all else**: not sent"),
+    Row("early", "sent before the deadline"),
+    Row("duplicates", "sent twice"),
+)
+
+Results = Mapping[str, Mapping[str, Sequence[float]]]
+"""Of each engine and figure what each round gave; Timers comes first."""
+
+
+def table(results: Results, durability: Mapping[str, str], rows: Sequence[Row] = ROWS) -> str:
+    """Return medians and their ratios in Markdown; above 1 the first engine is ahead."""
+    first, *others = results
+    heads = [f"{name}<br>({durability[name]})" for name in results]
+    columns = ["", heads[0], *(part for head in heads[1:] for part in (head, "ratio"))]
+    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1)]
+    for row in rows:
+        ours = results[first][row.key]
+        cells = [row.words, _cell(ours)]
+        for name in others:
+            theirs = results[name][row.key]
+            cells += [_cell(theirs), _ratio(ours, theirs, row.more_is_better)]
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(values: Sequence[float]) -> str:
+    middle = number(median(values))
+    spread = {number(min(values)), number(max(values))}
+    return middle if len(spread) == 1 else f"{middle} ({number(min(values))}–{number(max(values))})"
+
+
+def number(value: float) -> str:
+    """Return a figure with three digits that count."""
+    if value == float("inf"):
+        return "none"
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float], more_is_better: bool) -> str:
+    above, below = median(ours), median(theirs)
+    if not more_is_better:
+        above, below = below, above
+    return f"{above / below:.2g} ×" if above and 0 < below < float("inf") > above else ""
+
+
+def machine(folder: Path) -> str:
+    """Say what it ran on, and how long an fsync takes there."""
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    p50, p99 = percentiles(_fsyncs(folder))
+    return (
+        f"{os.cpu_count()} cores ({models[0] if models else platform.machine()}), "
+        f"{memory:.0f} GB, Linux {platform.release().split('-')[0]}; an fsync of 4 KB takes "
+        f"{number(p50)} ms (p99 {number(p99)} ms)"
+    )
+
+
+def _fsyncs(folder: Path) -> list[float]:
+    took = []
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(500):
+            file.write(bytes(4096))
+            file.flush()
+            began = time.perf_counter()
+            os.fdatasync(file.fileno())
+            took.append((time.perf_counter() - began) * 1000)
+    return took
+
+
+def plot(late: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Draw the lateness in milliseconds of each measure and engine, from the earliest on."""
+    # Only what runs benchmarks has it installed.
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(10, 3.2), layout="tight")
+    axes = figure.subplots(1, len(late), sharey=True, squeeze=False)[0]
+    for axis, (words, engines) in zip(axes, late.items(), strict=True):
+        for name, values in engines.items():
+            axis.plot(range(101), curve(values), label=name)
+        axis.set(title=words, yscale="log", xlabel="% of the timers")
+        axis.grid(visible=True, alpha=0.3)
+    axes[0].set_ylabel("late by at most, ms")
+    axes[0].legend(frameon=False)
+    # Letters stay letters, and the same figures make the same file.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "timers"}):
+        figure.savefig(path, metadata={"Date": None})
+
+
+def curve(values: Sequence[float]) -> list[float]:
+    """Return the 0th to the 100th percentile, from 0.1 on, for an axis that has no 0."""
+    ordered = sorted(values)
+    return [max(0.1, ordered[share * (len(ordered) - 1) // 100]) for share in range(101)]
