@@ -33,6 +33,19 @@ DATABASE = ".data/timers.db"
 BATCH = 500
 """The most writes that share one transaction."""
 
+LOG = 16 * 2**20
+"""Bytes of the write-ahead log at which writes wait until it can begin anew.
+
+SQLite lets it begin anew in any moment in which nobody reads; reads that overlap without end would
+let it grow without end.
+"""
+
+LONGEST_READ = 200
+"""Milliseconds for which they wait. Only another program, say a backup, reads for longer."""
+
+PATIENCE = 5
+"""Seconds to wait for another program that writes."""
+
 SCAN = 10_000
 """Timers that are looked at for one page of a list; it is short if few of them match."""
 
@@ -347,6 +360,8 @@ class _Writer:
 
     def __init__(self, path: Path) -> None:
         self._db = _connect(path)
+        self._log = Path(f"{path}-wal")
+        self._log_limit = LOG
         self._closed = False
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
@@ -380,6 +395,18 @@ class _Writer:
     def _run(self) -> None:
         while batch := self._next_batch():
             self._settle(batch)
+            self._bound_log()
+
+    def _bound_log(self) -> None:
+        with suppress(OSError, sqlite3.Error):  # nothing is lost: the log is only longer
+            if self._log.stat().st_size < self._log_limit:
+                return
+            try:
+                self._db.execute(f"PRAGMA busy_timeout = {LONGEST_READ}")
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self._db.execute(f"PRAGMA busy_timeout = {PATIENCE * 1000}")
+                self._log_limit = self._log.stat().st_size + LOG
 
     def _settle(self, batch: list[_Write]) -> None:
         try:
@@ -493,7 +520,7 @@ def _translated() -> Iterator[None]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+    return sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
 
 
 def _lock(path: Path) -> int:

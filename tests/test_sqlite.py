@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -286,6 +286,66 @@ def test_purge_deletes_only_the_expired(store: SqliteStore) -> None:
     assert store.purge(START + timers.RETENTION + SECOND) == 1
     assert store.get(DEFAULT_TENANT, waiting.id) == waiting
     assert store.get(DEFAULT_TENANT, finished.id) is None
+
+
+@contextmanager
+def reads_without_a_gap(path: Path) -> Iterator[None]:
+    """Let two connections read by turns, each until the other one has begun."""
+    began, stop = (threading.Semaphore(0), threading.Semaphore(1)), threading.Event()
+
+    def read(mine: int) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            while not stop.is_set():
+                db.execute("BEGIN")
+                db.execute("SELECT count(*) FROM health").fetchone()
+                began[mine].release()
+                assert began[1 - mine].acquire(timeout=10)
+                db.execute("COMMIT")
+            began[mine].release()
+
+    with ThreadPoolExecutor(2) as readers:
+        reading = [readers.submit(read, mine) for mine in (0, 1)]
+        try:
+            yield
+        finally:
+            stop.set()
+            for each in reading:
+                each.result(20)
+
+
+def test_log_is_bounded_while_somebody_always_reads(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads overlap without a gap, and writes do not end: the log begins anew all the same."""
+    monkeypatch.setattr(sqlite, "LOG", 2**20)
+    body, sizes = "x" * 100_000, []
+    with closing(SqliteStore(path)) as store, reads_without_a_gap(path):
+        for number in range(100):
+            store.add(msgspec.structs.replace(make(number), body=body))
+            sizes.append(Path(f"{path}-wal").stat().st_size)
+    assert max(sizes) < 2 * 2**20
+
+
+def test_a_reader_that_stays_holds_up_a_write_now_and_then(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another program keeps the log from beginning anew, that is tried once for so many bytes
+    written, and what is written is safe."""
+    monkeypatch.setattr(sqlite, "LOG", 2**20)
+    monkeypatch.setattr(sqlite, "LONGEST_READ", 1)
+    with closing(SqliteStore(path)) as store, closing(sqlite3.connect(path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM health").fetchone()
+        seen = statements(store)
+        for number in range(40):
+            store.add(msgspec.structs.replace(make(number), body="x" * 100_000))
+        tried = [sql for sql in seen if "wal_checkpoint" in sql]
+        assert 2 <= len(tried) <= 5
+        assert store.get(DEFAULT_TENANT, make(39).id) is not None
+        reader.rollback()
+        store.add(msgspec.structs.replace(make(40), body="x" * 2**20))
+        store.check()
+    assert path.stat().st_size > 40 * 100_000
 
 
 def test_outlives_the_process(path: Path) -> None:
