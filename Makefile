@@ -10,7 +10,7 @@ TENANTS = $(BIN)/python -m infra.tenants $(if $(STAGE),--stage $(STAGE))
 
 .PHONY: run demo test check screenshot openapi fuzz e2e simulate bench bench-lambda deploy destroy key keys revoke secrets stage named localstack localstack-down clean
 
-run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, AUTH, RATE, TIMERS_DB, ALLOWED_TARGETS)
+run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, AUTH, RATE, RETENTION, TIMERS_DB, ALLOWED_TARGETS)
 	@exec $(BIN)/python -m embedded
 
 demo: $(VENV)/run.done  ## look at it: a scratch database with a handful of timers, and the console (PORT)

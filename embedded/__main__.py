@@ -63,10 +63,12 @@ class Settings:
     """Whether requests need one."""
     rate: int = 0
     """Requests a second for each key, or without keys for all together; 0 for any number."""
+    retention: timedelta = timers.RETENTION
+    """How long finished timers are kept, at most `timers.RETENTION`."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Settings":
-        """Read HOST, PORT, AUTH, RATE, TIMERS_DB and ALLOWED_TARGETS; raise BadSetting."""
+        """Read what the README lists as settings; raise BadSetting."""
         auth = environ.get("AUTH", "none")
         if auth not in ("none", "keys"):
             raise BadSetting(f"AUTH must be none or keys, not {auth[:20]!r}.")
@@ -79,13 +81,15 @@ class Settings:
             )
         port = _number("PORT", environ.get("PORT", "8000"), 65535)
         rate = _number("RATE", environ.get("RATE", str(RATE if keys else 0)), MAX_RATE)
+        most = timers.RETENTION.days
+        days = _number("RETENTION", environ.get("RETENTION", str(most)), most)
         reachable = LOOPBACK if host in LOCAL_HOSTS else ""
         try:
             targets = Targets.parse(environ.get("ALLOWED_TARGETS", reachable))
         except InvalidTargets as error:
             raise BadSetting(str(error)) from None
         database = Path(environ.get("TIMERS_DB", DATABASE))
-        return cls(host, port, database, targets, keys, rate)
+        return cls(host, port, database, targets, keys, rate, timedelta(days=days))
 
     @property
     def is_local(self) -> bool:
@@ -163,7 +167,9 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
     store.replace_all([timers.postponed(timer, timer.due_at) for timer in store.postponed()])
 
     def upkeep() -> bool:
-        return service.sweep(now() + UPKEEP) + store.purge(now()) > 0
+        swept = service.sweep(now() + UPKEEP)
+        # As they are stored, all have the longest retention.
+        return swept + store.purge(now() + timers.RETENTION - settings.retention) > 0
 
     engine.start(service.deliver, upkeep)
     http = threading.Thread(target=_serve, args=(server, stop), name="http", daemon=True)

@@ -29,7 +29,7 @@ def environment(**settings: str) -> dict[str, str]:
 
     Nor does it tell a `make` in it that another one stands above.
     """
-    ours = {"HOST", "PORT", "AUTH", "RATE", "TIMERS_DB", "ALLOWED_TARGETS"}
+    ours = {"HOST", "PORT", "AUTH", "RATE", "RETENTION", "TIMERS_DB", "ALLOWED_TARGETS"}
     makes = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
     kept = {name: value for name, value in os.environ.items() if name not in ours | makes}
     return {**kept, **settings}

@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import median
@@ -298,33 +299,60 @@ def test_ends_with_an_error_when_http_breaks(
     server.close()
 
 
-def test_upkeep_sweeps_and_purges(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The running server looks after what was forgotten, and forgets what has expired."""
-    monkeypatch.setattr(wiring, "_installed", None)
-    monkeypatch.setattr(engine_module, "UPKEEP", 0.05)
-    settings = Settings("127.0.0.1", 0, database, Targets())
-    store = SqliteStore(database)
+@contextmanager
+def running(settings: Settings) -> Iterator[SqliteStore]:
+    """Give the store of a server that runs in this process."""
+    store = SqliteStore(settings.database)
     server = Server(application(app), settings.host, settings.port)
     stop = threading.Event()
     runner = threading.Thread(target=run, args=(settings, store, server, stop))
     runner.start()
+    try:
+        yield store
+    finally:
+        stop.set()
+        runner.join()
+
+
+def waiting_since(moment: datetime) -> Timer:
+    return timers.new(new_id(), DEFAULT_TENANT, Webhook(url="http://10.0.0.1/"), moment, moment)
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let upkeep come soon, and what is installed be gone afterwards."""
+    monkeypatch.setattr(wiring, "_installed", None)
+    monkeypatch.setattr(engine_module, "UPKEEP", 0.05)
+
+
+@pytest.mark.usefixtures("often")
+def test_upkeep_sweeps_and_purges(database: Path) -> None:
+    """The running server looks after what was forgotten, and forgets what has expired."""
     long_ago = now() - timedelta(days=60)
-    forgotten = timers.new(
-        new_id(), DEFAULT_TENANT, Webhook(url="http://10.0.0.1/"), long_ago, long_ago
-    )
-    expired = timers.cancel(
-        timers.new(new_id(), DEFAULT_TENANT, Webhook(url="http://10.0.0.1/"), now(), long_ago),
-        long_ago,
-    )
-    store.add(forgotten)
-    store.add(expired)
-    wait_until(lambda: store.get(DEFAULT_TENANT, expired.id) is None)
-    wait_until(lambda: not store.overdue(now(), 1))
-    after = store.get(DEFAULT_TENANT, forgotten.id)
-    stop.set()
-    runner.join()
+    forgotten = waiting_since(long_ago)
+    expired = timers.cancel(waiting_since(long_ago), long_ago)
+    with running(Settings("127.0.0.1", 0, database, Targets())) as store:
+        store.add(forgotten)
+        store.add(expired)
+        wait_until(lambda: store.get(DEFAULT_TENANT, expired.id) is None)
+        wait_until(lambda: not store.overdue(now(), 1))
+        after = store.get(DEFAULT_TENANT, forgotten.id)
     assert after is not None
     assert str(after.failure).startswith("refused target")
+
+
+@pytest.mark.usefixtures("often")
+def test_retention_is_what_the_operator_says(database: Path) -> None:
+    """What finished more than RETENTION ago is forgotten, what finished since then is kept."""
+    settings = Settings("127.0.0.1", 0, database, Targets(), retention=timedelta(days=7))
+    old, young = (now() - timedelta(days=7, hours=hours) for hours in (1, -1))
+    kept = timers.cancel(waiting_since(young), young)
+    gone = timers.cancel(waiting_since(old), old)
+    with running(settings) as store:
+        store.add(kept)
+        store.add(gone)
+        wait_until(lambda: store.get(DEFAULT_TENANT, gone.id) is None)
+        assert store.get(DEFAULT_TENANT, kept.id) == kept
 
 
 @pytest.mark.e2e
@@ -399,6 +427,12 @@ SETTINGS = [
     ({"AUTH": "none", "RATE": "7"}, Settings("127.0.0.1", 8000, PATH, LOCAL, keys=False, rate=7)),
     ({"AUTH": "keys"}, Settings("127.0.0.1", 8000, PATH, LOCAL, keys=True, rate=500)),
     ({"AUTH": "keys", "RATE": "0"}, Settings("127.0.0.1", 8000, PATH, LOCAL, keys=True, rate=0)),
+    ({"RETENTION": "30"}, Settings("127.0.0.1", 8000, PATH, LOCAL)),
+    (
+        {"RETENTION": "7"},
+        Settings("127.0.0.1", 8000, PATH, LOCAL, retention=timedelta(days=7)),
+    ),
+    ({"RETENTION": "0"}, Settings("127.0.0.1", 8000, PATH, LOCAL, retention=timedelta(0))),
     ({"HOST": "localhost"}, Settings("localhost", 8000, PATH, LOCAL, keys=False, rate=0)),
     ({"HOST": "::1", "PORT": "0"}, Settings("::1", 0, PATH, LOCAL, keys=False, rate=0)),
     (
@@ -515,6 +549,7 @@ def one_sentence(ended: subprocess.CompletedProcess[str]) -> str:
         ({"HOST": "example.com"}, "HOST=example.com is not this machine alone"),
         ({"AUTH": "off"}, "AUTH must be none or keys, not 'off'."),
         ({"AUTH": "keys", "RATE": "-1"}, "RATE must be a number from 0 to 100000, not '-1'."),
+        ({"RETENTION": "31"}, "RETENTION must be a number from 0 to 30, not '31'."),
         ({"ALLOWED_TARGETS": "10.0.0.1/8"}, "ALLOWED_TARGETS"),
         ({"TIMERS_DB": "/dev/null/timers.db"}, "can't be written: Not a directory."),
         ({"TIMERS_DB": "/"}, "can't be written: Is a directory."),
