@@ -8,7 +8,7 @@ AXE := $(VENV)/node_modules/axe-core
 # Keys and secrets are those of a stage, or of this machine's database.
 TENANTS = $(BIN)/python -m infra.tenants $(if $(STAGE),--stage $(STAGE))
 
-.PHONY: run demo test check screenshot openapi fuzz e2e simulate bench bench-lambda deploy destroy key keys revoke secrets stage named localstack localstack-down clean
+.PHONY: run demo test check screenshot openapi fuzz e2e simulate bench soak bench-lambda deploy destroy key keys revoke secrets stage named localstack localstack-down clean
 
 run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, AUTH, RATE, RETENTION, TIMERS_DB, ALLOWED_TARGETS)
 	@exec $(BIN)/python -m embedded
@@ -45,6 +45,9 @@ bench-lambda: $(VENV)/dev.done $(LOCALSTACK)/runtime.done  ## measure what each 
 
 bench: $(BENCH)/done  ## measure Timers beside Celery + Redis and BullMQ and write docs/benchmarks.md (ROUNDS)
 	@$(BENCH)/venv/bin/python -m bench $(if $(ROUNDS),--rounds $(ROUNDS))
+
+soak: $(BENCH)/done  ## serve for half an hour, hold memory, files and latency to be flat (MINUTES, RATE creates a second)
+	@$(BENCH)/venv/bin/python -m bench.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RATE),--rate $(RATE))
 
 deploy: stage $(VENV)/deploy.done  ## deploy into an AWS account, STAGE=dev or prod (TOPIC, RATE, BURST, POLLERS)
 	@$(BIN)/python -m infra.deploy deploy $(STAGE) $(if $(TOPIC),--topic "$(TOPIC)") $(if $(RATE),--rate $(RATE)) $(if $(BURST),--burst $(BURST)) $(if $(POLLERS),--pollers $(POLLERS))

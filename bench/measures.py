@@ -54,16 +54,13 @@ class Receiver:
         self._process.kill()
         self._process.communicate()
 
-    def forget(self) -> None:
-        """Begin anew."""
-        requests.delete(self.url, timeout=60)
+    def forget(self) -> list[tuple[str, float]]:
+        """Begin anew; return what arrived until then."""
+        return _arrivals(requests.delete(f"{self.url}arrivals", timeout=60))
 
     def arrivals(self) -> list[tuple[str, float]]:
         """Return the id of each webhook and when it arrived, in Unix milliseconds."""
-        told = requests.get(f"{self.url}arrivals", timeout=60).json()
-        if told["count"] != len(told["ids"]):
-            raise RuntimeError("The receiver's count is not that of what it remembers.")
-        return list(zip(told["ids"], told["moments"], strict=True))
+        return _arrivals(requests.get(f"{self.url}arrivals", timeout=60))
 
     def wait(self, number: int, until: float) -> None:
         """Return once so many webhooks have arrived, or at that Unix time."""
@@ -71,6 +68,13 @@ class Receiver:
             if requests.get(f"{self.url}count", timeout=60).json()["count"] >= number:
                 return
             time.sleep(0.05)
+
+
+def _arrivals(answer: requests.Response) -> list[tuple[str, float]]:
+    told = answer.json()
+    if told["count"] != len(told["ids"]):
+        raise RuntimeError("The receiver's count is not that of what it remembers.")
+    return list(zip(told["ids"], told["moments"], strict=True))
 
 
 @dataclass(frozen=True)

