@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -29,6 +30,7 @@ try:
     from embedded.rate import MAX_RATE, RATE, Limit
     from embedded.server import LOCAL_HOSTS, Server, Wsgi, application
     from embedded.sqlite import DATABASE, SqliteStore, Unusable
+    from embedded.tasks import side_by_side
 except ModuleNotFoundError as missing:
     name = str(missing.name).partition(".")[0]
     sys.exit(f"{name} is missing: run `make run`, or pip install -r requirements-run.txt.")
@@ -151,7 +153,9 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
         clock=now,
         new_id=new_id,
         pause=pause,
-        side_by_side=threads,  # what is written at the same time shares a commit
+        side_by_side=partial(
+            side_by_side, elsewhere=threads
+        ),  # what is written at the same time shares a commit
     )
     anonymous = None if settings.keys else timers.DEFAULT_TENANT
     wiring.install(Parts(service=service, targets=settings.targets, anonymous=anonymous))

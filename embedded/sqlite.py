@@ -26,6 +26,7 @@ from chalicelib.keys import Key, Role
 from chalicelib.listing import Listing, Page, position
 from chalicelib.listing import Position as ListPosition
 from chalicelib.timers import Ring, Status, Timer
+from embedded.tasks import aside, outcome
 
 DATABASE = ".data/timers.db"
 """Where it is, if nobody says otherwise."""
@@ -183,6 +184,9 @@ class SqliteStore:
         return [_decode(row[0]) for row in self._read(sql, (micros(before), limit))]
 
     def page(self, tenant: str, listing: Listing, before: ListPosition | None, limit: int) -> Page:
+        return aside(lambda: self._page(tenant, listing, before, limit))
+
+    def _page(self, tenant: str, listing: Listing, before: ListPosition | None, limit: int) -> Page:
         top, bottom = _bounds(listing, before)
         # This first: what comes in between is then looked at, and not passed over.
         edge = self._read(_LOOKED_AT_LAST, (tenant, *top, *bottom, SCAN - 1))
@@ -362,7 +366,7 @@ class _Writer:
         if self._closed:
             self._refuse_the_rest()
         with _translated():
-            return done.result()
+            return outcome(done)
 
     def close(self) -> None:
         self._queue.put(None)
