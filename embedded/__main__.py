@@ -29,7 +29,7 @@ try:
     from embedded.engine import Engine
     from embedded.rate import MAX_RATE, RATE, Limit
     from embedded.server import LOCAL_HOSTS, Server, Wsgi, application
-    from embedded.sqlite import DATABASE, SqliteStore, Unusable
+    from embedded.sqlite import BATCH, DATABASE, SqliteStore, Unusable
     from embedded.tasks import side_by_side
 except ModuleNotFoundError as missing:
     name = str(missing.name).partition(".")[0]
@@ -161,7 +161,8 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
     wiring.install(Parts(service=service, targets=settings.targets, anonymous=anonymous))
     for timer in store.claimed():
         service.take_back(timer)
-    store.replace_all([timers.postponed(timer, timer.due_at) for timer in store.postponed()])
+    while put_off := store.postponed(BATCH):
+        store.replace_all([timers.postponed(timer, timer.due_at) for timer in put_off])
 
     def upkeep() -> bool:
         return service.sweep(now() + UPKEEP) + store.purge(now()) > 0
