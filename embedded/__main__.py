@@ -30,7 +30,7 @@ try:
     from embedded.rate import MAX_RATE, RATE, Limit
     from embedded.server import LOCAL_HOSTS, Server, Wsgi, application
     from embedded.sqlite import BATCH, DATABASE, SqliteStore, Unusable
-    from embedded.tasks import side_by_side
+    from embedded.tasks import aside, side_by_side
 except ModuleNotFoundError as missing:
     name = str(missing.name).partition(".")[0]
     sys.exit(f"{name} is missing: run `make run`, or pip install -r requirements-run.txt.")
@@ -140,10 +140,10 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
     engine = Engine(store, now)
     entropy = secrets.token_bytes(signing.ENTROPY)
     signing.ensure(store.secrets, timers.DEFAULT_TENANT, entropy)
-    sender = WebhookSender(settings.targets, secrets_of=store.secrets.of)
+    sender = WebhookSender(settings.targets, secrets_of=store.secrets.of, waiting=engine.loop)
 
     def pause(seconds: float) -> None:
-        if stop.wait(seconds):
+        if aside(partial(stop.wait, seconds)):
             raise Unavailable("Timers is being stopped.")
 
     service = Service(

@@ -1,11 +1,15 @@
-"""Requests side by side in one thread: one that waits for the disk lets the others go on.
+"""Many tasks in one thread: one that waits, for the disk or a socket, lets the others go on.
 
-Each is a greenlet of the server's own thread, and not a thread. Of those a hundred would wait for a
-commit, and then all for the interpreter: handing it around cost more than what they did with it.
+Each request to the server is a task, and each webhook that is sent: a greenlet, and not a thread.
+Of those a hundred would wait for a commit, and then all for the interpreter: handing it around cost
+more than what they did with it.
 """
 
 import logging
+import selectors
+import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,8 +22,8 @@ log = logging.getLogger(__name__)
 PATIENCE = 5
 """Seconds that are left at the end to requests under way."""
 
-ASIDE = 8
-"""How many calls that take long are made at the same time."""
+ASIDE = 64
+"""How many calls that take long are made at the same time, each in a thread."""
 
 T = TypeVar("T")
 
@@ -65,9 +69,9 @@ class Tasks:
         while self._ready:
             self._ready.popleft()()
 
-    def go_on(self, task: "_Task") -> None:
-        """Let a task go on in the next `run`; for any thread."""
-        self._ready.append(task.switch)
+    def soon(self, call: Callable[[], object]) -> None:
+        """Make a call, which must not wait, in the next `run`; for any thread."""
+        self._ready.append(call)
         if not self._is_woken:
             self._is_woken = True
             self._wake()
@@ -84,6 +88,56 @@ class Tasks:
         with self._changed:
             self._under_way -= 1
             self._changed.notify_all()
+
+
+class Loop:
+    """Runs tasks, in the thread that calls `run`, and lets them wait for sockets; is a Waiting."""
+
+    def __init__(self) -> None:
+        self.tasks = Tasks(self._wake)
+        self._until: dict[_Task, float] = {}
+        self._waker: socket.socket | None = None
+
+    def run(self, is_over: Callable[[], bool]) -> None:
+        """Run tasks; whoever makes that it is over calls `tasks.soon` then."""
+        waker, woken = socket.socketpair()
+        with waker, woken, selectors.DefaultSelector() as self._selector:
+            self._selector.register(woken, selectors.EVENT_READ, lambda: woken.recv(1))
+            self._waker = waker  # before looking: what came until now needs none
+            self.tasks.run()
+            while not is_over():
+                for key, _ in self._selector.select(self._patience()):
+                    key.data()
+                self._give_up_waiting()
+                self.tasks.run()
+            self._waker = None
+
+    def until(self, sock: socket.socket, writing: bool, seconds: float) -> None:
+        task = getcurrent()
+        assert isinstance(task, _Task)  # noqa: S101  # nothing else sends webhooks
+        event = selectors.EVENT_WRITE if writing else selectors.EVENT_READ
+        self._selector.register(sock, event, task.switch)
+        self._until[task] = time.monotonic() + seconds
+        task.pause()
+        del self._until[task]
+        self._selector.unregister(sock)
+
+    def during(self, call: Callable[[], T]) -> T:
+        return aside(call)
+
+    def _patience(self) -> float | None:
+        if not self._until:
+            return None
+        return max(0.0, min(self._until.values()) - time.monotonic())
+
+    def _give_up_waiting(self) -> None:
+        now = time.monotonic()
+        for task in [task for task, end in self._until.items() if end <= now]:
+            task.switch()
+
+    def _wake(self) -> None:
+        if self._waker is not None:
+            self._waker.send(b"x")
 
 
 class _Task(greenlet):
@@ -103,7 +157,7 @@ class _Task(greenlet):
             self._done.set_result(result)
 
     def pause(self) -> None:
-        """Let the others go on until `go_on`."""
+        """Let the others go on until `switch` is called."""
         self._maker.switch()
 
 
@@ -111,7 +165,7 @@ def outcome(future: "Future[T]") -> T:
     """Return a future's result; a task that waits for it lets the others go on."""
     task = getcurrent()
     if isinstance(task, _Task):
-        future.add_done_callback(lambda _: task.tasks.go_on(task))
+        future.add_done_callback(lambda _: task.tasks.soon(task.switch))
         task.pause()
     return future.result()
 

@@ -1,23 +1,35 @@
 """Tasks: many requests in one thread, of which none that waits keeps another one waiting."""
 
 import logging
+import socket
+import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+import trustme
+from pytest_httpserver import HTTPServer
 
+from chalicelib import timers
+from chalicelib.guard import LOOPBACK, Targets
 from chalicelib.service import one_by_one
+from chalicelib.timers import Outcome, Webhook
+from chalicelib.webhook import WebhookSender
 from embedded import tasks
-from embedded.tasks import Tasks, aside, outcome, side_by_side
+from embedded.tasks import Loop, Tasks, aside, outcome, side_by_side
+from tests.fakes import START
+from tests.processes import Receiver
+
+T = TypeVar("T")
 
 WAIT = 60
 """Seconds after which a test gives up."""
 
 
-class Loop:
+class Turner:
     """Stands in for the server's thread: runs tasks, waits until it is woken, runs them again."""
 
     def __init__(self) -> None:
@@ -53,14 +65,14 @@ class Request:
 def test_a_task_that_waits_lets_the_others_go_on() -> None:
     """A task waits for what a later one does; in one thread this ends only if they take turns."""
     later: Future[str] = Future()
-    first, second = Loop().run(lambda: outcome(later), lambda: later.set_result("done"))
+    first, second = Turner().run(lambda: outcome(later), lambda: later.set_result("done"))
     assert first.result() == "done"
     assert second.result() is None
 
 
 def test_what_comes_from_another_thread_wakes_once() -> None:
     """Many outcomes at once, as those of one commit, wake the thread one time."""
-    loop = Loop()
+    loop = Turner()
     futures: list[Future[int]] = [Future() for _ in range(100)]
     done = [loop.tasks.start(partial(outcome, future)) for future in futures]
     loop.tasks.run()
@@ -73,7 +85,7 @@ def test_what_comes_from_another_thread_wakes_once() -> None:
 
 def test_each_round_may_be_woken_again() -> None:
     """What is ready after the tasks were looked through wakes for the next round."""
-    loop = Loop()
+    loop = Turner()
     for _ in range(3):
         future: Future[None] = Future()
         loop.tasks.start(partial(outcome, future))
@@ -89,7 +101,7 @@ def test_errors_reach_who_waits() -> None:
     def fail() -> None:
         raise ValueError("no")
 
-    failed, fine = Loop().run(lambda: aside(fail), lambda: aside(lambda: 1))
+    failed, fine = Turner().run(lambda: aside(fail), lambda: aside(lambda: 1))
     assert isinstance(failed.exception(), ValueError)
     assert fine.result() == 1
 
@@ -97,7 +109,7 @@ def test_errors_reach_who_waits() -> None:
 def test_aside_is_another_thread() -> None:
     """A call that is made aside keeps the thread of the tasks for the others."""
     release = threading.Event()
-    waited, _ = Loop().run(lambda: aside(lambda: release.wait(WAIT)), release.set)
+    waited, _ = Turner().run(lambda: aside(lambda: release.wait(WAIT)), release.set)
     assert waited.result() is True
 
 
@@ -119,13 +131,13 @@ def test_side_by_side() -> None:
 
     faults: list[BaseException | None] = []
     calls = [lambda: outcome(met), fail, lambda: met.set_result(None)]
-    Loop().run(lambda: faults.extend(side_by_side(calls, elsewhere=one_by_one)))
+    Turner().run(lambda: faults.extend(side_by_side(calls, elsewhere=one_by_one)))
     assert [type(fault) for fault in faults] == [type(None), ValueError, type(None)]
 
 
 def test_what_breaks_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A request that nobody saw fail is logged, and the next one is served."""
-    loop = Loop()
+    loop = Turner()
 
     def fail() -> None:
         raise ValueError("secret")
@@ -143,7 +155,7 @@ def test_what_breaks_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 def test_shutdown_lets_finish_and_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the end what is under way has its time, and what comes then is cancelled."""
     monkeypatch.setattr(tasks, "PATIENCE", 0)
-    loop = Loop()
+    loop = Turner()
     future: Future[None] = Future()
     served: list[Any] = []
     loop.tasks.add_task(Request(lambda: served.append(outcome(future))))
@@ -155,3 +167,89 @@ def test_shutdown_lets_finish_and_begins_nothing(monkeypatch: pytest.MonkeyPatch
     loop.tasks.run()
     assert (served, late.cancelled) == ([None], True)
     assert loop.tasks.shutdown()
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    """A loop that runs in a thread of its own."""
+    loop, over = Loop(), threading.Event()
+    thread = threading.Thread(target=loop.run, args=(over.is_set,))
+    thread.start()
+    yield loop
+    over.set()
+    loop.tasks.soon(lambda: None)
+    thread.join(WAIT)
+    assert not thread.is_alive()
+
+
+def begin(loop: Loop, call: Callable[[], T]) -> "Future[T]":
+    """Make a call in a task of a loop that runs in another thread."""
+    done: Future[T] = Future()
+
+    def told(task: "Future[T]") -> None:
+        done.set_result(task.result())
+
+    loop.tasks.soon(lambda: loop.tasks.start(call).add_done_callback(told))
+    return done
+
+
+def test_a_task_that_waits_for_a_socket_lets_the_others_go_on(loop: Loop) -> None:
+    """Of two tasks in one thread each sends what the other one waits for."""
+    one, other = socket.socketpair()
+
+    def echo() -> None:
+        loop.until(one, False, WAIT)
+        one.send(one.recv(9))
+
+    def ask() -> bytes:
+        other.send(b"hello")
+        loop.until(other, False, WAIT)
+        return other.recv(9)
+
+    with one, other:
+        echoed, asked = begin(loop, echo), begin(loop, ask)
+        assert asked.result(WAIT) == b"hello"
+        assert echoed.result(WAIT) is None
+
+
+def test_waiting_for_a_socket_ends_in_time(loop: Loop) -> None:
+    """Each task waits as long as it said, however long the others do."""
+    one, other = socket.socketpair()
+    with one, other:
+        long = begin(loop, lambda: loop.until(one, False, WAIT))
+        short = begin(loop, lambda: loop.until(other, False, 0.01))
+        assert short.result(WAIT / 2) is None
+        assert not long.done()
+        other.send(b"x")
+        assert long.result(WAIT) is None
+
+
+def test_webhooks_are_sent_side_by_side(loop: Loop) -> None:
+    """A receiver that waits for the second webhook before it answers the first gets both."""
+    both, sender = threading.Barrier(2), WebhookSender(Targets.parse(LOOPBACK), waiting=loop)
+    with Receiver(hold=lambda: both.wait(WAIT)) as receiver:
+        timer = timers.new("id-1", "default", Webhook(url=receiver.url), START, START)
+        sent = [begin(loop, lambda: sender.send(timer, START)) for _ in range(2)]
+        outcomes = [it.result(WAIT) for it in sent]
+    assert [outcome.status for outcome in outcomes] == [200, 200]
+
+
+def test_webhooks_over_tls_are_sent_side_by_side(loop: Loop) -> None:
+    """A handshake that hangs keeps no other webhook waiting, and ends in time."""
+    authority = trustme.CA()
+    context, trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.configure_trust(trusted)
+    sender = WebhookSender(Targets.parse(LOOPBACK), trusted, waiting=loop)
+
+    def post(port: int) -> "Future[Outcome]":
+        webhook = Webhook(url=f"https://127.0.0.1:{port}/", timeout=2)
+        timer = timers.new("id-1", "default", webhook, START, START)
+        return begin(loop, lambda: sender.send(timer, START))
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, HTTPServer(ssl_context=context) as fine:
+        fine.expect_request("/").respond_with_data("fine" * 10_000)
+        hanging = post(silent.getsockname()[1])
+        assert post(fine.port).result(WAIT).answer.startswith("finefine")
+        assert not hanging.done()
+        assert hanging.result(WAIT).error == "timeout"

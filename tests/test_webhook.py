@@ -3,6 +3,7 @@
 import gc
 import gzip
 import re
+import select
 import socket
 import ssl
 import struct
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import trustme
@@ -662,16 +663,30 @@ def test_slow_names(sender: WebhookSender, names: Names) -> None:
 
 def test_slow_connect(sender: WebhookSender, monkeypatch: pytest.MonkeyPatch) -> None:
     """The timeout also ends connecting to an address that does not answer."""
-    limits: list[float] = []
+    Deaf.waits = []
 
-    def connect(address: tuple[str, int], timeout: float) -> socket.socket:
-        limits.append(timeout)
-        raise TimeoutError
+    def connect(sock: socket.socket, address: tuple[str, int]) -> None:
+        raise BlockingIOError
 
-    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(select, "poll", Deaf)
     outcome = post(sender, "http://127.0.0.1:9/", timeout=0.3)
     assert outcome.error == "timeout"
-    assert 0 < limits[0] <= 0.3
+    assert 0 < Deaf.waits[0] <= 300
+
+
+class Deaf:
+    """A poll that no socket ever makes ready."""
+
+    waits: ClassVar[list[float]] = []
+
+    def register(self, sock: socket.socket, events: int) -> None:
+        pass
+
+    def poll(self, milliseconds: float) -> list[Any]:
+        self.waits.append(milliseconds)
+        time.sleep(milliseconds / 1000)
+        return []
 
 
 # Bytes
