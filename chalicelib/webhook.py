@@ -59,7 +59,7 @@ BODY_PATIENCE = 2.0
 
 
 FRESH = timedelta(minutes=1)
-"""How long secrets are remembered, and so how long a retired one may still sign."""
+"""How long secrets are remembered on AWS, and so how long a retired one may still sign."""
 
 T = TypeVar("T")
 
@@ -68,10 +68,13 @@ SecretsOf = Callable[[str], Sequence[str]]
 
 
 class Remembered:
-    """Secrets that are read at most once in `FRESH`, whatever the number of threads that ask."""
+    """Secrets that are read at most once in a while, whatever the number of threads that ask."""
 
-    def __init__(self, read: SecretsOf, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, read: SecretsOf, clock: Callable[[], datetime], fresh: timedelta = FRESH
+    ) -> None:
         self._read = read
+        self._fresh = fresh
         self._clock = clock  # wall time: a function that is frozen may miss the passing of another
         self._lock = threading.Lock()
         self._known: dict[str, tuple[datetime, Future[Sequence[str]]]] = {}
@@ -80,8 +83,8 @@ class Remembered:
         """Return the tenant's secrets, newest first; raise Unavailable if they can't be read."""
         with self._lock:
             now = self._clock()
-            read_at, found = self._known.get(tenant, (now - FRESH, Future()))
-            fresh = timedelta(0) <= now - read_at < FRESH
+            read_at, found = self._known.get(tenant, (now - self._fresh, Future()))
+            fresh = timedelta(0) <= now - read_at < self._fresh
             if not fresh:
                 found = Future()
                 self._known[tenant] = now, found
@@ -288,7 +291,7 @@ class _Connection:
 
     def _new_conn(self) -> socket.socket:
         expires = time.monotonic() + self.timeout
-        found = self.waiting.during(partial(_resolve, self.host, self.port))
+        found = _resolved(self.host, self.port, self.waiting)
         _check(self.targets, self.host, self.port, found)
         sock = _connect(found, expires, self.waiting)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -337,6 +340,15 @@ def _pool_class(pool: type, connection: type, bound: dict[str, Any]) -> type:
 
 Address = tuple[socket.AddressFamily, Any]
 """A family, and an address as its sockets take it: host and port come first."""
+
+
+def _resolved(host: str, port: int, waiting: Waiting) -> list[Address]:
+    resolve = partial(_resolve, host, port)
+    try:
+        ip_address(host)
+    except ValueError:
+        return waiting.during(resolve)
+    return resolve()  # nobody has to be asked
 
 
 def _resolve(host: str, port: int) -> list[Address]:

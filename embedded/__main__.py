@@ -23,7 +23,7 @@ try:
     from chalicelib.errors import Unavailable
     from chalicelib.guard import LOOPBACK, InvalidTargets, Targets
     from chalicelib.service import Service, threads
-    from chalicelib.webhook import WebhookSender
+    from chalicelib.webhook import Remembered, WebhookSender
     from chalicelib.wiring import Parts, new_id, now
     from embedded import terminal
     from embedded.engine import Engine
@@ -39,6 +39,8 @@ except ModuleNotFoundError as missing:
 UPKEEP = timedelta(seconds=10)
 """How long one sweep may take before others that wait for the same thread have their turn."""
 
+FRESH = timedelta(seconds=1)
+"""How long secrets are remembered, and so how long one that was retired may still sign."""
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +142,8 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
     engine = Engine(store, now)
     entropy = secrets.token_bytes(signing.ENTROPY)
     signing.ensure(store.secrets, timers.DEFAULT_TENANT, entropy)
-    sender = WebhookSender(settings.targets, secrets_of=store.secrets.of, waiting=engine.loop)
+    secrets_of = Remembered(store.secrets.of, now, FRESH).of
+    sender = WebhookSender(settings.targets, secrets_of=secrets_of, waiting=engine.loop)
 
     def pause(seconds: float) -> None:
         if aside(partial(stop.wait, seconds)):
