@@ -244,7 +244,7 @@ class Engine:
 
     def _release(self, hand_out: Callable[[], None]) -> None:
         while not self._stopping.is_set():
-            self._alive_at = time.monotonic()
+            self.loop.tasks.soon(self._show_life)  # both threads have to go round for that
             if self._due.room_again():
                 self._begin_anew()
             if self._due.size >= HEAP:
@@ -257,6 +257,9 @@ class Engine:
             if due:
                 self._due.put(due)
                 self.loop.tasks.soon(hand_out)
+
+    def _show_life(self) -> None:
+        self._alive_at = time.monotonic()
 
     def _hand_out(self, deliver: Callable[[Ring, datetime], None]) -> None:
         while (ring := self._due.take()) is not None:

@@ -510,6 +510,28 @@ def test_check_tells_a_loop_that_is_stuck(engine: Engine) -> None:
         engine.check()
 
 
+def test_check_tells_senders_that_are_stuck(running: Callable[..., Engine]) -> None:
+    """An engine that finds what is due, but whose webhooks do not go on, fails its check."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def deliver(ring: Ring, ends_at: datetime) -> None:
+        started.set()
+        go_on.wait(30)
+
+    engine = running(deliver)
+    engine.set(make(1, -SECOND))
+    assert started.wait(10)
+    engine._alive_at = long_ago = engine._alive_at - engine_module.STUCK - 1
+    for waiting in (1, 2):
+        engine.set(make(1 + waiting, -SECOND))
+        wait_until(lambda: engine._due.size == waiting)  # noqa: B023  # it is called here
+    with pytest.raises(Unavailable):
+        engine.check()
+    go_on.set()
+    wait_until(lambda: engine._alive_at > long_ago)
+    engine.check()
+
+
 def test_a_sender_has_time_for_every_attempt(running: Callable[..., Engine], clock: Clock) -> None:
     """The engine says of each sender that it lives far longer than a POST may take."""
     ends: list[datetime] = []
