@@ -6,6 +6,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -169,17 +170,25 @@ def test_shutdown_lets_finish_and_begins_nothing(monkeypatch: pytest.MonkeyPatch
     assert loop.tasks.shutdown()
 
 
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    """A loop that runs in a thread of its own."""
+@contextmanager
+def running_loop() -> Iterator[Loop]:
+    """Give a loop that runs in a thread of its own."""
     loop, over = Loop(), threading.Event()
     thread = threading.Thread(target=loop.run, args=(over.is_set,))
     thread.start()
-    yield loop
-    over.set()
-    loop.tasks.soon(lambda: None)
-    thread.join(WAIT)
+    try:
+        yield loop
+    finally:
+        over.set()
+        loop.tasks.soon(lambda: None)
+        thread.join(WAIT)
     assert not thread.is_alive()
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    with running_loop() as loop:
+        yield loop
 
 
 def begin(loop: Loop, call: Callable[[], T]) -> "Future[T]":
@@ -187,7 +196,10 @@ def begin(loop: Loop, call: Callable[[], T]) -> "Future[T]":
     done: Future[T] = Future()
 
     def told(task: "Future[T]") -> None:
-        done.set_result(task.result())
+        if (error := task.exception()) is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(task.result())
 
     loop.tasks.soon(lambda: loop.tasks.start(call).add_done_callback(told))
     return done
