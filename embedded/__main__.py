@@ -1,5 +1,6 @@
 """Composition root of the embedded engine: `python -m embedded` serves Timers on this machine."""
 
+import gc
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -22,14 +24,15 @@ try:
     from chalicelib.errors import Unavailable
     from chalicelib.guard import LOOPBACK, InvalidTargets, Targets
     from chalicelib.service import Service, threads
-    from chalicelib.webhook import WebhookSender
+    from chalicelib.webhook import Remembered, WebhookSender
     from chalicelib.wiring import Parts, new_id, now
     from embedded import terminal
     from embedded.engine import Engine
     from embedded.rate import MAX_RATE, RATE, Limit
     from embedded.receiver import RECEIVER, Receiver
     from embedded.server import LOCAL_HOSTS, Server, Wsgi, application
-    from embedded.sqlite import DATABASE, SqliteStore, Unusable
+    from embedded.sqlite import BATCH, DATABASE, SqliteStore, Unusable
+    from embedded.tasks import aside, side_by_side
 except ModuleNotFoundError as missing:
     name = str(missing.name).partition(".")[0]
     sys.exit(f"{name} is missing: run `make run`, or pip install -r requirements-run.txt.")
@@ -38,6 +41,8 @@ except ModuleNotFoundError as missing:
 UPKEEP = timedelta(seconds=10)
 """How long one sweep may take before others that wait for the same thread have their turn."""
 
+FRESH = timedelta(seconds=1)
+"""How long secrets are remembered, and so how long one that was retired may still sign."""
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +123,7 @@ def main() -> None:
         store.close()
         sys.exit(f"Port {settings.port} of {settings.host} can't be used: {error.strerror}.")
     _allow_many_files()
+    gc.freeze()  # what was imported stays: looking through it took the collector 10 ms each time
     with terminal.attached():
         try:
             run(settings, store, server, stop)
@@ -142,10 +148,11 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
     engine = Engine(store, now)
     entropy = secrets.token_bytes(signing.ENTROPY)
     signing.ensure(store.secrets, timers.DEFAULT_TENANT, entropy)
-    sender = WebhookSender(settings.targets, secrets_of=store.secrets.of)
+    secrets_of = Remembered(store.secrets.of, now, FRESH).of
+    sender = WebhookSender(settings.targets, secrets_of=secrets_of, waiting=engine.loop)
 
     def pause(seconds: float) -> None:
-        if stop.wait(seconds):
+        if aside(partial(stop.wait, seconds)):
             raise Unavailable("Timers is being stopped.")
 
     service = Service(
@@ -155,7 +162,9 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
         clock=now,
         new_id=new_id,
         pause=pause,
-        side_by_side=threads,  # what is written at the same time shares a commit
+        side_by_side=partial(
+            side_by_side, elsewhere=threads
+        ),  # what is written at the same time shares a commit
     )
     anonymous = None if settings.keys else timers.DEFAULT_TENANT
     receiver = RECEIVER if settings.is_local else None
@@ -164,7 +173,8 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
     )
     for timer in store.claimed():
         service.take_back(timer)
-    store.replace_all([timers.postponed(timer, timer.due_at) for timer in store.postponed()])
+    while put_off := store.postponed(BATCH):
+        store.replace_all([timers.postponed(timer, timer.due_at) for timer in put_off])
 
     def upkeep() -> bool:
         swept = service.sweep(now() + UPKEEP)

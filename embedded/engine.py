@@ -1,4 +1,4 @@
-"""Alarm in one process: a heap of what fires next, one thread that waits for it, a pool that fires.
+"""Alarm in one process: a heap of what fires next, a thread that waits for it, tasks that fire.
 
 What is due takes turns by host, so that a receiver that hangs keeps nobody else's webhooks waiting.
 
@@ -15,11 +15,13 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
 from chalicelib import timers
 from chalicelib.errors import Unavailable
 from chalicelib.timers import Ring, Timer
 from embedded.sqlite import Position, SqliteStore, micros
+from embedded.tasks import Loop
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +72,14 @@ class Turns:
         self._waiting: OrderedDict[str, deque[Ring]] = OrderedDict()
         self._under_way: Counter[str] = Counter()
         self._crowded: set[str] = set()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._senders = senders
         self._closed = False
         self.size = 0
 
     def put(self, rings: Sequence[Ring]) -> None:
         """Let rings wait for their turn; of a host with too many of them, not these."""
-        with self._changed:
+        with self._lock:
             for ring in rings:
                 waiting = self._waiting.setdefault(ring.host, deque())
                 if len(waiting) < CROWD:
@@ -84,38 +87,36 @@ class Turns:
                     self.size += 1
                 else:
                     self._crowded.add(ring.host)
-            self._changed.notify(len(rings))
 
     def room_again(self) -> bool:
         """Say, once, that a host whose rings were turned away has room for them now."""
-        with self._changed:
+        with self._lock:
             free = {h for h in self._crowded if len(self._waiting.get(h, ())) < CROWD // 2}
             self._crowded -= free
             return bool(free)
 
     def take(self) -> Ring | None:
-        """Return the next ring as soon as there is one that may be sent; None once closed."""
-        with self._changed:
-            while not self._closed:
-                if (ring := self._next()) is not None:
-                    return ring
-                self._changed.wait()
-        return None
+        """Return the next ring that may be sent; None if there is none, or once closed."""
+        with self._lock:
+            return None if self._closed else self._next()
 
     def done(self, ring: Ring) -> None:
         """Give back the sender that a ring was taken for."""
-        with self._changed:
+        with self._lock:
             self._free += 1
             self._under_way[ring.host] -= 1
             if not self._under_way[ring.host]:
                 del self._under_way[ring.host]
-            self._changed.notify()
 
     def close(self) -> None:
         """Hand out nothing more."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+
+    def is_over(self) -> bool:
+        """Say whether it is closed, and all that was taken is done."""
+        with self._lock:
+            return self._closed and self._free == self._senders
 
     def _next(self) -> Ring | None:
         # Hosts that may not have one more are at most as many as there are senders.
@@ -142,22 +143,22 @@ class Engine:
         self._horizon = _BEGINNING
         self._changed = threading.Condition()
         self._due = Turns(SENDERS)
+        self.loop = Loop()
         self._stopping = threading.Event()
         self._low = threading.Event()
         self._alive_at = time.monotonic()
         self._threads: list[threading.Thread] = []
 
     def start(self, deliver: Callable[[Ring, datetime], None], upkeep: Callable[[], bool]) -> None:
-        """Begin to fire: call `deliver(ring, ends_at)` for what is due.
+        """Begin to fire: call `deliver(ring, ends_at)` for what is due, in tasks of `loop`.
 
         Call `upkeep` now and then, and soon again if it says that there was something to do.
         """
         self.refill()
-        self._start(self._release, "release")
+        self._start(lambda: self.loop.run(self._due.is_over), "senders")
+        self._start(lambda: self._release(lambda: self._hand_out(deliver)), "release")
         self._start(self._fill, "fill")
         self._start(lambda: self._keep_up(upkeep), "upkeep")
-        for number in range(SENDERS):
-            self._start(lambda: self._send(deliver), f"sender-{number}")
 
     def stop(self) -> None:
         """Finish what is being sent; leave the rest to the next start."""
@@ -166,6 +167,7 @@ class Engine:
         with self._changed:
             self._changed.notify_all()
         self._due.close()
+        self.loop.tasks.soon(lambda: None)
         for thread in self._threads:
             thread.join()
 
@@ -240,9 +242,9 @@ class Engine:
         self._threads.append(thread)
         thread.start()
 
-    def _release(self) -> None:
+    def _release(self, hand_out: Callable[[], None]) -> None:
         while not self._stopping.is_set():
-            self._alive_at = time.monotonic()
+            self.loop.tasks.soon(self._show_life)  # both threads have to go round for that
             if self._due.room_again():
                 self._begin_anew()
             if self._due.size >= HEAP:
@@ -252,20 +254,29 @@ class Engine:
                 due, seconds = self.pop_due()
                 if not due:
                     self._changed.wait(seconds)
-            self._due.put(due)
+            if due:
+                self._due.put(due)
+                self.loop.tasks.soon(hand_out)
 
-    def _send(self, deliver: Callable[[Ring, datetime], None]) -> None:
+    def _show_life(self) -> None:
+        self._alive_at = time.monotonic()
+
+    def _hand_out(self, deliver: Callable[[Ring, datetime], None]) -> None:
         while (ring := self._due.take()) is not None:
-            try:
-                deliver(ring, self._clock() + END)
-            except Unavailable as error:
-                log.warning("delivery put off", extra={"timer": ring.id, "error": str(error)})
-                self._push([((micros(self._clock() + AGAIN), ring.id), ring)])
-            except Exception:
-                # The claim stays, the sweep takes it back; this thread goes on for the others.
-                log.exception("delivery broke", extra={"timer": ring.id})
-            finally:
-                self._due.done(ring)
+            self.loop.tasks.start(partial(self._send, deliver, ring))
+
+    def _send(self, deliver: Callable[[Ring, datetime], None], ring: Ring) -> None:
+        try:
+            deliver(ring, self._clock() + END)
+        except Unavailable as error:
+            log.warning("delivery put off", extra={"timer": ring.id, "error": str(error)})
+            self._push([((micros(self._clock() + AGAIN), ring.id), ring)])
+        except Exception:
+            # The claim stays, the sweep takes it back; the others go on.
+            log.exception("delivery broke", extra={"timer": ring.id})
+        finally:
+            self._due.done(ring)
+            self._hand_out(deliver)
 
     def _fill(self) -> None:
         while self._low.wait() and not self._stopping.is_set():

@@ -1,8 +1,8 @@
 """HTTP for the embedded engine: waitress, Chalice's own gateway, and the way to the receiver.
 
-waitress reads requests without holding a thread for them, so slow clients keep nobody waiting, and
-bounds what it reads. The gateway turns each into the event that the views get on Lambda; the door
-in it asks for keys, and keeps callers to their rate.
+waitress reads requests as they come, so slow clients keep nobody waiting, and bounds what it reads.
+Each is then a task in the same thread. The gateway turns it into the event that the views get on
+Lambda; the door in it asks for keys, and keeps callers to their rate.
 """
 
 import base64
@@ -11,6 +11,8 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any
 
@@ -28,9 +30,7 @@ from chalicelib.keys import Key, Keys, find
 from chalicelib.timers import DEFAULT_TENANT
 from embedded.rate import Limit
 from embedded.receiver import RECEIVER, Receiver
-
-THREADS = 64
-"""How many requests are worked on at the same time; most of their time is waiting for the disk."""
+from embedded.tasks import Tasks, outcome
 
 CONNECTIONS = 500
 """How many may be open: each is a file, and the database and the webhooks need some as well."""
@@ -47,11 +47,17 @@ IDLE = 30
 PATIENCE = 30
 """Seconds within which a request must have arrived whole."""
 
+SENT_AT_ONCE = 64 * 1024
+"""Bytes of an answer that are gathered before any are sent."""
+
 LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 """The names under which a server without keys answers: no web page can get at it by another one."""
 
 _LOCAL_AUTHORITY = re.compile(r"(127\.0\.0\.1|(?i:localhost)|\[::1])(:[0-9]{1,5})?")
 """They as an authority, with a port or without. urlsplit would find ::1 in `evil[::1]`."""
+
+_request: ContextVar[Any] = ContextVar("request", default=None)
+_context: ContextVar[Any] = ContextVar("context", default=None)
 
 Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
@@ -80,11 +86,42 @@ class _ErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
         self.write(content)
 
 
+class _OutputLock:
+    """What guards a channel's output, where all who want it are tasks of one thread."""
+
+    def __init__(self) -> None:
+        self._notified: Future[None] = Future()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def acquire(self, _: bool) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        """Wait for a `notify`, while other tasks go on."""
+        outcome(self._notified)
+
+    def notify(self) -> None:
+        self._notified.set_result(None)
+        self._notified = Future()
+
+
 class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
     parser_class = _Parser
     error_task_class = _ErrorTask
     began = 0.0
     """When the first of the request came that is arriving now."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.outbuf_lock = _OutputLock()
 
     def received(self, data: bytes) -> Any:
         arriving = self.request
@@ -92,6 +129,11 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
         if self.request is not arriving:
             self.began = time.time()
         return result
+
+    def service(self) -> None:
+        super().service()
+        if self.total_outbufs_len:  # at once, and headers and body together
+            self._flush_exception(self._flush_some)
 
 
 class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
@@ -106,7 +148,6 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
                 wsgi,
                 host=host,
                 port=port,
-                threads=THREADS,
                 connection_limit=CONNECTIONS,
                 channel_timeout=IDLE,
                 cleanup_interval=5,
@@ -115,9 +156,14 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
                 asyncore_use_poll=True,
                 log_socket_errors=False,
                 ident=None,
+                dispatcher=Tasks(self._wake),
             )
         except ValueError:
             raise OSError(errno.EADDRNOTAVAIL, "There is no address of this name") from None
+        self.adj.send_bytes = SENT_AT_ONCE  # as an argument it would warn of itself
+
+    def pull_trigger(self) -> None:
+        """Do nothing: whoever calls this runs in the thread that it would wake."""
 
     def maintenance(self, now: float) -> None:
         """Close connections that are silent, as waitress does, and those that drip."""
@@ -129,14 +175,21 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
     def run(self) -> None:
         """Serve until `finish`."""
         while not self.finished:
-            wasyncore.loop(self.adj.asyncore_loop_timeout, use_poll=True, map=self._map, count=1)
+            self.turn()
         wasyncore.close_all(self._map)
+
+    def _wake(self) -> None:
+        self.trigger.pull_trigger()
+
+    def turn(self) -> None:
+        """Wait for clients and for the disk, a second at most, and do what they make possible."""
+        wasyncore.loop(self.adj.asyncore_loop_timeout, use_poll=True, map=self._map, count=1)
+        self.task_dispatcher.run()
 
     def finish(self) -> None:
         """Answer the requests that are being worked on, and no more."""
-        self.task_dispatcher.shutdown()
-        # A thread that is still at work would write into what `run` closes.
-        self.finished = not self.task_dispatcher.threads
+        # A request that is still at work would write into what `run` closes.
+        self.finished = self.task_dispatcher.shutdown()
 
 
 class Door(LocalGatewayAuthorizer):
@@ -176,16 +229,24 @@ def _key(keys: Keys, headers: Mapping[str, str]) -> Key:
     return key
 
 
-class _Threaded(LocalChalice):
-    """Keeps a request and its context for each thread, where Chalice has one of each."""
+class _SideBySide(LocalChalice):
+    """Keeps a request and its context for each task, where Chalice has one of each."""
+
+    @property
+    def current_request(self) -> Any:
+        return _request.get()
+
+    @current_request.setter
+    def current_request(self, request: Any) -> None:
+        _request.set(request)
 
     @property
     def lambda_context(self) -> Any:
-        return getattr(self._THREAD_LOCAL, "lambda_context", None)
+        return _context.get()
 
     @lambda_context.setter
     def lambda_context(self, context: Any) -> None:
-        self._THREAD_LOCAL.lambda_context = context
+        _context.set(context)
 
 
 def application(
@@ -200,7 +261,7 @@ def application(
     Without `keys` it is for this machine alone. The receiver, which writes into the terminal
     whatever it gets, always is; it takes webhooks without a key, but shows them to none without.
     """
-    app.__class__ = _Threaded
+    app.__class__ = _SideBySide
     gateway = LocalGateway(app, Config())
     gateway._authorizer = Door(app, keys, limit)  # noqa: SLF001  # it has no seam for that
     routes = RouteMatcher(list(app.routes))

@@ -26,6 +26,7 @@ from chalicelib.keys import Key, Role
 from chalicelib.listing import Listing, Page, position
 from chalicelib.listing import Position as ListPosition
 from chalicelib.timers import Ring, Status, Timer
+from embedded.tasks import aside, outcome
 
 DATABASE = ".data/timers.db"
 """Where it is, if nobody says otherwise."""
@@ -96,6 +97,14 @@ MIGRATIONS = (
         created_at INTEGER NOT NULL -- microseconds since 1970
     );
     """,
+    # All that a start and a refill look at, so that with a million timers they read no timer.
+    """
+    ALTER TABLE timers ADD COLUMN host TEXT NOT NULL DEFAULT '';
+    UPDATE timers SET host = host_of(json_extract(timer, '$.url')) WHERE wake_at IS NOT NULL;
+    DROP INDEX timers_wake;
+    CREATE INDEX timers_wake ON timers (wake_at, id, tenant, generation, host, status)
+        WHERE wake_at IS NOT NULL;
+    """,
 )
 """What makes each version of the schema from the one before it; never edited, only added to."""
 
@@ -106,6 +115,12 @@ _MICROSECOND = timedelta(microseconds=1)
 _decode = msgspec.json.Decoder(Timer).decode
 _KEYS = "SELECT id, hash, tenant, role, created_at FROM keys"
 _OF_TENANT = "SELECT secrets FROM secrets WHERE tenant = ?"
+
+_WAITING = """
+    SELECT wake_at, id, tenant, generation, host FROM timers
+    WHERE wake_at >= ? AND (wake_at, id) > (?, ?) ORDER BY wake_at, id LIMIT ?
+"""
+_CLAIMED = "SELECT timer FROM timers WHERE wake_at IS NOT NULL AND status = ?"
 
 _LOOKED_AT_LAST = """
     SELECT created_at, id FROM timers
@@ -196,6 +211,9 @@ class SqliteStore:
         return [_decode(row[0]) for row in self._read(sql, (micros(before), limit))]
 
     def page(self, tenant: str, listing: Listing, before: ListPosition | None, limit: int) -> Page:
+        return aside(lambda: self._page(tenant, listing, before, limit))
+
+    def _page(self, tenant: str, listing: Listing, before: ListPosition | None, limit: int) -> Page:
         top, bottom = _bounds(listing, before)
         # This first: what comes in between is then looked at, and not passed over.
         edge = self._read(_LOOKED_AT_LAST, (tenant, *top, *bottom, SCAN - 1))
@@ -214,25 +232,20 @@ class SqliteStore:
 
     def waiting(self, after: Position, limit: int) -> list[tuple[Position, Ring]]:
         """Return the next rings to come behind a position, in their order."""
-        sql = (
-            "SELECT wake_at, id, tenant, generation, json_extract(timer, '$.url') FROM timers"
-            " WHERE wake_at >= ? AND (wake_at, id) > (?, ?) ORDER BY wake_at, id LIMIT ?"
-        )
-        rows = self._read(sql, (after[0], *after, limit))
+        rows = self._read(_WAITING, (after[0], *after, limit))
         return [
-            ((at, id), Ring(id, tenant, generation, _moment(at), host=timers.host(url)))
-            for at, id, tenant, generation, url in rows
+            ((at, id), Ring(id, tenant, generation, _moment(at), host=host))
+            for at, id, tenant, generation, host in rows
         ]
 
     def claimed(self) -> list[Timer]:
         """Return the timers that are being delivered; at start those whose worker has died."""
-        sql = "SELECT timer FROM timers WHERE wake_at IS NOT NULL AND status = ?"
-        return [_decode(row[0]) for row in self._read(sql, (Status.DELIVERING,))]
+        return [_decode(row[0]) for row in self._read(_CLAIMED, (Status.DELIVERING,))]
 
-    def postponed(self) -> list[Timer]:
-        """Return the timers that a sweep has rung for; at start those rings are lost."""
-        sql = "SELECT timer FROM timers WHERE wake_at > due_at AND status <> 'delivering'"
-        return [_decode(row[0]) for row in self._read(sql, ())]
+    def postponed(self, limit: int) -> list[Timer]:
+        """Return timers that a sweep has rung for; at start those rings are lost."""
+        sql = "SELECT timer FROM timers WHERE wake_at > due_at AND status <> 'delivering' LIMIT ?"
+        return [_decode(row[0]) for row in self._read(sql, (limit,))]
 
     def purge(self, now: datetime, limit: int = 1000) -> int:
         """Delete timers that expired before `now`; return how many."""
@@ -377,7 +390,7 @@ class _Writer:
         if self._closed:
             self._refuse_the_rest()
         with _translated():
-            return done.result()
+            return outcome(done)
 
     def close(self) -> None:
         self._queue.put(None)
@@ -465,6 +478,7 @@ def _row(timer: Timer) -> tuple[Any, ...]:
         None if timer.expires_at is None else micros(timer.expires_at),
         micros(timer.created_at),
         timer.label,
+        timers.host(timer.url),
         msgspec.json.encode(timer).decode(),
         timer.id,
     )
@@ -473,7 +487,7 @@ def _row(timer: Timer) -> tuple[Any, ...]:
 def _add(db: sqlite3.Connection, timer: Timer) -> bool:
     sql = (
         "INSERT INTO timers (tenant, version, generation, status, due_at, wake_at, expires_at,"
-        " created_at, label, timer, id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " created_at, label, host, timer, id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT DO NOTHING"
     )
     return db.execute(sql, _row(timer)).rowcount == 1
@@ -482,7 +496,7 @@ def _add(db: sqlite3.Connection, timer: Timer) -> bool:
 def _replace(db: sqlite3.Connection, timer: Timer) -> bool:
     sql = (
         "UPDATE timers SET tenant = ?, version = ?, generation = ?, status = ?, due_at = ?,"
-        " wake_at = ?, expires_at = ?, created_at = ?, label = ?, timer = ?"
+        " wake_at = ?, expires_at = ?, created_at = ?, label = ?, host = ?, timer = ?"
         " WHERE id = ? AND tenant = ? AND version = ?"
     )
     return db.execute(sql, (*_row(timer), timer.tenant, timer.version - 1)).rowcount == 1
@@ -563,6 +577,7 @@ def _upgrade(db: sqlite3.Connection, path: Path) -> None:
         raise Unusable(f"The database {path} is from a newer version of Timers (schema {version}).")
     db.execute("PRAGMA journal_mode = WAL")  # stays with the file
     steps = "".join(MIGRATIONS[version:])
+    db.create_function("host_of", 1, timers.host, deterministic=True)
     # Even with no step to take this writes, so that a read-only file shows at start.
     db.executescript(
         f"PRAGMA synchronous = FULL; BEGIN IMMEDIATE; {steps}"

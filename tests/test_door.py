@@ -2,7 +2,6 @@
 
 import json
 import logging
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -34,9 +33,9 @@ from tests.test_server import (
     METHODS,
     OTHER_HOSTS,
     TIMER,
-    WAIT,
     Answer,
     Connection,
+    Meeting,
     ask,
     message,
     running,
@@ -439,11 +438,11 @@ def test_requests_side_by_side_have_ids_of_their_own(
     fakes: OnFakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests that are worked on at the same moment each get their own id."""
-    together = threading.Barrier(8)
+    together = Meeting(8)
     get = fakes.api.store.get
 
     def meet(*asked: Any) -> Timer | None:
-        together.wait(WAIT)
+        together.wait()
         return get(*asked)
 
     monkeypatch.setattr(fakes.api.store, "get", meet)

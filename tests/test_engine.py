@@ -15,6 +15,7 @@ from chalicelib.timers import Ring, Timer
 from embedded import engine as engine_module
 from embedded.engine import LONGEST_WAIT, Engine, Turns
 from embedded.sqlite import Position, SqliteStore
+from embedded.tasks import aside
 from tests.fakes import START, Clock
 from tests.processes import wait_until
 from tests.store_contract import SECOND, make, rung
@@ -265,7 +266,7 @@ def under_way(turns: Turns, *hosts: str) -> dict[str, int]:
     """Return how many senders the hosts get that have any number of rings, one after the other."""
     for host in hosts:
         turns.put([ring_to(host, number) for number in range(100)])
-        while turns._next() is not None:
+        while turns.take() is not None:
             pass
     return dict(turns._under_way)
 
@@ -279,22 +280,28 @@ def test_a_host_that_hangs_leaves_half_to_the_others() -> None:
 
 
 def test_a_sender_that_is_done_serves_who_may_be_served() -> None:
-    """Giving back a sender wakes whoever waits for one; closing wakes all."""
+    """A host that may have no further sender has one again once one was given back."""
     turns = Turns(2)
     turns.put([ring_to("a", number) for number in range(3)])
     first = turns.take()
     assert first is not None
-    taken: list[Ring | None] = []
-    waiting = [threading.Thread(target=lambda: taken.append(turns.take())) for _ in range(2)]
-    for thread in waiting:
-        thread.start()
-    assert taken == []  # one of two is free, and one is under way: the host may not have it
+    assert turns.take() is None  # one of two is free, and one is under way
     turns.done(first)
-    wait_until(lambda: taken == [ring_to("a", 1)])
+    assert turns.take() == ring_to("a", 1)
+
+
+def test_turns_are_over_when_all_that_was_taken_is_done() -> None:
+    """Closed turns hand out nothing more, and are over with the last ring under way."""
+    turns = Turns(4)
+    turns.put([ring_to(host) for host in "abc"])
+    taken = [ring for ring in (turns.take(), turns.take()) if ring is not None]
+    assert not turns.is_over()
     turns.close()
-    for thread in waiting:
-        thread.join(10)
-    assert taken == [ring_to("a", 1), None]
+    assert turns.take() is None
+    for ring in taken:
+        assert not turns.is_over()
+        turns.done(ring)
+    assert turns.is_over()
 
 
 def test_a_crowd_for_one_host_is_no_wall(
@@ -318,7 +325,7 @@ def test_a_crowd_for_one_host_is_no_wall(
     def deliver(ring: Ring, ends_at: datetime) -> None:
         claimed = store.claim(ring, clock.now, ends_at)
         if claimed is not None and ring.host == "hangs.example":
-            answers.wait(30)
+            aside(lambda: answers.wait(30))
         if claimed is not None:
             sent.add(ring.id)
 
@@ -419,7 +426,7 @@ def test_senders_work_side_by_side(running: Callable[..., Engine]) -> None:
 
     def deliver(ring: Ring, ends_at: datetime) -> None:
         if ring.id == make(1).id:
-            hang.wait(10)
+            aside(lambda: hang.wait(10))
         else:
             other.set()
 
@@ -432,10 +439,13 @@ def test_senders_work_side_by_side(running: Callable[..., Engine]) -> None:
 
 @pytest.mark.parametrize("fault", [Unavailable("disk"), RuntimeError("bug")])
 def test_a_sender_survives_what_goes_wrong(
-    running: Callable[..., Engine], fault: Exception, monkeypatch: pytest.MonkeyPatch
+    running: Callable[..., Engine],
+    engine: Engine,
+    fault: Exception,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A delivery that breaks does not end the thread that made it."""
-    monkeypatch.setattr(engine_module, "SENDERS", 1)
+    """A delivery that breaks gives back its sender, and the next one is made."""
+    monkeypatch.setattr(engine, "_due", Turns(1))
     done = threading.Event()
 
     def deliver(ring: Ring, ends_at: datetime) -> None:
@@ -443,7 +453,7 @@ def test_a_sender_survives_what_goes_wrong(
             raise fault
         done.set()
 
-    engine = running(deliver)
+    running(deliver)
     engine.set(make(1, -SECOND))
     engine.set(make(2, timedelta(0)))
     assert done.wait(10)
@@ -451,13 +461,13 @@ def test_a_sender_survives_what_goes_wrong(
 
 def test_stop_waits_for_what_is_being_sent(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopping lets a POST under way finish and starts none that waits for a sender."""
-    monkeypatch.setattr(engine_module, "SENDERS", 1)
+    monkeypatch.setattr(engine, "_due", Turns(1))
     started, finish = threading.Event(), threading.Event()
     count: list[Ring] = []
 
     def deliver(ring: Ring, ends_at: datetime) -> None:
         started.set()
-        finish.wait(10)
+        aside(lambda: finish.wait(10))
         count.append(ring)
 
     engine.start(deliver, lambda: False)
@@ -498,6 +508,28 @@ def test_check_tells_a_loop_that_is_stuck(engine: Engine) -> None:
     engine._alive_at -= engine_module.STUCK + 1
     with pytest.raises(Unavailable):
         engine.check()
+
+
+def test_check_tells_senders_that_are_stuck(running: Callable[..., Engine]) -> None:
+    """An engine that finds what is due, but whose webhooks do not go on, fails its check."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def deliver(ring: Ring, ends_at: datetime) -> None:
+        started.set()
+        go_on.wait(30)
+
+    engine = running(deliver)
+    engine.set(make(1, -SECOND))
+    assert started.wait(10)
+    engine._alive_at = long_ago = engine._alive_at - engine_module.STUCK - 1
+    for waiting in (1, 2):
+        engine.set(make(1 + waiting, -SECOND))
+        wait_until(lambda: engine._due.size == waiting)  # noqa: B023  # it is called here
+    with pytest.raises(Unavailable):
+        engine.check()
+    go_on.set()
+    wait_until(lambda: engine._alive_at > long_ago)
+    engine.check()
 
 
 def test_a_sender_has_time_for_every_attempt(running: Callable[..., Engine], clock: Clock) -> None:

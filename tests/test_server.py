@@ -9,8 +9,9 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -19,12 +20,12 @@ import pytest
 from chalice.app import Chalice, Response
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from waitress import wasyncore
 
 import embedded.server
 from app import app
 from chalicelib import wiring
 from chalicelib.guard import LOOPBACK, Targets
+from chalicelib.listing import Page
 from embedded.__main__ import Settings, door, run
 from embedded.server import (
     IDLE,
@@ -32,13 +33,13 @@ from embedded.server import (
     MAX_BODY,
     MAX_HEADER,
     PATIENCE,
-    THREADS,
     Server,
     StartResponse,
     Wsgi,
     application,
 )
 from embedded.sqlite import SqliteStore
+from embedded.tasks import outcome
 from tests.routes import ROUTES, problem
 
 HOST = b"Host: localhost\r\n"
@@ -669,11 +670,11 @@ BEGINNINGS = [
 
 
 def test_slow_clients_keep_nobody_waiting(url: str) -> None:
-    """More slow clients than threads do not stop a normal one; and they are served in the end."""
+    """A hundred slow clients do not stop a normal one; and they are served in the end."""
     whole = message("POST", "/timers", HOST, JSON, body=TIMER)
     rests = [whole, whole[len(BEGINNINGS[1]) :], TIMER, TIMER + b"\r\n0\r\n\r\n"]
     with ExitStack() as stack:
-        slow = [stack.enter_context(Connection(url)) for _ in range(THREADS + 40)]
+        slow = [stack.enter_context(Connection(url)) for _ in range(100)]
         for number, client in enumerate(slow):
             client.send(BEGINNINGS[number % 4])
         for drip in range(3):
@@ -684,6 +685,60 @@ def test_slow_clients_keep_nobody_waiting(url: str) -> None:
         for number, client in enumerate(slow):
             client.send(rests[number % 4][3:])
             assert client.receive().status == 201
+
+
+def test_client_that_takes_no_answers() -> None:
+    """One that asks a lot at once and reads nothing keeps no other waiting; then it gets it all."""
+    large = b"x" * 1024 * 1024
+
+    def wsgi(environ: dict[str, Any], start_response: StartResponse) -> list[bytes]:
+        body = large if environ["PATH_INFO"] == "/large" else b"small"
+        start_response("200 OK", [("Content-Length", str(len(body)))])
+        return [body]
+
+    asked = 60
+    with serving(wsgi) as (_, url), Connection(url) as client:
+        client.send(message("GET", "/large", HOST) * asked)
+        for _ in range(3):
+            with Connection(url) as other:
+                other.send(HEALTH)
+                assert other.receive().body == b"small"
+        assert all(client.receive().body == large for _ in range(asked))
+
+
+def test_client_that_goes_without_its_answers() -> None:
+    """One that asks a lot at once and goes leaves nothing behind that the end would wait for."""
+
+    def wsgi(_: dict[str, Any], start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", str(1024 * 1024))])
+        return [b"x" * 1024 * 1024]
+
+    with serving(wsgi) as (server, url):
+        with Connection(url) as client:
+            client.send(HEALTH * 60)
+            assert client.receive().status == 200
+        assert server.task_dispatcher.shutdown()
+
+
+def test_long_reading_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a page of a list is read, other requests are answered."""
+    path = tmp_path / "timers.db"
+    settings = Settings("127.0.0.1", 0, path, Targets.parse(LOOPBACK))
+    store = SqliteStore(path)
+    reading, go_on, read = threading.Event(), threading.Event(), store._page
+
+    def slow(*asked: Any) -> Page:
+        reading.set()
+        go_on.wait(WAIT)
+        return read(*asked)
+
+    monkeypatch.setattr(store, "_page", slow)
+    with running(settings, store) as url, Connection(url) as client:
+        client.send(message("GET", "/timers", HOST))
+        assert reading.wait(WAIT)
+        assert ask(url, HEALTH).status == 200
+        go_on.set()
+        assert client.receive().status == 200
 
 
 def test_more_connections_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -713,7 +768,7 @@ def turn(server: Server, until: Callable[[], object]) -> None:
     give_up = time.monotonic() + WAIT
     while not until():
         assert time.monotonic() < give_up
-        wasyncore.loop(0.1, use_poll=True, map=server._map, count=1)
+        server.turn()
 
 
 def begin(server: Server, client: Connection, data: bytes) -> Any:
@@ -884,13 +939,27 @@ def test_receiver_takes_everything(url: str) -> None:
             assert (answer.status, answer.body) == (204, b"")
 
 
-def test_each_thread_has_its_own_request() -> None:
+class Meeting:
+    """Where tasks wait for one another."""
+
+    def __init__(self, parties: int) -> None:
+        self._missing = parties
+        self._complete: Future[None] = Future()
+
+    def wait(self) -> None:
+        self._missing -= 1
+        if not self._missing:
+            self._complete.set_result(None)
+        outcome(self._complete)
+
+
+def test_each_task_has_its_own_request() -> None:
     """Views that run side by side each see their own request, which Chalice alone does not keep."""
-    together = threading.Barrier(8)
+    together = Meeting(8)
     other = Chalice("other", configure_logs=False)
 
     def view() -> Response:
-        together.wait(WAIT)
+        together.wait()
         assert other.current_request is not None
         return Response(other.current_request.headers["x-number"], {"Content-Type": "text/plain"})
 

@@ -3,6 +3,7 @@
 import gc
 import gzip
 import re
+import select
 import socket
 import ssl
 import struct
@@ -12,9 +13,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import trustme
@@ -27,9 +29,11 @@ from werkzeug import Request, Response
 from chalicelib import timers, webhook
 from chalicelib.guard import LOOPBACK, Targets
 from chalicelib.signing import new_secret
-from chalicelib.timers import Outcome, Webhook
+from chalicelib.timers import Outcome, Timer, Webhook
 from chalicelib.webhook import ANSWER_KEPT, MAX_BYTES, WebhookSender
+from embedded.tasks import Loop
 from tests.fakes import START
+from tests.test_tasks import begin, running_loop
 
 PATIENCE = 10.0
 """Seconds after which a receiver gives up, whatever its test is about."""
@@ -227,18 +231,36 @@ def server_context(authority: trustme.CA, *hosts: str) -> ssl.SSLContext:
     return context
 
 
-@pytest.fixture(scope="module")
-def sender(authority: trustme.CA) -> WebhookSender:
-    """One that may post to loopback and trusts the authority of these tests."""
-    return sender_to(LOOPBACK, authority)
+class AsTask(WebhookSender):
+    """Sends in tasks of a loop, as the embedded engine does."""
+
+    def __init__(self, loop: Loop, *args: Any) -> None:
+        super().__init__(*args, waiting=loop)
+        self.loop = loop
+
+    def send(self, timer: Timer, at: datetime) -> Outcome:
+        return begin(self.loop, partial(super().send, timer, at)).result(2 * PATIENCE)
+
+
+@pytest.fixture(scope="module", params=["as a thread", "as a task"])
+def sender(request: pytest.FixtureRequest, authority: trustme.CA) -> Iterator[WebhookSender]:
+    """One that may post to loopback and trusts the authority of these tests; each way to wait."""
+    if request.param == "as a thread":
+        yield sender_to(LOOPBACK, authority)
+    else:
+        with running_loop() as loop:
+            yield AsTask(loop, Targets.parse(LOOPBACK), trusting(authority))
+
+
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
 
 
 def sender_to(targets: str, authority: trustme.CA | None = None) -> WebhookSender:
-    if authority is None:
-        return WebhookSender(Targets.parse(targets))
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return WebhookSender(Targets.parse(targets), context)
+    tls = None if authority is None else trusting(authority)
+    return WebhookSender(Targets.parse(targets), tls)
 
 
 def post(sender: WebhookSender, url: str, timeout: float = PATIENCE) -> Outcome:
@@ -660,18 +682,32 @@ def test_slow_names(sender: WebhookSender, names: Names) -> None:
         assert running.connections == 0
 
 
-def test_slow_connect(sender: WebhookSender, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_connect(monkeypatch: pytest.MonkeyPatch) -> None:
     """The timeout also ends connecting to an address that does not answer."""
-    limits: list[float] = []
+    Deaf.waits = []
 
-    def connect(address: tuple[str, int], timeout: float) -> socket.socket:
-        limits.append(timeout)
-        raise TimeoutError
+    def connect(sock: socket.socket, address: tuple[str, int]) -> None:
+        raise BlockingIOError
 
-    monkeypatch.setattr(socket, "create_connection", connect)
-    outcome = post(sender, "http://127.0.0.1:9/", timeout=0.3)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(select, "poll", Deaf)
+    outcome = post(sender_to(LOOPBACK), "http://127.0.0.1:9/", timeout=0.3)
     assert outcome.error == "timeout"
-    assert 0 < limits[0] <= 0.3
+    assert 0 < Deaf.waits[0] <= 300
+
+
+class Deaf:
+    """A poll that no socket ever makes ready."""
+
+    waits: ClassVar[list[float]] = []
+
+    def register(self, sock: socket.socket, events: int) -> None:
+        pass
+
+    def poll(self, milliseconds: float) -> list[Any]:
+        self.waits.append(milliseconds)
+        time.sleep(milliseconds / 1000)
+        return []
 
 
 # Bytes
