@@ -2,7 +2,9 @@
 
 import argparse
 import shutil
+import signal
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,6 @@ from bench.measures import (
     Receiver,
     ceiling,
     many,
-    sync_each_write,
 )
 
 ENGINES: tuple[type[Engine], ...] = (Timers, CeleryOnRedis, BullMq)
@@ -53,7 +54,7 @@ class Sizes:
     outage: float = 3
     """Seconds that an engine is down."""
     settle: float = 5
-    """Seconds after which memory is read."""
+    """Seconds that an engine is left alone before it is looked at."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,12 @@ def _speed(engine: Engine, receiver: Receiver, sizes: Sizes, results: Results) -
     bench.warm_up(sizes.warm_up)
     found = bench.creates(sizes.creates)
     results.add(engine, "creates", found)
+    time.sleep(sizes.settle)  # for what an engine does with them behind the answer
     results.add_delivery(engine, "low", bench.steady(sizes.low, sizes.rate))
     for name, number in (("small", sizes.small), ("large", sizes.large)):
         ahead = sizes.ahead + 2 * number / found["rate"]
         results.add_delivery(engine, name, bench.burst(number, ahead))
-    sync_each_write(engine)
+    engine.sync_each_write()
     results.add(engine, "synced", bench.creates(sizes.creates))
 
 
@@ -159,6 +161,7 @@ def main() -> None:
     """Measure, and write what was found."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started
     rounds, sizes, engines = parser.parse_args().rounds, Sizes(), able()
     DATA.mkdir(exist_ok=True)
     with Receiver() as receiver:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import ClassVar, Self
 
 import requests
@@ -47,12 +46,7 @@ class Engine:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.kill()
 
     @classmethod
@@ -85,6 +79,9 @@ class Engine:
             return requests.get(f"http://127.0.0.1:{self.port}/health", timeout=10).ok
         except requests.ConnectionError:
             return False
+
+    def sync_each_write(self) -> None:
+        """Let it sync before each answer, if it does not anyway."""
 
     def run(self, *command: str | Path, **settings: str) -> None:
         """Start one process, and whatever it starts, with no settings but these."""
@@ -163,7 +160,6 @@ class OnRedis(Engine):
         self._wait(lambda: self.ask_redis("PING") == b"+PONG")
 
     def sync_each_write(self) -> None:
-        """Let Redis, too, sync before it answers."""
         if self.ask_redis("CONFIG SET appendfsync always") != b"+OK":
             raise RuntimeError("Redis does not sync each write.")
 

@@ -14,12 +14,11 @@ from math import inf
 from pathlib import Path
 from random import Random
 from statistics import quantiles
-from types import TracebackType
 from typing import Self
 
 import requests
 
-from bench.engines import Engine, OnRedis, Timers
+from bench.engines import Engine, Timers
 from bench.load import Answer, Request, post, send
 from chalicelib import timers
 from chalicelib.wiring import new_id
@@ -45,12 +44,7 @@ class Receiver:
         self.url = f"http://127.0.0.1:{self.port}/"
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
 
@@ -262,12 +256,6 @@ def many(number: int, receiver: Receiver, folder: Path, settle: float) -> Figure
         "empty": nothing / 1e6,
         "bytes": (memory - nothing) / number,
     }
-
-
-def sync_each_write(engine: Engine) -> None:
-    """Let every engine sync before it answers."""
-    if isinstance(engine, OnRedis):
-        engine.sync_each_write()
 
 
 def ceiling(receiver: Receiver, number: int) -> float:

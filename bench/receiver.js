@@ -2,20 +2,21 @@
 // GET /count says how many came, GET /arrivals which and when; DELETE /arrivals also forgets them.
 const http = require("node:http");
 
-const SET_WITHIN = 5; // milliseconds
+let count, ids, moments;
+let epoch = 0;
 
-let count, ids, moments, epoch;
-
-// Date.now() cuts its milliseconds off, and this process may be held up anywhere: what is closest to
-// the truth is the largest of many differences.
 function forget() {
-  [count, ids, moments, epoch] = [0, [], [], 0];
-  const end = performance.now() + SET_WITHIN;
-  while (performance.now() < end) epoch = Math.max(epoch, Date.now() - performance.now());
+  [count, ids, moments] = [0, [], []];
+}
+
+// The moment with its fractions: Date.now() cuts them off, so the greatest difference is the true one.
+function now() {
+  epoch = Math.max(epoch, Date.now() - performance.now());
+  return epoch + performance.now();
 }
 
 function receive(request, response) {
-  moments.push(epoch + performance.now());
+  moments.push(now());
   ids.push(request.headers["webhook-id"]);
   request.resume();
   request.on("end", () => response.end());
@@ -29,6 +30,7 @@ function answer(request, response) {
 }
 
 forget();
+for (const begun = performance.now(); performance.now() < begun + 10; ) now();
 const server = http.createServer((request, response) =>
   (request.method === "POST" ? receive : answer)(request, response));
 server.listen(0, "127.0.0.1", 1000, () => console.log(server.address().port));

@@ -88,7 +88,7 @@ def _ratio(ours: Sequence[float], theirs: Sequence[float], more_is_better: bool)
 
 
 def machine(folder: Path) -> str:
-    """Say what it ran on, and how long an fsync takes there."""
+    """Say what it runs on, how long an fsync takes there, and how much else goes on."""
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -99,7 +99,7 @@ def machine(folder: Path) -> str:
     return (
         f"{os.cpu_count()} cores ({models[0] if models else platform.machine()}), "
         f"{memory:.0f} GB, Linux {platform.release().split('-')[0]}; an fsync of 4 KB takes "
-        f"{number(p50)} ms (p99 {number(p99)} ms)"
+        f"{number(p50)} ms (p99 {number(p99)} ms); load average before: {os.getloadavg()[0]:.1f}"
     )
 
 

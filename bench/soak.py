@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import shutil
+import signal
 import sqlite3
 import sys
 import time
@@ -164,12 +165,14 @@ def section(soaked: Soak, samples: Sequence[Sample], seconds: float, about: str)
     held = ", ".join(f"{flat.words.split(',')[0]} (× {flat.ratio})" for flat in FLAT)
     return f"""\
 `make soak`: {soaked.rate:.0f} creates and as many reads a second ({Timers.durability}), each timer
-due within {LONGEST // 1000} s, `RETENTION=0`; {about}.
+due within {LONGEST // 1000} s, `RETENTION=0`, on
+{about}.
 
 {table}
 
 All {soaked.arrived:,} timers arrived once, none early. The second half was held to be no more than
-so many times the first: {held}.
+so many times the first:
+{held}.
 """
 
 
@@ -179,15 +182,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--rate", type=float, default=200)
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started
     seconds, folder = asked.minutes * 60, MADE / "data"
     shutil.rmtree(folder, ignore_errors=True)
     with Receiver() as receiver, Timers(folder, {"RETENTION": "0"}) as engine:
+        about = report.machine(folder)
         bench = Bench(engine, receiver)
         bench.warm_up(1000)
         receiver.forget()
         soaked = Soak(bench, engine, asked.rate)
         samples = soak(soaked, seconds)
-        text = section(soaked, samples, seconds, report.machine(folder))
+        text = section(soaked, samples, seconds, about)
     shutil.rmtree(folder)
     print(text)
     if wrong := rising(samples) + soaked.faults:
