@@ -131,7 +131,7 @@ def section(
     facts = [*about, *(f"{name}: {version}" for name, version in versions.items())]
     listed = "\n".join(f"* {fact}" for fact in facts)
     return f"""\
-`make bench`, {rounds} rounds in which the engines took turns.
+`make bench ROUNDS={rounds}`: the engines take turns in each round.
 
 {listed}
 

@@ -164,9 +164,9 @@ def section(soaked: Soak, samples: Sequence[Sample], seconds: float, about: str)
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     held = ", ".join(f"{flat.words.split(',')[0]} (× {flat.ratio})" for flat in FLAT)
     return f"""\
-`make soak`: {soaked.rate:.0f} creates and as many reads a second ({Timers.durability}), each timer
-due within {LONGEST // 1000} s, `RETENTION=0`, on
-{about}.
+`make soak MINUTES={seconds / 60:.3g} RATE={soaked.rate:.0f}`: so many creates a second
+({Timers.durability}) and as many reads, each timer due within {LONGEST // 1000} s,
+`RETENTION=0`, on {about}.
 
 {table}
 
