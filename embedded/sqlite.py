@@ -247,7 +247,7 @@ class SqliteStore:
         sql = "SELECT timer FROM timers WHERE wake_at > due_at AND status <> 'delivering' LIMIT ?"
         return [_decode(row[0]) for row in self._read(sql, (limit,))]
 
-    def purge(self, now: datetime, limit: int = 1000) -> int:
+    def purge(self, now: datetime, limit: int = 5000) -> int:
         """Delete timers that expired before `now`; return how many."""
         sql = "DELETE FROM timers WHERE id IN (SELECT id FROM timers WHERE expires_at < ? LIMIT ?)"
         bounds = (micros(now), limit)
