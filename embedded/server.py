@@ -7,6 +7,7 @@ Lambda; the door in it asks for keys, and keeps callers to their rate.
 
 import base64
 import errno
+import math
 import re
 import time
 import uuid
@@ -49,6 +50,9 @@ PATIENCE = 30
 
 SENT_AT_ONCE = 64 * 1024
 """Bytes of an answer that are gathered before any are sent."""
+
+STEP = 1
+"""Seconds by which the clock has to be off at once to count as stepped."""
 
 LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 """The names under which a server without keys answers: no web page can get at it by another one."""
@@ -140,6 +144,7 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
     """waitress, bound to an address and ready to `run`; port 0 takes a free one. Raises OSError."""
 
     channel_class = _Channel
+    next_channel_cleanup = math.inf  # never by the wall time: see `readable`
     finished = False
 
     def __init__(self, wsgi: Wsgi, host: str, port: int) -> None:
@@ -161,9 +166,28 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
         except ValueError:
             raise OSError(errno.EADDRNOTAVAIL, "There is no address of this name") from None
         self.adj.send_bytes = SENT_AT_ONCE  # as an argument it would warn of itself
+        self._ahead = time.time() - time.monotonic()
+        self._look_again_at = 0.0
 
     def pull_trigger(self) -> None:
         """Do nothing: whoever calls this runs in the thread that it would wake."""
+
+    def readable(self) -> bool:
+        """Say whether connections are taken; now and then look for those that are to be closed."""
+        steady, now = time.monotonic(), time.time()
+        if steady >= self._look_again_at:
+            self._look_again_at = steady + self.adj.cleanup_interval
+            self._follow_clock(now, now - steady)
+            self.maintenance(now)
+        return bool(super().readable())
+
+    def _follow_clock(self, now: float, ahead: float) -> None:
+        # waitress counts by wall time: a clock that was stepped ahead would cut off what is
+        # arriving, and one that was stepped back keep what is silent. All begin anew then.
+        if abs(ahead - self._ahead) >= STEP:
+            self._ahead = ahead
+            for channel in self.active_channels.values():
+                channel.last_activity = channel.began = now
 
     def maintenance(self, now: float) -> None:
         """Close connections that are silent, as waitress does, and those that drip."""

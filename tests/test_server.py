@@ -819,6 +819,25 @@ def test_patience_begins_with_each_request(still: Server) -> None:
         assert not channel.will_close
 
 
+@pytest.mark.parametrize("step", [3600, -3600])
+@pytest.mark.parametrize("began", ["before", "after"])
+def test_time_is_not_what_the_clock_says(
+    still: Server, step: int, began: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that is stepped cuts off no request that is arriving, also none that began after the
+    step and before it was noticed; and each still has its time and no more."""
+    wall, steady = time.time, time.monotonic
+    with Connection(local(still)) as client:
+        channel = begin(still, client, HEALTH[:9])
+        for later, closed in ((0, False), (PATIENCE - 1, False), (2 * PATIENCE, True)):
+            monkeypatch.setattr(time, "time", lambda later=later: wall() + step + later)
+            monkeypatch.setattr(time, "monotonic", lambda later=later: steady() + later)
+            if not later and began == "after":
+                channel.began = channel.last_activity = time.time()
+            still.readable()
+            assert channel.will_close == closed
+
+
 def test_silence_is_ended(still: Server) -> None:
     """A connection on which nothing comes is closed after IDLE."""
     with Connection(local(still)) as client:
