@@ -290,6 +290,11 @@ class Query(
     )
 
 
+# Before there are threads: see timers.py.
+for _kind in (NewTimer, TimerChange, BatchEntry, Batch, Ids, Query):
+    msgspec.json.Decoder(_kind)
+
+
 class Wanted(NamedTuple):
     """A page of a list, as it was asked for."""
 

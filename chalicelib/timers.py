@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
@@ -207,6 +208,12 @@ class Ring(Struct, frozen=True, omit_defaults=True, order=True):
     """How often it has been forwarded."""
     host: str = ""
     """Whom the webhook is for, so that a receiver that hangs holds up nobody else's."""
+
+
+# msgspec looks at a type when it first reads one. If two threads do so at once, it crashes the
+# process; so this is done before there are any.
+for _kind in (Timer, Ring):
+    msgspec.json.Decoder(_kind)
 
 
 def timer_id(at: datetime, entropy: bytes) -> str:

@@ -151,6 +151,31 @@ def test_nothing_touches_aws_at_import() -> None:
     assert ended.stdout.strip() == "[]"
 
 
+FIRST_READING = """
+import sys
+import msgspec
+from chalicelib import inputs, timers
+
+for kind in {kinds}:
+    called = set()
+    sys.setprofile(lambda frame, *_: called.add(frame.f_code.co_name))
+    try:
+        msgspec.json.decode(b"{{}}", type=kind)
+    except msgspec.ValidationError:
+        pass
+    sys.setprofile(None)
+    assert "get_class_annotations" not in called, kind
+"""
+
+
+def test_types_are_ready_before_there_are_threads() -> None:
+    """msgspec looks at a type when it first reads one; two threads that do so at once crash it."""
+    requests = ["NewTimer", "TimerChange", "BatchEntry", "Batch", "Ids", "Query"]
+    kinds = [f"inputs.{name}" for name in requests] + ["timers.Timer", "timers.Ring"]
+    program = FIRST_READING.format(kinds=", ".join(kinds))
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
 def documents() -> str:
     return "\n".join(path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
