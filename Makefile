@@ -8,7 +8,7 @@ AXE := $(VENV)/node_modules/axe-core
 # Keys and secrets are those of a stage, or of this machine's database.
 TENANTS = $(BIN)/python -m infra.tenants $(if $(STAGE),--stage $(STAGE))
 
-.PHONY: run demo test check screenshot openapi fuzz e2e simulate bench soak bench-lambda deploy destroy key keys revoke secrets stage named localstack localstack-down clean
+.PHONY: run demo test check screenshot openapi fuzz chaos e2e simulate bench soak bench-lambda deploy destroy key keys revoke secrets stage named localstack localstack-down clean
 
 run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, AUTH, RATE, RETENTION, TIMERS_DB, ALLOWED_TARGETS)
 	@exec $(BIN)/python -m embedded
@@ -33,6 +33,9 @@ openapi: $(VENV)/run.done  ## write the API's contract into docs/openapi.json
 
 fuzz: $(VENV)/dev.done  ## send the server thousands of requests, right and wrong, and hold it to its contract (EXAMPLES for each operation, SEED)
 	@$(BIN)/python -m tests.fuzz $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(SEED),--seed $(SEED))
+
+chaos: $(VENV)/dev.done  ## break what the service stands on, with kill -9 and much else, and write docs/reliability.md's figures (KILLS, STORMS, SEED)
+	@$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(STORMS),--storms $(STORMS)) $(if $(SEED),--seed $(SEED))
 
 e2e: $(VENV)/dev.done $(LOCALSTACK)/runtime.done $(if $(AWS_ENDPOINT_URL),,$(LOCALSTACK)/done)  ## deploy to LocalStack and use it; AWS_ENDPOINT_URL names a running one
 	$(BIN)/python -m pytest tests/localstack

@@ -1,6 +1,7 @@
 """What AWS does with schedules and messages, on a moto account and a clock that is moved."""
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from chalicelib import alarm, timers
@@ -28,6 +29,7 @@ class Cloud:
         self.aws = aws
         self.clock = aws.clock = Clock()
         self.sender = FakeSender()
+        self.chance: Callable[[], float] = lambda: 0.5
         self._ids = 0
         self._seen = 0
         self._messages: list[tuple[datetime, str]] = []
@@ -40,7 +42,13 @@ class Cloud:
         )
         store = DynamoStore(self.aws.dynamodb, NAME)
         return Service(
-            store, alarms, self.sender, clock=clock, new_id=self._new_id, pause=self._pause
+            store,
+            alarms,
+            self.sender,
+            clock=clock,
+            new_id=self._new_id,
+            pause=self._pause,
+            chance=self.chance,
         )
 
     def create(self, seconds: float) -> Timer:
@@ -70,21 +78,37 @@ class Cloud:
     def turn(self, seconds: float = 0) -> None:
         """Let time pass; then all that is due goes off, and again what that sets off."""
         self.clock.forward(seconds)
-        self._fire_schedules()
-        while due := [entry for entry in self.messages() if entry[0] <= self.clock.now]:
-            for entry in due:
-                self._messages.remove(entry)
-                ends_at = self.clock.now + FUNCTION_TIMEOUT
-                self.service.deliver(alarm.read(entry[1]), ends_at)
+        for text in self.schedules_due():
+            self.fire(text)
+        while due := self.messages_due():
+            for text in due:
+                self.deliver(text)
 
-    def _fire_schedules(self) -> None:
+    def fire(self, text: str) -> None:
+        """Be invoked by a schedule."""
+        self.service.fire(alarm.read(text))
+
+    def deliver(self, text: str) -> None:
+        """Be invoked with a message."""
+        self.service.deliver(alarm.read(text), self.clock.now + FUNCTION_TIMEOUT)
+
+    def schedules_due(self) -> list[str]:
+        """Take the schedules that are due away; return what they say."""
+        due: list[str] = []
         for name in self.aws.schedules():
             with self.aws.unobserved():
                 schedule = self.aws.scheduler.get_schedule(GroupName=NAME, Name=name)
-            if moment(schedule["ScheduleExpression"]) <= self.clock.now:
-                with self.aws.unobserved():
+                if moment(schedule["ScheduleExpression"]) <= self.clock.now:
                     self.aws.scheduler.delete_schedule(GroupName=NAME, Name=name)
-                self.service.fire(alarm.read(schedule["Target"]["Input"]))
+                    due.append(schedule["Target"]["Input"])
+        return due
+
+    def messages_due(self) -> list[str]:
+        """Take the messages that are due away; return what they say."""
+        due = [entry for entry in self.messages() if entry[0] <= self.clock.now]
+        for entry in due:
+            self._messages.remove(entry)
+        return [text for _, text in due]
 
     def _pause(self, seconds: float) -> None:
         self.clock.forward(seconds)

@@ -57,6 +57,12 @@ class Embedded:
         self.lines: list[str] = []
 
     def __enter__(self) -> Self:
+        self.spawn()
+        self.wait_until_ready()
+        return self
+
+    def spawn(self) -> None:
+        """Start the process, and go on while it is starting."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "embedded"],
             cwd=ROOT,
@@ -68,10 +74,12 @@ class Embedded:
         self._ready: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
+
+    def wait_until_ready(self) -> None:
+        """Wait for the line that says so; fail if it ends before, or is silent for a minute."""
         ready = self._ready.get(timeout=60)
         assert ready is not None, f"The server did not start: {self.lines}"
         self.url = ready
-        return self
 
     def __exit__(
         self,
@@ -129,13 +137,22 @@ class Arrival:
     path: str
     body: bytes
     headers: dict[str, str]
+    status: int
+    """What it was answered with; 0 for nothing."""
 
 
 class Receiver:
-    """An HTTP server on a free port, of loopback; `hold` runs before each answer of 200."""
+    """An HTTP server on a free port, of loopback.
+
+    `hold` runs before each answer. That has the status which `answer` returns for a path and the
+    number of the attempt; at 0 the connection is cut instead.
+    """
 
     def __init__(
-        self, hold: Callable[[], object] = lambda: None, listen: str = "127.0.0.1"
+        self,
+        hold: Callable[[], object] = lambda: None,
+        listen: str = "127.0.0.1",
+        answer: Callable[[str, int], int] = lambda path, attempt: 200,
     ) -> None:
         self.arrivals: list[Arrival] = []
         receiver = self
@@ -146,10 +163,14 @@ class Receiver:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 now = datetime.now(UTC)
                 id = headers.get("webhook-id", "")
-                receiver.arrivals.append(Arrival(now, id, self.path, body, headers))
+                status = answer(self.path, int(headers.get("timer-attempt", "1")))
+                receiver.arrivals.append(Arrival(now, id, self.path, body, headers, status))
                 hold()
+                if not status:
+                    self.close_connection = True
+                    return
                 try:
-                    self.send_response(200)
+                    self.send_response(status)
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                 except OSError:

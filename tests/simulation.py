@@ -13,25 +13,29 @@ import heapq
 import logging
 import random
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ReadTimeoutError
 from greenlet import getcurrent, greenlet
 
-from chalicelib import alarm, timers
+from chalicelib import alarm, timers, views
 from chalicelib.alarm import Addresses, AwsAlarm
-from chalicelib.errors import Unavailable
+from chalicelib.errors import Conflict, TimerNotFound, Unavailable
 from chalicelib.service import Service
-from chalicelib.timers import DEFAULT_TENANT, FINAL, Order, Outcome, Ring, Status, Timer, Webhook
+from chalicelib.timers import DEFAULT_TENANT, Once, Order, Outcome, Ring, Timer, Webhook
+from tests.chaos.ledger import Crash, Ledger, Request, What
+from tests.chaos.ledger import Webhook as Sent
 from tests.cloud import moment
 from tests.fakes import NO_CONTENT, START, FakeStore
+
+T = TypeVar("T")
 
 WEBHOOK = Webhook(url="https://example.com/x")
 
@@ -49,10 +53,8 @@ VISIBILITY = 360.0
 RECEIVES = 5
 FUNCTION_TIMEOUT = 60.0
 
-DUPLICATES = 0.002
-THROTTLED = 0.03
 TRIES = 3
-"""How many of all calls are refused, and how often one is made."""
+"""How often a call is made that is throttled."""
 
 COLD = (0.4, 1.2)
 """Seconds that a cold start takes."""
@@ -64,6 +66,22 @@ POST = (0.02, 0.3)
 """Seconds that a receiver takes; one in a hundred takes ten times as long."""
 
 
+@dataclass(frozen=True)
+class Weather:
+    """How many of all calls and events take the worse turn; shares of 1."""
+
+    throttled: float = 0.03
+    """Calls that are refused before they have any effect."""
+    unanswered: float = 0.0
+    """Calls whose effect is there, and whose answer never comes."""
+    deaths: float = 0.0
+    """Calls and POSTs that end with the death of their process, before or after the effect."""
+    duplicates: float = 0.002
+    """Messages and schedules that come twice."""
+    disorder: float = 0.05
+    """Seconds that a message may come later than one sent after it."""
+
+
 class Killed(BaseException):
     """The process of this invocation died."""
 
@@ -71,22 +89,30 @@ class Killed(BaseException):
 class Process:
     """What the greenlets of one invocation share: they live and die together."""
 
-    alive = True
+    def __init__(self) -> None:
+        self.alive = True
+        self.sent: set[str] = set()
+        """The timers whose webhooks it has sent."""
 
 
 class Simulation:
     """Simulated time, and greenlets that sleep in it."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int | str, weather: Weather) -> None:
         self.dice = random.Random(seed)  # noqa: S311
+        self.weather = weather
         self.time = 0.0
+        self.crashes: list[Crash] = []
         self._hub = getcurrent()
         self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = count()
         self._processes: dict[greenlet, Process] = {}
 
     def clock(self) -> datetime:
-        return START + timedelta(seconds=self.time)
+        return self.moment(self.time)
+
+    def moment(self, time: float) -> datetime:
+        return START + timedelta(seconds=time)
 
     def seconds(self, at: datetime) -> float:
         return (at - START).total_seconds()
@@ -109,17 +135,25 @@ class Simulation:
         self._wake(self.time + max(0.0, seconds), getcurrent())
         self._wait()
 
-    def kill(self) -> None:
-        """Let the process that this runs in die, here and wherever else it is."""
-        self._processes[getcurrent()].alive = False
-        raise Killed
+    @property
+    def process(self) -> Process:
+        """The one that this runs in."""
+        return self._processes[getcurrent()]
+
+    def may_die(self) -> None:
+        """Let the process that this runs in die at times, here and wherever else it is."""
+        if self.dice.random() < self.weather.deaths:
+            self.process.alive = False
+            # All that it has sent may be sent again.
+            self.crashes.append(Crash(self.clock(), self.clock(), frozenset(self.process.sent)))
+            raise Killed
 
     def _wake(self, time: float, task: greenlet) -> None:
         heapq.heappush(self._events, (time, next(self._numbers), task.switch))
 
     def _wait(self) -> None:
         self._hub.switch()
-        if not self._processes[getcurrent()].alive:
+        if not self.process.alive:
             raise Killed
 
     def take(self, span: tuple[float, float]) -> None:
@@ -127,12 +161,19 @@ class Simulation:
 
     def call(self, operation: str) -> None:
         """Make a call to AWS with the retries that wiring.py sets; raise when all are throttled."""
+        self.may_die()
         for tries in range(TRIES):
             self.take(CALL)
-            if self.dice.random() >= THROTTLED:
+            if self.dice.random() >= self.weather.throttled:
                 return
             self.sleep(self.dice.uniform(0, 2**tries))
         raise client_error("ThrottlingException", 429, operation)
+
+    def answer(self) -> None:
+        """Answer a call that took effect, if the answer comes and somebody lives to hear it."""
+        self.may_die()
+        if self.dice.random() < self.weather.unanswered:
+            raise ReadTimeoutError(endpoint_url="https://aws")
 
     def side_by_side(self, calls: Sequence[Callable[[], object]]) -> list[BaseException | None]:
         """Run the calls at the same time; see `service.threads`."""
@@ -153,7 +194,7 @@ class Simulation:
                 if left == 0:
                     self._wake(self.time, parent)
 
-        process = self._processes[parent]
+        process = self.process
         for number in range(len(calls)):
             self.at(self.time, partial(run, number), process)
         self._wait()
@@ -213,16 +254,19 @@ class Queue:
             assert isinstance(delay, int)
             assert 0 <= delay <= 900
             self.sent += 1
-            copies = 1 + (self._sim.dice.random() < DUPLICATES)
+            copies = 1 + (self._sim.dice.random() < self._sim.weather.duplicates)
             for _ in range(copies):
                 message = Message(entry["MessageBody"], 0, str(next(self._handles)))
-                self._show(message, delay + self._sim.dice.uniform(0, 0.05))
+                late = self._sim.dice.uniform(0, self._sim.weather.disorder)
+                self._show(message, delay + late)
+        self._sim.answer()
         return {}
 
     def delete_message_batch(self, **request: Any) -> None:
         self._sim.call("DeleteMessageBatch")
         for entry in request["Entries"]:
             self._messages.pop(entry["ReceiptHandle"], Message("", 0, "")).deleted = True
+        self._sim.answer()
 
     def get_queue_attributes(self, **_: Any) -> Any:
         self._sim.call("GetQueueAttributes")
@@ -306,14 +350,16 @@ class Scheduler:
             raise client_error("ConflictException", 409, "CreateSchedule")
         self._schedules[name] = request["Target"]["Input"]
         text = self._schedules[name]
-        for _ in range(1 + (self._sim.dice.random() < DUPLICATES)):
+        for _ in range(1 + (self._sim.dice.random() < self._sim.weather.duplicates)):
             when = at + self._sim.dice.uniform(-0.5, PRECISION)
             self._sim.at(when, lambda: self._go_off(name, text))
+        self._sim.answer()
 
     def delete_schedule(self, **request: Any) -> None:
         self._sim.call("DeleteSchedule")
         if self._schedules.pop(request["Name"], None) is None:
             raise client_error("ResourceNotFoundException", 404, "DeleteSchedule")
+        self._sim.answer()
 
     def names(self) -> list[str]:
         return list(self._schedules)
@@ -332,7 +378,7 @@ class Scheduler:
         self._sim.take(COLD if self._sim.dice.random() < 0.1 else CALL)
         try:
             self._fire(text)
-        except Exception:
+        except (Exception, Killed):
             if retries < 2:
                 wait = 60.0 * (retries + 1)
                 self._sim.at(self._sim.time + wait, lambda: self._invoke(text, retries + 1))
@@ -351,29 +397,45 @@ class SlowStore(FakeStore):
         except ClientError as error:
             raise Unavailable("The simulated store is throttled.") from error
 
+    def add(self, timer: Timer) -> bool:
+        return self._answered(super().add(timer))
+
+    def get(self, tenant: str, timer_id: str) -> Timer | None:
+        return self._answered(super().get(tenant, timer_id))
+
     def replace(self, timer: Timer, adding: Timer | None = None) -> bool:
         self.check()
-        return self._replace_now(timer, adding)
+        return self._answered(self._replace_now(timer))
 
     def claim(self, ring: Ring, now: datetime, lease_until: datetime) -> Timer | None:
         self.check()
         stored = self.timers.get(ring.id)
         claimed = timers.claim(stored, ring, now, lease_until) if stored else None
-        return claimed if claimed is not None and self._replace_now(claimed) else None
+        got = claimed is not None and self._replace_now(claimed)
+        return self._answered(claimed if got else None)
 
     def replace_all(self, changed: Sequence[Timer]) -> list[Timer]:
         self.check()
-        return [timer for timer in changed if self._replace_now(timer)]
+        return self._answered([timer for timer in changed if self._replace_now(timer)])
 
     def remove(self, timer: Timer) -> bool:
         self.check()
         stored = self.timers.get(timer.id)
         if stored is not None and stored.version == timer.version:
             del self.timers[timer.id]
-        return timer.id not in self.timers
+        return self._answered(timer.id not in self.timers)
 
-    def _replace_now(self, timer: Timer, adding: Timer | None = None) -> bool:
+    def _answered(self, result: T) -> T:
+        try:
+            self._sim.answer()
+        except ReadTimeoutError as error:
+            raise Unavailable("The simulated store does not answer.") from error
+        return result
+
+    def _replace_now(self, timer: Timer) -> bool:
         stored = self.timers.get(timer.id)
+        if stored == timer:  # written before, without an answer
+            return True
         if stored is None or stored.version != timer.version - 1:
             return False
         self.timers[timer.id] = timer
@@ -384,18 +446,15 @@ class SlowStore(FakeStore):
 class Deployment:
     """The stage: one service, its functions, and what was sent."""
 
-    seed: int = 1
+    seed: int | str = 1
     rate: float | None = None
     """Messages a second that `deliver` gets at most."""
-    crashes: float = 0.0
-    """How many of the POSTs end with the death of their process, before or after they are sent."""
+    weather: Weather = Weather()
     sent: list[tuple[Timer, datetime]] = field(default_factory=list)
-    crashed: set[str] = field(default_factory=set)
-    answered: set[str] = field(default_factory=set)
-    """Timers whose creation was answered with yes."""
+    requests: list[Request] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.sim = Simulation(self.seed)
+        self.sim = Simulation(self.seed, self.weather)
         self.store = SlowStore(self.sim)
         self.queue = Queue(self.sim, self._deliver, self.rate)
         self.scheduler = Scheduler(self.sim, self._fire)
@@ -404,49 +463,71 @@ class Deployment:
         self._alarm = AwsAlarm(
             lambda: scheduler, lambda: queue, ADDRESSES, self.sim.clock, self.sim.side_by_side
         )
-        self._ids = count(1)
+        self._keys = count(1)
         self.service = Service(
             self.store,
             self._alarm,
             self,
             clock=self.sim.clock,
-            new_id=lambda: timers.timer_id(START, next(self._ids).to_bytes(10, "big")),
+            new_id=lambda: "",  # each has a key
             pause=self.sim.sleep,
             side_by_side=self.sim.side_by_side,
         )
         self.sim.at(30.0, self._sweep)
 
-    def create_at(self, time: float, delay: float) -> None:
-        """Have a client create a timer at that time; told that it can't be, it asks again."""
+    def create_at(
+        self, time: float, delay: float, then: Callable[[str], object] = lambda _: None
+    ) -> None:
+        """Have a client create a timer at that time; told that it can't be, or nothing at all, it
+        asks again. Then call `then` with its id."""
+        key = str(next(self._keys))
+        id = timers.keyed_id(DEFAULT_TENANT, key)
+        deadline = self.sim.moment(time + delay)
+        order = Order(webhook=WEBHOOK, deadline=deadline, once=Once(key, ""))
 
-        def create() -> None:
+        def create() -> Timer:
+            return self.service.create(DEFAULT_TENANT, order).timer
+
+        def told(request: Request) -> None:
+            if request.granted:
+                then(id)
+            else:
+                self.ask_at(self.sim.time + 1, "create", id, deadline, create, told)
+
+        self.ask_at(time, "create", id, deadline, create, told)
+
+    def ask_at(
+        self,
+        time: float,
+        what: What,
+        id: str,
+        deadline: datetime | None,
+        call: Callable[[], Timer],
+        told: Callable[[Request], object],
+    ) -> None:
+        """Have a client make a request at that time, and write down what it is told."""
+
+        def ask() -> None:
+            began = self.sim.clock()
+            request = Request(what, id, began, began, None, deadline)
             try:
-                span = timedelta(seconds=delay)
-                order = Order(webhook=WEBHOOK, deadline=self.service.now() + span)
-                timer = self.service.create(DEFAULT_TENANT, order).timer
-                self.answered.add(timer.id)
-            except Unavailable:
-                self.create_at(self.sim.time + 1, delay)
+                request = answered(request, call)
+            finally:
+                request = request._replace(ended=self.sim.clock())
+                self.requests.append(request)
+                told(request)
 
-        self.sim.at(time, create)
+        self.sim.at(time, ask)
 
     def send(self, timer: Timer, at: datetime) -> Outcome:
         """Be the Sender: a receiver that takes its time."""
-        dies = self.sim.dice.random() < self.crashes
-        if dies and self.sim.dice.random() < 0.5:
-            self._die()
+        self.sim.may_die()
+        self.sim.process.sent.add(timer.id)
         self.sent.append((timer, at))
         slow = 10 if self.sim.dice.random() < 0.01 else 1
         self.sim.sleep(slow * self.sim.dice.uniform(*POST))
-        if dies:
-            self._die()
+        self.sim.may_die()
         return NO_CONTENT
-
-    def _die(self) -> None:
-        # All that the process was sending may be sent again.
-        held = [t.id for t in self.store.timers.values() if t.status is Status.DELIVERING]
-        self.crashed.update(held)
-        self.sim.kill()
 
     def lateness(self) -> list[float]:
         """Return how many seconds late each first attempt was, in order.
@@ -459,17 +540,18 @@ class Deployment:
             first.setdefault(timer.id, late)
         return sorted(first.values())
 
+    def ledger(self) -> Ledger:
+        """Return what was promised, and what came of it until now."""
+        now = self.sim.clock()
+        webhooks = [
+            Sent(timer.id, at, timer.deadline, timer.attempt, 204) for timer, at in self.sent
+        ]
+        ends = {id: views.view(timer, now) for id, timer in self.store.timers.items()}
+        return Ledger(self.requests, webhooks, self.sim.crashes, ends, now)
+
     def check(self) -> None:
         """Fail unless every promise was kept."""
-        assert all(at >= timer.due_at for timer, at in self.sent), "early"
-        unfinished = [t for t in self.store.timers.values() if t.status not in FINAL]
-        assert not unfinished, f"lost: {len(unfinished)}"
-        assert self.answered <= set(self.store.timers), "lost"
-        assert all(t.status is Status.DELIVERED for t in self.store.timers.values())
-        times = Counter(timer.id for timer, _ in self.sent)
-        assert set(times) == set(self.store.timers)
-        repeated = {id for id, number in times.items() if number > 1}
-        assert repeated <= self.crashed, "sent twice"
+        assert not self.ledger().violations()
         assert not self.queue.dead
 
     def _deliver(self, messages: Sequence[tuple[str, str]]) -> None:
@@ -492,6 +574,20 @@ ADDRESSES = Addresses(
     dead_letter_arn="arn:aws:sqs:eu-central-1:123456789012:timers-sim-dead",
     queue_path="123456789012/timers-sim",
 )
+
+
+def answered(request: Request, call: Callable[[], Timer]) -> Request:
+    """Make the call that a request comes to; return the request with its answer."""
+    try:
+        timer = call()
+    except TimerNotFound as error:
+        return request._replace(status=404, why=str(error))
+    except Conflict as error:
+        return request._replace(status=409, why=str(error))
+    except Unavailable as error:
+        return request._replace(status=503, why=str(error))
+    made = timer.attempts[-1].number if timer.attempts else 0
+    return request._replace(status=200, deadline=timer.deadline, attempts=made)
 
 
 def client_error(code: str, status: int, operation: str) -> ClientError:
@@ -526,13 +622,14 @@ def outage(number: int, rate: float = 500.0, seed: int = 1) -> Deployment:
         due_at = START - timedelta(seconds=3600) + timedelta(seconds=3500 * n / number)
         id = timers.timer_id(START, n.to_bytes(10, "big"))
         world.store.timers[id] = timers.new(id, DEFAULT_TENANT, WEBHOOK, due_at, due_at)
+        world.requests.append(Request("create", id, due_at, due_at, 200, due_at))
     world.sim.run(max(3600.0, number / rate * 4))
     return world
 
 
 def crashing(number: int, seed: int = 1) -> Deployment:
-    """Steady load in which one POST in a hundred kills its process, and all that it was sending."""
-    world = Deployment(seed, crashes=0.01)
+    """Steady load in which one call in a thousand kills its process, and all that it was doing."""
+    world = Deployment(seed, weather=Weather(deaths=0.001))
     for _ in range(number):
         world.create_at(world.sim.dice.uniform(0, 3600), world.sim.dice.uniform(0, 1800))
     world.sim.run(5 * 3600)
