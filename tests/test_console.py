@@ -240,6 +240,9 @@ def test_cancel(server: Embedded, page: Page) -> None:
     dialog.get_by_role("button", name="Cancel timer").click()
     console.sees("Nothing is sent.")
     assert server.read(id)["status"] == "cancelled"
+    assert page.evaluate("document.activeElement.tagName") == "H1"
+    console.sees("The timer is cancelled.")
+    page.get_by_text("The timer is cancelled.").wait_for(state="detached")
     assert not page.get_by_role("button", name="Fire now").is_visible()
 
 
@@ -476,6 +479,15 @@ def test_a_service_that_does_not_answer(empty: Embedded, browser: Browser) -> No
         page.unroute("**/timers/*")
         console.press("Try again")
         page.get_by_role("alert").filter(has_text="answer").wait_for(state="detached")
+
+
+def test_an_address_that_is_none(server: Embedded, browser: Browser) -> None:
+    """A link that was cut off in the middle of a letter leads to a page that says what is wrong."""
+    with opened(browser, expected="404") as page:
+        console = Console(page, server.url, "/timers/%E2%82")
+        console.sees("There is no timer with this id.")
+        console.go("/nothing/at/all")
+        console.is_headed("Overview")
 
 
 def test_an_unknown_timer(server: Embedded, browser: Browser) -> None:

@@ -8,15 +8,25 @@ import { Timer } from "./timer.js";
 import { NewTimer, Reschedule } from "./order.js";
 import { Received } from "./received.js";
 
+const SAID_FOR = 8000; // milliseconds
+
 /** The view that the address names, as [view, its parameters]. */
 function read(hash) {
   const [path, query] = hash.replace(/^#/, "").split("?");
-  const [, first, id, more] = path.split("/").map(decodeURIComponent);
+  const [, first, id, more] = path.split("/").map(decoded);
   if (first === "new") return [NewTimer, { title: "New timer" }];
   if (first === "received") return [Received, { title: "Received" }];
   if (first === "timers" && id && more === "reschedule") return [Reschedule, { title: id, id }];
   if (first === "timers" && id) return [Timer, { title: id, id }];
   return [Home, { title: "Timers", query: new URLSearchParams(query) }];
+}
+
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part; // somebody wrote the address by hand
+  }
 }
 
 const Home = ({ query, ...more }) => html`
@@ -41,6 +51,11 @@ function Console() {
     );
     return () => removeEventListener("hashchange", changed);
   }, []);
+
+  useEffect(() => {
+    const clearing = setTimeout(() => say(""), SAID_FOR);
+    return () => clearTimeout(clearing);
+  }, [said]);
 
   /** Ask the service as `ask` does; once it wants a key, so does the page. */
   const asking = async (...request) => {

@@ -55,13 +55,13 @@ export function useLoaded(what, load, soon = () => Infinity) {
   return { ...(found.what === what ? found : {}), again: () => again.current() };
 }
 
-/** When one of the timers is expected to change next. */
+/** When one of the timers is expected to change next; what is long overdue may stay so for long. */
 export function nextChange(timers) {
   const moments = timers.map((timer) => {
     if (timer.status === "delivering") return now();
     return timer.next_attempt_at ? Date.parse(timer.next_attempt_at) : Infinity;
   });
-  return Math.min(...moments, Infinity);
+  return Math.min(...moments.filter((moment) => moment > now() - LONGEST), Infinity);
 }
 
 export const State = ({ of }) => html`
