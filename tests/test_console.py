@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import requests
-from playwright.sync_api import Browser, Page, Route
+from playwright.sync_api import Browser, Page, Route, expect
 from pytest_httpserver import HTTPServer
 
 from tests.browser import Console, barriers, chromium, opened
@@ -187,7 +187,7 @@ def test_what_is_wrong_stands_at_its_field(
         refusal = page.locator("#refusal")
         refusal.filter(has_text=".").wait_for()
         assert says is None or refusal.inner_text() == says
-        assert page.evaluate("document.activeElement.name") == at
+        expect(page.locator(f"[name={at}]")).to_be_focused()
         assert page.locator("[aria-invalid=true]").get_attribute("name") == at
         for name, value in fields.items():
             assert page.locator(f"[name={name}]").input_value() == value
@@ -240,7 +240,7 @@ def test_cancel(server: Embedded, page: Page) -> None:
     dialog.get_by_role("button", name="Cancel timer").click()
     console.sees("Nothing is sent.")
     assert server.read(id)["status"] == "cancelled"
-    assert page.evaluate("document.activeElement.tagName") == "H1"
+    expect(page.locator("h1")).to_be_focused()
     console.sees("The timer is cancelled.")
     page.get_by_text("The timer is cancelled.").wait_for(state="detached")
     assert not page.get_by_role("button", name="Fire now").is_visible()
@@ -556,18 +556,19 @@ def test_with_the_keyboard_alone(server: Embedded, page: Page) -> None:
     console = Console(page, server.url)
     console.sees("Overview")
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
+    expect(page.get_by_text("Skip to content")).to_be_focused()
     page.get_by_role("link", name="New timer").focus()
     page.keyboard.press("Enter")
-    page.wait_for_function("document.activeElement.textContent === 'New timer'")
-    assert page.evaluate("document.activeElement.tagName") == "H1"
+    console.is_headed("New timer")
+    expect(page.locator("h1")).to_be_focused()
     assert page.title() == "New timer · Timers"
     for text in ("", "2", "", ""):  # how to say when, hours, minutes, seconds
         page.keyboard.press("Tab")
         page.keyboard.type(text)
     page.keyboard.press("Enter")
     console.sees("The timer is set.")
-    assert page.evaluate("document.activeElement.tagName") == "H1"
+    console.is_headed("Timer")
+    expect(page.locator("h1")).to_be_focused()
 
 
 def test_words(server: Embedded, page: Page) -> None:
