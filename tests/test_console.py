@@ -253,6 +253,7 @@ def test_reschedule(server: Embedded, page: Page) -> None:
     console = Console(page, server.url, f"/timers/{id}")
     console.press("Reschedule")
     console.is_headed("Reschedule to move")
+    expect(page.locator("h1")).to_be_focused()
     console.fill(hours="5")
     console.press("Reschedule")
     console.sees("The timer has a new deadline.")
@@ -353,6 +354,17 @@ def test_filters_and_pages(empty: Embedded, page: Page) -> None:
     console.press("Show all")
     console.fill(to=f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%dT%H:%M}")
     console.sees("No timers match.")
+
+
+def test_typing_is_left_alone(server: Embedded, page: Page) -> None:
+    """What is half typed in a filter stays while the list is read again."""
+    make(server, delay=2, label="soon")
+    console = Console(page, server.url)
+    console.sees("soon")
+    page.locator("#label").press_sequentially("hal")
+    console.sees(re.compile("delivered"))
+    page.wait_for_timeout(3000)
+    expect(page.locator("#label")).to_have_value("hal")
 
 
 def test_overview(empty: Embedded, page: Page) -> None:

@@ -64,6 +64,12 @@ def test_shows_what_came(receiver: Receiver) -> None:
     ]
 
 
+def test_secrets_are_masked(receiver: Receiver) -> None:
+    """Who may only read learns no more of a webhook here than from its timer."""
+    receiver.take("POST", "/_receiver/x", {"authorization": "Bearer sesame"}, b"")
+    assert "sesame" not in str(shown(receiver))
+
+
 def test_newest_first(receiver: Receiver) -> None:
     """So many are remembered, and older ones forgotten."""
     for number in range(KEPT + 1):

@@ -16,7 +16,8 @@ function read(hash) {
   const [, first, id, more] = path.split("/").map(decoded);
   if (first === "new") return [NewTimer, { title: "New timer" }];
   if (first === "received") return [Received, { title: "Received" }];
-  if (first === "timers" && id && more === "reschedule") return [Reschedule, { title: id, id }];
+  if (id === "." || id === "..") return [Home, { title: "Timers", query: new URLSearchParams() }];
+  if (first === "timers" && id && more === "reschedule") return [Reschedule, { title: `Reschedule ${id}`, id }];
   if (first === "timers" && id) return [Timer, { title: id, id }];
   return [Home, { title: "Timers", query: new URLSearchParams(query) }];
 }
@@ -123,7 +124,8 @@ function AskForKey({ onKey }) {
   const [error, setError] = useState(key.get() && "This key opens nothing here.");
   const submit = async (event) => {
     event.preventDefault();
-    key.set(text);
+    if (!/^[!-~]+$/.test(text.trim())) return setError("This key opens nothing here."); // no header can hold it
+    key.set(text.trim());
     try {
       await ask("GET", "timers?limit=1");
       onKey();
@@ -134,7 +136,7 @@ function AskForKey({ onKey }) {
   };
   return html`
     <form class="card narrow" onSubmit=${submit}>
-      <h1>This service wants a key</h1>
+      <h1 tabindex="-1">This service wants a key</h1>
       <p>It is kept until this tab is closed, and sent to nobody but this service.
         <code>make key</code> makes one.</p>
       <label for="key">API key</label>

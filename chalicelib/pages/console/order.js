@@ -109,8 +109,11 @@ function Form({ send, act, back, onInput, children }) {
     </form>`;
 }
 
-/** The field that a JSON pointer is about: the last of its steps that there is one of. */
-const fieldOf = (pointer = "") => pointer.split("/").slice(1, 3);
+/** The fields that a JSON pointer may be about; what is in `retry` has one of its own. */
+function fieldOf(pointer = "") {
+  const [, first, second] = pointer.split("/");
+  return first === "retry" ? [first, second ?? first] : [first];
+}
 
 function mark(form, error) {
   for (const marked of form.querySelectorAll("[aria-invalid]")) {

@@ -27,18 +27,16 @@ export function useLoaded(what, load, soon = () => Infinity) {
   const [found, set] = useState({});
   const again = useRef(() => {});
   useEffect(() => {
-    let timer, ended = false, data;
+    let timer, ended = false, data, latest = 0;
     const run = async () => {
+      const mine = ++latest;
       clearTimeout(timer);
       if (!document.hidden || data === undefined) {
-        try {
-          data = await load();
-          if (!ended) set({ what, data });
-        } catch (error) {
-          if (!ended) set({ what, data, error });
-        }
+        const found = await load().then((it) => ({ data: it }), (error) => ({ data, error }));
+        if (ended || mine !== latest) return; // a later look has seen more
+        data = found.data;
+        set({ what, ...found });
       }
-      clearTimeout(timer);
       const wait = (data === undefined ? Infinity : soon(data)) - now() + AFTER;
       if (!ended) timer = setTimeout(run, Math.max(SHORTEST, Math.min(LONGEST, wait)));
     };

@@ -7,10 +7,18 @@ const WAIT = 30_000; // API Gateway ends what takes longer
 let ahead = 0; // milliseconds that the service's clock is ahead of this one's
 
 export const key = {
-  get: () => sessionStorage.getItem(KEY) ?? "",
-  set: (text) => sessionStorage.setItem(KEY, text.trim()),
-  forget: () => sessionStorage.removeItem(KEY),
+  get: () => kept()?.getItem(KEY) ?? "",
+  set: (text) => kept()?.setItem(KEY, text),
+  forget: () => kept()?.removeItem(KEY),
 };
+
+function kept() {
+  try {
+    return sessionStorage;
+  } catch {
+    return undefined; // a browser may forbid it: then there is no key
+  }
+}
 
 /** What the service refused, or that it could not be asked. `pointer` names the member at fault. */
 export class Refusal extends Error {

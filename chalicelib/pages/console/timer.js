@@ -60,10 +60,10 @@ function Actions({ timer, path, ask, say, again }) {
     try {
       await ask(method, where);
       say(done);
-      document.querySelector("h1").focus(); // what was pressed may be gone with the old status
     } catch (refused) {
       setError(refused.message);
     }
+    document.querySelector("h1").focus(); // what was pressed may be gone with the old status
     again();
   };
   const cancel = () => {

@@ -41,8 +41,8 @@ function Filters({ query }) {
           ${Object.keys(STATES).map((state) => html`<option key=${state} value=${state}>${state}</option>`)}
         </select></div>
       <div><label for="label">Label</label>
-        <input id="label" name="label" value=${query.get("label") ?? ""} onChange=${change}
-          placeholder="exactly" autocomplete="off" /></div>
+        <input id="label" name="label" key=${query.get("label")} onChange=${change}
+          defaultValue=${query.get("label") ?? ""} placeholder="exactly" autocomplete="off" /></div>
       ${["from", "to"].map((name) => html`
         <div key=${name}><label for=${name}>${name === "from" ? "Created from" : "until"}</label>
           <input id=${name} name=${name} type="datetime-local" onChange=${change}
