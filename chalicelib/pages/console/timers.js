@@ -44,7 +44,7 @@ function Filters({ query }) {
         <input id="label" name="label" key=${query.get("label")} onChange=${change}
           defaultValue=${query.get("label") ?? ""} placeholder="exactly" autocomplete="off" /></div>
       ${["from", "to"].map((name) => html`
-        <div key=${name}><label for=${name}>${name === "from" ? "Created from" : "until"}</label>
+        <div key=${name}><label for=${name}>${name === "from" ? "Created from" : "Created until"}</label>
           <input id=${name} name=${name} type="datetime-local" onChange=${change}
             value=${asShown(query.get(name))} /></div>`)}
       ${isFiltered && html`<a class="button" href="#/">Show all</a>`}
