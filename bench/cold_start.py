@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from bench import account, document
 from bench.account import Busy
+from bench.report import processor
 from infra import bundle
 from tests.localstack.stack import RUNTIME
 from tests.processes import ROOT, environment
@@ -192,15 +193,10 @@ def _spread(figures: list[float]) -> str:
 
 
 def _machine() -> str:
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
     pins = (ROOT / "tests/localstack/runtime-requirements.txt").read_text().splitlines()
     boto = next(pin.replace("==", " ") for pin in pins if pin.startswith("boto3"))
     return (
-        f"{os.cpu_count()} × {names[0] if names else platform.machine()},"
+        f"{os.cpu_count()} × {processor()},"
         f" Linux {platform.release()}, Python {platform.python_version()}, {boto}."
     )
 

@@ -87,17 +87,19 @@ def _ratio(ours: Sequence[float], theirs: Sequence[float], more_is_better: bool)
     return f"{above / below:.2g} ×" if above and 0 < below < float("inf") > above else ""
 
 
+def processor() -> str:
+    """Return the name of the processor, or of its architecture."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
+
+
 def machine(folder: Path) -> str:
     """Say what it runs on, how long an fsync takes there, and how much else goes on."""
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     p50, p99 = percentiles(_fsyncs(folder))
     return (
-        f"{os.cpu_count()} cores ({models[0] if models else platform.machine()}), "
+        f"{os.cpu_count()} cores ({processor()}), "
         f"{memory:.0f} GB, Linux {platform.release().split('-')[0]}; an fsync of 4 KB takes "
         f"{number(p50)} ms (p99 {number(p99)} ms); load average before: {os.getloadavg()[0]:.1f}"
     )

@@ -162,9 +162,8 @@ def run(settings: Settings, store: SqliteStore, server: Server, stop: threading.
         clock=now,
         new_id=new_id,
         pause=pause,
-        side_by_side=partial(
-            side_by_side, elsewhere=threads
-        ),  # what is written at the same time shares a commit
+        # What is written at the same time shares a commit.
+        side_by_side=partial(side_by_side, elsewhere=threads),
     )
     anonymous = None if settings.keys else timers.DEFAULT_TENANT
     receiver = RECEIVER if settings.is_local else None
