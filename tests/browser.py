@@ -152,6 +152,10 @@ class Console:
         """Open another view in the same page, as a link does."""
         self.page.evaluate("view => { location.hash = view; }", view)
 
+    def looks_again(self) -> None:
+        """Have all that is shown read again, as when a hidden tab is shown."""
+        self.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
     def press(self, name: str) -> None:
         """Press the button, or follow the link, of this name."""
         button = self.page.get_by_role("button", name=name, exact=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import requests
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Page, Request, Route, expect
 from pytest_httpserver import HTTPServer
 
 from tests.browser import Console, barriers, chromium, opened
@@ -444,6 +444,7 @@ def test_keys(tmp_path: Path, browser: Browser) -> None:
     """Where keys are wanted it asks for one at once, says if it opens nothing, keeps it in the
     session's storage alone, and forgets it when told to."""
     database = tmp_path / "timers.db"
+    asked: list[Request] = []
     with Embedded(database, {"AUTH": "keys"}) as server, opened(browser, expected="401") as page:
         full, read = (
             tenants("add", "--role", role, TIMERS_DB=str(database)).stdout.strip()
@@ -451,6 +452,7 @@ def test_keys(tmp_path: Path, browser: Browser) -> None:
         )
         console = Console(page, server.url)
         console.sees("This service wants a key")
+        page.on("request", lambda it: asked.append(it))  # noqa: PLW0108  # a list's own can't
         page.get_by_label("API key").fill("tmr_nothing_at_all")
         console.press("Open")
         console.sees("This key opens nothing here.")
@@ -460,6 +462,11 @@ def test_keys(tmp_path: Path, browser: Browser) -> None:
         assert page.evaluate("Object.values(sessionStorage)") == [full]
         assert page.evaluate("localStorage.length + document.cookie.length") == 0
         assert full not in page.url
+        with page.expect_request("**/health"):
+            console.looks_again()
+        sent = {it.url.rpartition("/")[2]: it.headers.get("authorization") for it in asked}
+        assert sent["timers?limit=100"] == f"Bearer {full}"
+        assert sent["health"] is None
         console.press("New timer")
         console.fill(hours="1", label="keyed")
         console.press("Set timer")
@@ -476,6 +483,7 @@ def test_keys(tmp_path: Path, browser: Browser) -> None:
         console.press("Fire now")
         console.sees("This key may only read.")
         tenants("revoke", read, TIMERS_DB=str(database))
+        console.looks_again()
         console.sees("This key opens nothing here.")
 
 
@@ -486,11 +494,39 @@ def test_a_service_that_does_not_answer(empty: Embedded, browser: Browser) -> No
         console = Console(page, empty.url, f"/timers/{id}")
         console.sees("scheduled")
         page.route("**/timers/*", lambda route: route.abort())
+        console.looks_again()
         console.sees("The service does not answer. What stands here may be old.")
         console.sees("kept")
         page.unroute("**/timers/*")
         console.press("Try again")
         page.get_by_role("alert").filter(has_text="answer").wait_for(state="detached")
+
+
+def test_the_service_is_unwell(server: Embedded, browser: Browser) -> None:
+    """That all is not well is seen when it begins, and no longer than until it is mended."""
+    make(server, label="still there")
+    note = "All is not well: The disk is full."
+    with opened(browser, expected="503") as page:
+        console = Console(page, server.url)
+        console.sees("still there")
+        page.route("**/health", lambda it: it.fulfill(status=503, json={"detail": note[17:]}))
+        console.looks_again()
+        console.sees(note)
+        assert page.get_by_text("still there").is_visible()
+        page.unroute("**/health")
+        console.looks_again()
+        page.get_by_text(note).wait_for(state="detached")
+
+
+def test_a_service_that_hangs(server: Embedded, page: Page) -> None:
+    """Until the first answer the page says that it waits."""
+    waiting: list[Route] = []
+    page.route("**/health", lambda it: waiting.append(it))  # noqa: PLW0108  # a list's own can't
+    console = Console(page, server.url)
+    console.sees("Loading the console …")
+    waiting[0].continue_()
+    console.is_headed("Overview")
+    expect(page.get_by_text("Loading the console …")).to_have_count(0)
 
 
 def test_an_address_that_is_none(server: Embedded, browser: Browser) -> None:

@@ -2,6 +2,7 @@
 
 import { html, render, useEffect, useRef, useState } from "./preact.js";
 import { ask, key } from "./service.js";
+import { Loading, useLoaded } from "./parts.js";
 import { Overview } from "./overview.js";
 import { Timers } from "./timers.js";
 import { Timer } from "./timer.js";
@@ -36,20 +37,17 @@ const Home = ({ query, ...more }) => html`
 
 function Console() {
   const [hash, setHash] = useState(location.hash);
-  const [wantsKey, setWantsKey] = useState(false);
-  const [health, setHealth] = useState(null);
+  const [held, hold] = useState(key.get());
+  const [isRefused, setRefused] = useState(false);
   const [said, say] = useState("");
+  const health = useLoaded("health", () => ask("GET", "health"));
+  const { auth, receiver } = health.data ?? {};
+  const isAnswered = Boolean(health.data || health.error);
+  const wantsKey = isRefused || (auth === "keys" && !held);
 
   useEffect(() => {
     const changed = () => setHash(location.hash);
     addEventListener("hashchange", changed);
-    ask("GET", "health").then(
-      (found) => {
-        setHealth(found);
-        setWantsKey(found.auth === "keys" && !key.get());
-      },
-      (error) => setHealth({ broken: error.message }),
-    );
     return () => removeEventListener("hashchange", changed);
   }, []);
 
@@ -63,9 +61,19 @@ function Console() {
     try {
       return await ask(...request);
     } catch (error) {
-      if (error.wantsKey) setWantsKey(true);
+      if (error.wantsKey) setRefused(true);
       throw error;
     }
+  };
+
+  const open = () => {
+    hold(key.get());
+    setRefused(false);
+  };
+  const forget = () => {
+    key.forget();
+    hold("");
+    setRefused(false);
   };
 
   const [View, { title, ...parameters }] = read(hash);
@@ -78,13 +86,14 @@ function Console() {
 
   return html`
     <a class="skip" href="#main" onClick=${toMain}>Skip to content</a>
-    <${Header} view=${View} receiver=${health?.receiver} onForget=${() => setWantsKey(true)} />
+    <${Header} view=${View} receiver=${receiver} onForget=${held && forget} />
     <main id="main" tabindex="-1">
-      ${health?.broken && html`
-        <div class="note bad" role="alert"><p>All is not well: ${health.broken}</p></div>`}
-      ${wantsKey && html`<${AskForKey} onKey=${() => setWantsKey(false)} />`}
-      ${health && !wantsKey && html`
-        <${View} key=${title} ...${parameters} ask=${asking} say=${say} receiver=${health.receiver} />`}
+      ${health.error
+        ? html`<div class="note bad" role="alert"><p>All is not well: ${health.error.message}</p></div>`
+        : html`<${Loading} loaded=${health} what="the console" />`}
+      ${wantsKey && html`<${AskForKey} onKey=${open} />`}
+      ${isAnswered && !wantsKey && html`
+        <${View} key=${title} ...${parameters} ask=${asking} say=${say} receiver=${receiver} />`}
     </main>
     <p class="said" role="status">${said}</p>`;
 }
@@ -96,10 +105,6 @@ function toMain(event) {
 
 function Header({ view, receiver, onForget }) {
   const at = (it) => (it === view ? "page" : undefined);
-  const forget = () => {
-    key.forget();
-    onForget();
-  };
   return html`
     <header>
       <a class="brand" href="#/"><${Logo} />Timers</a>
@@ -108,7 +113,7 @@ function Header({ view, receiver, onForget }) {
         ${receiver && html`<a href="#/received" aria-current=${at(Received)}>Received</a>`}
         <a href="api-docs">API</a>
       </nav>
-      ${key.get() && html`<button class="quiet" onClick=${forget}>Forget key</button>`}
+      ${onForget && html`<button class="quiet" onClick=${onForget}>Forget key</button>`}
       <a class="button main" href="#/new" aria-current=${at(NewTimer)}>New timer</a>
     </header>`;
 }
