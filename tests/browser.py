@@ -178,7 +178,7 @@ class Console:
 
     def is_headed(self, text: str) -> None:
         """Wait until this is the heading."""
-        expect(self.page.locator("h1")).to_have_text(text)
+        expect(self.page.locator("h1:visible")).to_have_text(text)
 
     def lists(self, *labels: str) -> None:
         """Wait until the list is of timers with these labels, in this order."""
@@ -186,7 +186,7 @@ class Console:
 
     def is_loaded(self) -> None:
         """Wait until the view has all that it asked the service for."""
-        self.page.locator("h1").wait_for()
+        self.page.locator("h1:visible").wait_for()
         expect(self.page.get_by_text(re.compile("^Loading"))).to_have_count(0)
 
     def is_too_wide(self) -> bool:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import requests
@@ -312,7 +312,7 @@ def test_a_retrying_timer(server: Embedded, page: Page) -> None:
     settled(server, id, "retrying")
     console = Console(page, server.url, f"/timers/{id}")
     console.sees(re.compile("connect: Connection refused. It is tried again at"))
-    parts = page.locator("main > *").evaluate_all("all => all.map(it => it.className)")
+    parts = page.locator(".view > *").evaluate_all("all => all.map(it => it.className)")
     assert [it for it in parts if it in ("title", "card now", "two")] == [
         "title",
         "card now",
@@ -487,6 +487,90 @@ def test_keys(tmp_path: Path, browser: Browser) -> None:
         console.sees("This key opens nothing here.")
 
 
+class Keyed(NamedTuple):
+    """A server that wants keys."""
+
+    server: Embedded
+    database: Path
+
+    def key(self, role: str = "full") -> str:
+        """Return a new key."""
+        return self.run("add", "--role", role)
+
+    def run(self, *arguments: str) -> str:
+        return tenants(*arguments, TIMERS_DB=str(self.database)).stdout.strip()
+
+    def make(self, key: str, **members: Any) -> str:
+        """Make a timer that is due in an hour; return its id."""
+        body = {"url": f"{self.server.url}/_receiver/hello", "hours": 1, **members}
+        headers = {"Authorization": f"Bearer {key}"}
+        answer = requests.post(f"{self.server.url}/timers", json=body, headers=headers, timeout=30)
+        return str(answer.json()["id"])
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
+    database = tmp_path_factory.mktemp("keyed") / "timers.db"
+    with Embedded(database, {"AUTH": "keys"}) as running:
+        yield Keyed(running, database)
+
+
+def test_a_key_that_stops_counting(keyed: Keyed, browser: Browser) -> None:
+    """Nothing that was filled in is lost when the key must be given anew; nothing is asked with the
+    old one meanwhile, and the field for it has the focus."""
+    first, second = keyed.key(), keyed.key()
+    id = keyed.make(first, label="moved")
+    with opened(browser, expected="401") as page:
+        page.clock.install()
+        console = Console(page, keyed.server.url, f"/timers/{id}/reschedule")
+        field = page.get_by_label("API key")
+        field.fill(first)
+        console.press("Open")
+        console.is_headed("Reschedule moved")
+        console.fill(hours="7")
+        keyed.run("revoke", first)
+        console.press("Reschedule")
+        console.sees("This key opens nothing here.")
+        expect(field).to_be_focused()
+        assert not page.get_by_text("Reschedule moved").is_visible()
+        asked: list[str] = []
+        page.on("request", lambda it: asked.append(it.url.rpartition("/")[2]))
+        console.looks_again()
+        page.clock.run_for(60_000)
+        assert asked.count(id) == 1
+        field.fill(second)
+        console.press("Open")
+        console.is_headed("Reschedule moved")
+        assert page.locator("[name=hours]").input_value() == "7"
+        expect(page.locator("#refusal")).to_have_text("")
+        console.press("Reschedule")
+        console.sees("The timer has a new deadline.")
+
+
+def test_a_dialog_before_the_door(keyed: Keyed, browser: Browser) -> None:
+    """A question that is open when the key stops counting is not in the way of a new key; what the
+    view shows is read again with that."""
+    first, second = keyed.key(), keyed.key()
+    id = keyed.make(first, label="asked")
+    with opened(browser, expected="401") as page:
+        console = Console(page, keyed.server.url, f"/timers/{id}")
+        page.get_by_label("API key").fill(first)
+        console.press("Open")
+        console.press("Cancel timer")
+        keyed.run("revoke", first)
+        console.looks_again()
+        expect(page.get_by_label("API key")).to_be_focused()
+        page.keyboard.type(second)
+        requests.post(
+            f"{keyed.server.url}/timers/{id}/fire",
+            headers={"Authorization": f"Bearer {second}"},
+            timeout=30,
+        )
+        page.keyboard.press("Enter")
+        console.is_headed("asked")
+        console.sees(re.compile(r"Delivered \d+ ms late"))
+
+
 def test_a_service_that_does_not_answer(empty: Embedded, browser: Browser) -> None:
     """While it is away the page says so and keeps what it has; once it is back, so is the page."""
     id = make(empty, label="kept")
@@ -509,10 +593,12 @@ def test_the_service_is_unwell(server: Embedded, browser: Browser) -> None:
     with opened(browser, expected="503") as page:
         console = Console(page, server.url)
         console.sees("still there")
+        page.locator("#label").press_sequentially("hal")
         page.route("**/health", lambda it: it.fulfill(status=503, json={"detail": note[17:]}))
         console.looks_again()
         console.sees(note)
         assert page.get_by_text("still there").is_visible()
+        expect(page.locator("#label")).to_have_value("hal")
         page.unroute("**/health")
         console.looks_again()
         page.get_by_text(note).wait_for(state="detached")

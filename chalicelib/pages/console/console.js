@@ -2,7 +2,7 @@
 
 import { html, render, useEffect, useRef, useState } from "./preact.js";
 import { ask, key } from "./service.js";
-import { Loading, useLoaded } from "./parts.js";
+import { Loading, NEW_KEY, useLoaded } from "./parts.js";
 import { Overview } from "./overview.js";
 import { Timers } from "./timers.js";
 import { Timer } from "./timer.js";
@@ -43,7 +43,8 @@ function Console() {
   const health = useLoaded("health", () => ask("GET", "health"));
   const { auth, receiver } = health.data ?? {};
   const isAnswered = Boolean(health.data || health.error);
-  const wantsKey = isRefused || (auth === "keys" && !held);
+  const lacksKey = auth === "keys" && !held;
+  const wantsKey = lacksKey || isRefused;
 
   useEffect(() => {
     const changed = () => setHash(location.hash);
@@ -56,7 +57,7 @@ function Console() {
     return () => clearTimeout(clearing);
   }, [said]);
 
-  /** Ask the service as `ask` does; once it wants a key, so does the page. */
+  /** Ask the service as `ask` does; once it wants a key, so does the page, in front of the view. */
   const asking = async (...request) => {
     try {
       return await ask(...request);
@@ -69,6 +70,7 @@ function Console() {
   const open = () => {
     hold(key.get());
     setRefused(false);
+    dispatchEvent(new Event(NEW_KEY));
   };
   const forget = () => {
     key.forget();
@@ -80,9 +82,11 @@ function Console() {
   const started = useRef(false);
   useEffect(() => {
     document.title = title === "Timers" ? title : `${title} · Timers`;
-    if (started.current) document.querySelector("h1")?.focus(); // as if it were a new page
+    if (wantsKey) document.querySelector("dialog[open]")?.close(); // it would bar the way to the field
+    // as if it were a new page
+    if (started.current) document.querySelector(wantsKey ? "#key" : "h1")?.focus();
     started.current = true;
-  }, [title]);
+  }, [title, wantsKey, held]);
 
   return html`
     <a class="skip" href="#main" onClick=${toMain}>Skip to content</a>
@@ -92,8 +96,10 @@ function Console() {
         ? html`<div class="note bad" role="alert"><p>All is not well: ${health.error.message}</p></div>`
         : html`<${Loading} loaded=${health} what="the console" />`}
       ${wantsKey && html`<${AskForKey} onKey=${open} />`}
-      ${isAnswered && !wantsKey && html`
-        <${View} key=${title} ...${parameters} ask=${asking} say=${say} receiver=${receiver} />`}
+      ${isAnswered && !lacksKey && html`
+        <div key="view" class="view" hidden=${wantsKey}>
+          <${View} key=${title} ...${parameters} ask=${asking} say=${say} receiver=${receiver} />
+        </div>`}
     </main>
     <p class="said" role="status">${said}</p>`;
 }

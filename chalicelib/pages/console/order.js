@@ -94,7 +94,9 @@ function Form({ send, act, back, onInput, children }) {
     try {
       await send(Object.fromEntries(new FormData(form.current)));
     } catch (refused) {
-      setError({ text: refused.message, field: refused.field ?? fieldOf(refused.pointer) });
+      if (!refused.wantsKey) {
+        setError({ text: refused.message, field: refused.field ?? fieldOf(refused.pointer) });
+      }
     }
     setBusy(false);
   };

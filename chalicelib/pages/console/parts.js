@@ -9,6 +9,9 @@ const LONGEST = 10_000;
 const SHORTEST = 1000;
 const AFTER = 400; // what fell due takes a moment to be recorded
 
+/** The event that a key was given in place of one that opened nothing. */
+export const NEW_KEY = "newkey";
+
 /** Run again as time goes by. */
 export function useTick() {
   const [, set] = useState(0);
@@ -19,7 +22,7 @@ export function useTick() {
 }
 
 /**
- * Load something, and again and again while somebody looks; `what` names it.
+ * Load something, and again and again while somebody looks and the key counts; `what` names it.
  * `soon(data)` is when, in milliseconds since 1970, it is expected to change.
  * Return { data, error, again }: both, if the latest try failed.
  */
@@ -36,18 +39,21 @@ export function useLoaded(what, load, soon = () => Infinity) {
         if (ended || mine !== latest) return; // a later look has seen more
         data = found.data;
         set({ what, ...found });
+        if (found.error?.wantsKey) return;
       }
       const wait = (data === undefined ? Infinity : soon(data)) - now() + AFTER;
       if (!ended) timer = setTimeout(run, Math.max(SHORTEST, Math.min(LONGEST, wait)));
     };
     const shown = () => document.hidden || run();
     document.addEventListener("visibilitychange", shown);
+    addEventListener(NEW_KEY, run);
     again.current = run;
     run();
     return () => {
       ended = true;
       clearTimeout(timer);
       document.removeEventListener("visibilitychange", shown);
+      removeEventListener(NEW_KEY, run);
     };
   }, [what]);
   return { ...(found.what === what ? found : {}), again: () => again.current() };

@@ -61,7 +61,7 @@ function Actions({ timer, path, ask, say, again }) {
       await ask(method, where);
       say(done);
     } catch (refused) {
-      setError(refused.message);
+      if (!refused.wantsKey) setError(refused.message);
     }
     document.querySelector("h1").focus(); // what was pressed may be gone with the old status
     again();
