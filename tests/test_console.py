@@ -356,6 +356,26 @@ def test_filters_and_pages(empty: Embedded, page: Page) -> None:
     console.sees("No timers match.")
 
 
+@pytest.mark.parametrize("width", [1200, 390])
+def test_what_leads_to_the_list(server: Embedded, browser: Browser, width: int) -> None:
+    """Who leafs, or follows a count, is taken to the beginning of the list, wherever that is."""
+    timers = [{"hours": 1, "url": "https://example.com/", "label": "many"}] * 26
+    requests.post(f"{server.url}/timers/batch", json={"timers": timers}, timeout=30)
+    with opened(browser, width=width, height=700) as page:
+        console = Console(page, server.url)
+        heading = page.locator("h2#timers")
+        for name in ("Older", "Newest", "scheduled", "Older", "Show all", "cancelled"):
+            console.is_loaded()
+            page.evaluate("scrollTo(0, 0)")
+            page.get_by_role("link", name=name).first.click()
+            expect(heading).to_be_focused()
+            console.is_loaded()
+            expect(heading).to_be_in_viewport()
+            assert (
+                width > 390 or page.evaluate("document.activeElement.getBoundingClientRect().y") < 9
+            )
+
+
 def test_typing_is_left_alone(server: Embedded, page: Page) -> None:
     """What is half typed in a filter stays while the list is read again."""
     make(server, delay=2, label="soon")
@@ -452,6 +472,7 @@ def test_keys(tmp_path: Path, browser: Browser) -> None:
         )
         console = Console(page, server.url)
         console.sees("This service wants a key")
+        expect(page.get_by_label("API key")).to_be_focused()
         page.on("request", lambda it: asked.append(it))  # noqa: PLW0108  # a list's own can't
         page.get_by_label("API key").fill("tmr_nothing_at_all")
         console.press("Open")
@@ -459,6 +480,7 @@ def test_keys(tmp_path: Path, browser: Browser) -> None:
         page.get_by_label("API key").fill(full)
         console.press("Open")
         console.sees("There are no timers yet.")
+        expect(page.locator("h1")).to_be_focused()
         assert page.evaluate("Object.values(sessionStorage)") == [full]
         assert page.evaluate("localStorage.length + document.cookie.length") == 0
         assert full not in page.url
@@ -473,6 +495,8 @@ def test_keys(tmp_path: Path, browser: Browser) -> None:
         console.sees("The timer is set.")
         console.press("Forget key")
         console.sees("This service wants a key")
+        expect(page.get_by_label("API key")).to_be_focused()
+        expect(page.locator(".view")).to_have_count(0)
         assert page.evaluate("Object.values(sessionStorage)") == []
         assert full not in page.content()
     with Embedded(database, {"AUTH": "keys"}) as server, opened(browser, expected="40[13]") as page:

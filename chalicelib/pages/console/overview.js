@@ -3,6 +3,7 @@
 import { html } from "./preact.js";
 import { now } from "./service.js";
 import { Left, Loading, nextChange, State, useLoaded } from "./parts.js";
+import { toList } from "./timers.js";
 import { plural, seconds, STATES, succeeded } from "./words.js";
 
 const NEWEST = 100;
@@ -53,7 +54,8 @@ function States({ timers }) {
       </div>
       <ul class="counts">
         ${counts.map(([state, count]) => html`
-          <li key=${state}><a href="#/?status=${state}"><${State} of=${state} /><b>${count}</b></a></li>`)}
+          <li key=${state}><a href="#/?status=${state}" onClick=${toList}>
+            <${State} of=${state} /><b>${count}</b></a></li>`)}
       </ul>
     </div>`;
 }

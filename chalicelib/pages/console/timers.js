@@ -7,6 +7,13 @@ import { STATES } from "./words.js";
 const PAGE = 25;
 const FILTERS = ["status", "label", "from", "to"];
 
+/** Go to where the list begins: what leads there may be far from it, and gone with the old list. */
+export function toList() {
+  const heading = document.getElementById("timers");
+  heading.scrollIntoView();
+  heading.focus();
+}
+
 export function Timers({ query, ask }) {
   const asked = new URLSearchParams([["limit", PAGE], ...query]).toString();
   const loaded = useLoaded(
@@ -15,8 +22,8 @@ export function Timers({ query, ask }) {
     ({ timers }) => nextChange(timers),
   );
   return html`
-    <section aria-labelledby="timers">
-      <h2 id="timers">Timers</h2>
+    <section class="list" aria-labelledby="timers">
+      <h2 id="timers" tabindex="-1">Timers</h2>
       <${Filters} query=${query} />
       <${Loading} loaded=${loaded} what="timers" />
       ${loaded.data && html`<${Page} query=${query} ...${loaded.data} />`}
@@ -47,7 +54,7 @@ function Filters({ query }) {
         <div key=${name}><label for=${name}>${name === "from" ? "Created from" : "Created until"}</label>
           <input id=${name} name=${name} type="datetime-local" onChange=${change}
             value=${asShown(query.get(name))} /></div>`)}
-      ${isFiltered && html`<a class="button" href="#/">Show all</a>`}
+      ${isFiltered && html`<a class="button" href="#/" onClick=${toList}>Show all</a>`}
     </form>`;
 }
 
@@ -66,8 +73,9 @@ function Page({ query, timers, next_cursor: next }) {
   return html`
     ${timers.length ? html`<${Table} timers=${timers} />` : html`<${Nothing} query=${query} next=${next} />`}
     <nav class="row" aria-label="Pages">
-      ${query.has("cursor") && html`<a class="button" href=${address(entries)}>Newest</a>`}
-      ${next && html`<a class="button" href=${address([...entries, ["cursor", next]])}>Older</a>`}
+      ${query.has("cursor") && html`<a class="button" href=${address(entries)} onClick=${toList}>Newest</a>`}
+      ${next && html`
+        <a class="button" href=${address([...entries, ["cursor", next]])} onClick=${toList}>Older</a>`}
     </nav>`;
 }
 
