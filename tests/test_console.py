@@ -231,7 +231,8 @@ def test_cancel(server: Embedded, page: Page) -> None:
     console = Console(page, server.url, f"/timers/{id}")
     dialog = page.get_by_role("dialog")
     console.press("Cancel timer")
-    dialog.get_by_role("button", name="Keep it").click()
+    expect(dialog.get_by_role("button", name="Keep it")).to_be_focused()
+    page.keyboard.press("Enter")
     assert server.read(id)["status"] == "scheduled"
     console.press("Cancel timer")
     page.keyboard.press("Escape")
@@ -273,6 +274,29 @@ def test_fire_now(server: Embedded, page: Page) -> None:
     console.press("Fire now")
     console.sees(re.compile(r"Delivered \d+ ms late"))
     assert server.read(id)["status"] == "delivered"
+
+
+def test_a_double_press(server: Embedded, page: Page, httpserver: HTTPServer) -> None:
+    """While something is under way nothing more can be pressed, until what came of it is shown."""
+    httpserver.expect_request("/hook").respond_with_data(status=404)
+    id = make(server, url=httpserver.url_for("/hook"))
+    console = Console(page, server.url, f"/timers/{id}")
+    console.sees("scheduled")
+    held: list[Route] = []
+    for name in ("Fire now", "Retry"):
+        page.route(f"**/timers/{id}**", lambda it: held.append(it))  # noqa: PLW0108  # a list's own can't
+        page.get_by_role("button", name=name).dblclick()
+        expect(page.locator(".actions button:enabled")).to_have_count(0)
+        (pressed,) = (it for it in held if it.request.method == "POST")
+        with page.expect_request(f"**/timers/{id}"):
+            pressed.continue_()
+        console.sees(re.compile("The webhook is on its way"))
+        expect(page.locator(".actions button:enabled")).to_have_count(0)
+        page.unroute(f"**/timers/{id}**")
+        held.pop().continue_()
+        held.clear()
+        console.sees("Given up after")
+        expect(page.get_by_role("button", name="Retry")).to_be_enabled()
 
 
 def test_too_late(server: Embedded, browser: Browser) -> None:

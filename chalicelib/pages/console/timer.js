@@ -54,8 +54,10 @@ function story(timer) {
 /** What the status allows. Cancelling, which can't be undone, is asked once more. */
 function Actions({ timer, path, ask, say, again }) {
   const [error, setError] = useState("");
+  const [busy, setBusy] = useState(false);
   const dialog = useRef();
   const run = async (method, where, done) => {
+    setBusy(true);
     setError("");
     try {
       await ask(method, where);
@@ -64,7 +66,8 @@ function Actions({ timer, path, ask, say, again }) {
       if (!refused.wantsKey) setError(refused.message);
     }
     document.querySelector("h1").focus(); // what was pressed may be gone with the old status
-    again();
+    await again();
+    setBusy(false);
   };
   const cancel = () => {
     dialog.current.close();
@@ -74,11 +77,13 @@ function Actions({ timer, path, ask, say, again }) {
   return html`
     <div class="row actions">
       ${waits && html`
-        <button onClick=${() => run("POST", `${path}/fire`, "The webhook is on its way.")}>Fire now</button>
+        <button disabled=${busy}
+          onClick=${() => run("POST", `${path}/fire`, "The webhook is on its way.")}>Fire now</button>
         <a class="button" href="#/timers/${encodeURIComponent(timer.id)}/reschedule">Reschedule</a>
-        <button class="bad" onClick=${() => dialog.current.showModal()}>Cancel timer</button>`}
+        <button class="bad" disabled=${busy} onClick=${() => dialog.current.showModal()}>Cancel timer</button>`}
       ${timer.status === "failed" && html`
-        <button class="main" onClick=${() => run("POST", `${path}/retry`, "The webhook is on its way again.")}>Retry</button>`}
+        <button class="main" disabled=${busy}
+          onClick=${() => run("POST", `${path}/retry`, "The webhook is on its way again.")}>Retry</button>`}
     </div>
     <p class="error" role="alert">${error}</p>
     <dialog ref=${dialog} aria-labelledby="sure">
@@ -86,7 +91,7 @@ function Actions({ timer, path, ask, say, again }) {
       <p>Its webhook will never be sent.</p>
       <div class="row">
         <button class="bad" onClick=${cancel}>Cancel timer</button>
-        <button onClick=${() => dialog.current.close()}>Keep it</button>
+        <button autofocus onClick=${() => dialog.current.close()}>Keep it</button>
       </div>
     </dialog>`;
 }
