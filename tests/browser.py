@@ -176,7 +176,7 @@ class Console:
         """Wait until the text is to be seen."""
         self.page.get_by_text(text).first.wait_for(timeout=seconds * 1000)
 
-    def is_headed(self, text: str) -> None:
+    def is_headed(self, text: str | re.Pattern[str]) -> None:
         """Wait until this is the heading."""
         expect(self.page.locator("h1:visible")).to_have_text(text)
 

@@ -3,7 +3,7 @@
 import { html, useEffect, useRef, useState } from "./preact.js";
 import { Loading, useLoaded } from "./parts.js";
 import { address } from "./service.js";
-import { members } from "./words.js";
+import { called, members } from "./words.js";
 
 const METHODS = ["POST", "PUT", "PATCH", "DELETE", "GET"];
 
@@ -62,6 +62,7 @@ export function NewTimer({ ask, say, receiver }) {
 export function Reschedule({ id, ask, say }) {
   const path = `timers/${encodeURIComponent(id)}`;
   const loaded = useLoaded(id, () => ask("GET", path));
+  const name = called(loaded.data ?? { id });
   const back = `#/timers/${encodeURIComponent(id)}`;
   const send = async (fields) => {
     await ask("PATCH", path, { body: JSON.stringify(when(fields)) });
@@ -70,8 +71,8 @@ export function Reschedule({ id, ask, say }) {
   };
   return html`
     <div class="title">
-      <h1 tabindex="-1">Reschedule ${loaded.data?.label ?? ""}</h1>
-      <p class="code quiet">${id}</p>
+      <h1 tabindex="-1">Reschedule ${name}</h1>
+      ${name !== id && html`<p class="code quiet">${id}</p>`}
     </div>
     <${Loading} loaded=${loaded} what="the timer" />
     ${loaded.data && html`

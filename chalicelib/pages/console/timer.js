@@ -2,7 +2,7 @@
 
 import { html, useRef, useState } from "./preact.js";
 import { Facts, Left, Loading, Moment, nextChange, State, useLoaded } from "./parts.js";
-import { lines, plural, result, seconds, succeeded } from "./words.js";
+import { called, lines, plural, result, seconds, succeeded } from "./words.js";
 
 const WAITING = ["scheduled", "retrying"];
 
@@ -10,11 +10,12 @@ export function Timer({ id, ask, say }) {
   const path = `timers/${encodeURIComponent(id)}`;
   const loaded = useLoaded(id, () => ask("GET", path), (timer) => nextChange([timer]));
   const timer = loaded.data;
+  const name = called(timer ?? { id });
   return html`
     <div class="title">
       <p><a href="#/">← All timers</a></p>
-      <h1 tabindex="-1">${timer?.label ?? "Timer"}</h1>
-      <p class="code quiet">${id}</p>
+      <h1 tabindex="-1">${name}</h1>
+      ${name !== id && html`<p class="code quiet">${id}</p>`}
     </div>
     <${Loading} loaded=${loaded} what="the timer" />
     ${timer && html`

@@ -2,7 +2,7 @@
 
 import { html } from "./preact.js";
 import { Left, Loading, Moment, nextChange, State, useLoaded } from "./parts.js";
-import { STATES } from "./words.js";
+import { called, STATES } from "./words.js";
 
 const PAGE = 25;
 const FILTERS = ["status", "label", "from", "to"];
@@ -60,7 +60,7 @@ function Filters({ query }) {
 
 /** A moment in the address, which is as the API wants it, and in the field, which is local. */
 const asGiven = (name, value) =>
-  value && (name === "from" || name === "to") ? new Date(value).toISOString() : value.trim();
+  value && (name === "from" || name === "to") ? new Date(value).toISOString() : value;
 
 function asShown(text) {
   if (!text || Number.isNaN(Date.parse(text))) return "";
@@ -98,8 +98,8 @@ const Table = ({ timers }) => html`
 const Row = ({ timer }) => html`
   <tr role="row">
     <td role="cell"><${State} of=${timer.status} /></td>
-    <th role="rowheader" scope="row"><a href="#/timers/${encodeURIComponent(timer.id)}">
-      ${timer.label ?? html`<span class="code">${timer.id}</span>`}</a></th>
+    <th role="rowheader" scope="row"><a href="#/timers/${encodeURIComponent(timer.id)}"
+      class=${called(timer) === timer.id ? "code" : undefined}>${called(timer)}</a></th>
     <td role="cell"><${Moment} at=${timer.next_attempt_at ?? timer.fire_at} /></td>
     <td role="cell">${timer.next_attempt_at && html`<${Left} until=${timer.next_attempt_at} />`}</td>
     <td role="cell" class="url">${timer.method} ${timer.url}</td>

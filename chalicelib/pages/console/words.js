@@ -41,6 +41,9 @@ export const STATES = {
   cancelled: "–",
 };
 
+/** What a timer is called: its label, or its id where nothing of that is to be seen. */
+export const called = ({ label, id }) => (/[^\p{C}\p{Z}]/u.test(label ?? "") ? label : id);
+
 /** What came of an attempt: HTTP 503, connect: Connection refused. */
 export function result(attempt) {
   if (!attempt.error) return `HTTP ${attempt.status}`;
