@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -770,6 +771,51 @@ def test_with_the_keyboard_alone(server: Embedded, page: Page) -> None:
     console.sees("The timer is set.")
     console.is_headed(re.compile("[0-9a-f-]{36}"))
     expect(page.locator("h1")).to_be_focused()
+
+
+def test_the_clock_of_the_service(server: Embedded, page: Page) -> None:
+    """It is read from the answer's head, half the way back, if that was quick; how long the body
+    takes does not matter. All in milliseconds."""
+    page.goto(f"{server.url}/console/service.js")
+    program = """async ([date, way, reading]) => {
+        const { ask, now } = await import(location.href);
+        const asked = 1e12;
+        let time = asked;
+        Date.now = () => time;
+        window.fetch = async () => {
+            time += way;
+            const headers = { Date: new Date(asked + date).toUTCString() };
+            const answer = new Response("", { headers });
+            answer.json = async () => { time += reading; };
+            return answer;
+        };
+        await ask("GET", "timers");
+        return now() - time;
+    }"""
+    for date, way, reading, ahead in (
+        (0, 0, 0, 0),
+        (3_600_000, 2001, 0, 0),
+        (3_600_000, 1000, 0, 3_600_000),
+        (0, 2001, 0, 3_600_000),
+        (3_600_000, 0, 1000, 3_600_500),
+        (-3_600_000, 0, 0, -3_599_500),
+        (0, 1900, 0, 0),
+    ):
+        assert page.evaluate(program, [date, way, reading]) == ahead
+
+
+def test_a_clock_that_is_wrong(server: Embedded, page: Page) -> None:
+    """What is left is counted by the service's clock, whatever the browser's says."""
+
+    def an_hour_behind(route: Route) -> None:
+        answer = route.fetch()
+        date = parsedate_to_datetime(answer.headers["date"]) - timedelta(hours=1)
+        route.fulfill(response=answer, headers={**answer.headers, "date": format_datetime(date)})
+
+    page.route("**/timers/*", an_hour_behind)
+    page.route("**/health", an_hour_behind)
+    Console(page, server.url, f"/timers/{make(server)}")
+    expect(page.get_by_role("timer").first).to_have_text(re.compile("^0(1:59|2:00):"))
 
 
 def test_words(server: Embedded, page: Page) -> None:

@@ -4,6 +4,7 @@ const BASE = new URL(".", location.href);
 const KEY = "timers-key";
 const HEALTH = "health"; // is public: no key is sent to it
 const WAIT = 30_000; // API Gateway ends what takes longer
+const SLOW = 2000; // what took longer tells the time too inexactly
 
 let ahead = 0; // milliseconds that the service's clock is ahead of this one's
 
@@ -42,20 +43,23 @@ export async function ask(method, path, { body, headers = {} } = {}) {
   if (body !== undefined) sent["Content-Type"] = "application/json";
   let answer, data;
   try {
-    const signal = AbortSignal.timeout(WAIT);
+    const [signal, began] = [AbortSignal.timeout(WAIT), Date.now()];
     answer = await fetch(address(path), { method, headers: sent, body, signal });
+    readClock(answer.headers.get("Date"), began);
     data = await answer.json();
   } catch {
     if (!answer || answer.ok) throw new Refusal("The service does not answer.");
     data = {}; // not of ours
   }
-  readClock(answer.headers.get("Date"));
   if (answer.ok) return data;
   throw refusal(answer, data);
 }
 
-function readClock(date) {
-  const difference = Date.parse(date) + 500 - Date.now(); // it is cut off to whole seconds
+/** Learn from an answer what time the service has: about in the middle between question and answer. */
+function readClock(date, began) {
+  const here = Date.now();
+  if (here - began > SLOW) return;
+  const difference = Date.parse(date) + 500 - (began + here) / 2; // it is cut off to whole seconds
   ahead = Math.abs(difference) > 1500 ? difference : 0;
 }
 
