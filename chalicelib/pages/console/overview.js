@@ -7,15 +7,16 @@ import { toList } from "./timers.js";
 import { plural, seconds, STATES, succeeded } from "./words.js";
 
 const NEWEST = 100;
-const BINS = 12; // of the next hour
 const HOUR = 3_600_000;
+const BINS = 12; // of the next hour
+const STEP = 60 / BINS; // minutes
 
 const LATENESS = [
   [0.01, "10 ms"],
   [0.1, "100 ms"],
   [1, "1 s"],
   [10, "10 s"],
-  [Infinity, "more"],
+  [Infinity, "more", "more than 10 s"],
 ];
 
 export function Overview({ ask }) {
@@ -29,8 +30,7 @@ export function Overview({ ask }) {
     <section aria-labelledby="overview">
       <div class="row">
         <h1 id="overview" tabindex="-1">Overview</h1>
-        ${timers.length > 0 && html`<p class="quiet">of
-          ${more ? ` the newest ${timers.length} timers` : ` all ${plural(timers.length, "timer")}`}</p>`}
+        ${timers.length > 0 && html`<p class="quiet">${whichOnes(timers.length, more)}</p>`}
       </div>
       <${Loading} loaded=${loaded} what="the newest timers" />
       ${timers.length > 0 && html`
@@ -38,6 +38,11 @@ export function Overview({ ask }) {
           <${States} timers=${timers} /><${NextHour} timers=${timers} /><${Late} timers=${timers} />
         </div>`}
     </section>`;
+}
+
+function whichOnes(number, more) {
+  if (more) return `of the newest ${number} timers`;
+  return number > 1 ? `of all ${number} timers` : "of the only timer";
 }
 
 function States({ timers }) {
@@ -61,20 +66,22 @@ function States({ timers }) {
 }
 
 function NextHour({ timers }) {
-  const left = timers
+  const due = timers
     .filter((timer) => timer.next_attempt_at)
-    .map((timer) => Math.max(0, Date.parse(timer.next_attempt_at) - now()))
-    .filter((time) => time < HOUR);
+    .map((timer) => Date.parse(timer.next_attempt_at))
+    .filter((at) => at - now() < HOUR);
+  const binOf = (at) => Math.max(0, Math.floor((at - now()) / 60_000 / STEP));
   const bins = Array.from({ length: BINS }, (_, bin) => [
-    bin % 3 ? "" : `${(bin * 60) / BINS} min`,
-    left.filter((time) => Math.floor((time * BINS) / HOUR) === bin).length,
+    bin % 3 ? "" : `${bin * STEP} min`,
+    due.filter((at) => binOf(at) === bin).length,
+    `${bin * STEP} to ${(bin + 1) * STEP} min`,
   ]);
-  const next = left.length ? new Date(now() + Math.min(...left)).toISOString() : null;
+  const next = due.length ? new Date(Math.min(...due)).toISOString() : null;
   return html`
     <div class="card">
       <h2>Due in the next hour</h2>
-      <${Bars} of=${bins} label=${`${left.length} due in the next hour, in steps of 5 minutes`} />
-      <p>${left.length ? html`<b>${left.length}</b>, the next in <${Left} until=${next} />` : "Nothing"}</p>
+      <${Bars} of=${bins} label=${`${due.length} due in the next hour`} />
+      <p>${next ? html`<b>${due.length}</b>, the next <${Left} until=${next} word="in " />` : "Nothing"}</p>
     </div>`;
 }
 
@@ -83,9 +90,9 @@ function Late({ timers }) {
     .flatMap((timer) => timer.attempts.filter(succeeded))
     .map((attempt) => attempt.lateness)
     .sort((a, b) => a - b);
-  const bins = LATENESS.map(([most, name], index) => {
+  const bins = LATENESS.map(([most, name, told], index) => {
     const least = index ? LATENESS[index - 1][0] : -Infinity;
-    return [name, late.filter((it) => it > least && it <= most).length];
+    return [name, late.filter((it) => it > least && it <= most).length, told ?? `up to ${name}`];
   });
   return html`
     <div class="card">
@@ -98,10 +105,10 @@ function Late({ timers }) {
     </div>`;
 }
 
-/** A column for each [name, number]. */
+/** A column for each [name, number, what is told of it]. */
 function Bars({ of, label }) {
   const most = Math.max(1, ...of.map(([, number]) => number));
-  const told = of.map(([name, number]) => `${name || "…"}: ${number}`).join(", ");
+  const told = of.map(([, number, name]) => `${name}: ${number}`).join(", ");
   return html`
     <div class="bars" role="img" aria-label="${label}. ${told}">
       ${of.map(([name, number], index) => html`

@@ -73,11 +73,11 @@ export const State = ({ of }) => html`
 
 export const Moment = ({ at }) => html`<time datetime=${at}>${moment(at)}</time>`;
 
-/** What is left until a moment, ticking. */
-export function Left({ until }) {
+/** What is left until a moment, after a word before it, ticking; or that it is due. */
+export function Left({ until, word = "" }) {
   useTick();
   const left = Date.parse(until) - now();
-  return html`<span class="left" role="timer">${left > 0 ? countdown(left) : "due"}</span>`;
+  return html`<span class="left" role="timer">${left > 0 ? word + countdown(left) : "due"}</span>`;
 }
 
 /** What a view shows of `loaded` besides its data: that it is on its way, or can't be had. */

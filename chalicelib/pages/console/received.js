@@ -29,7 +29,7 @@ const Arrival = ({ arrival }) => html`
         <${Moment} at=${arrival.at} />
         <span class="code url">${arrival.method} ${arrival.path}</span>
         <span class="state ${arrival.signature}">${SIGNED[arrival.signature]}</span>
-        ${arrival.lateness !== null && html`<span>${seconds(arrival.lateness)} late</span>`}
+        ${arrival.lateness !== null && html`<span>${seconds(arrival.lateness)} after the deadline</span>`}
       </summary>
       ${arrival.headers["webhook-id"] && html`
         <p><a href="#/timers/${encodeURIComponent(arrival.headers["webhook-id"])}">The timer</a></p>`}

@@ -1,7 +1,8 @@
 // One timer: its state, its webhook, its attempts, and what can be done with it.
 
 import { html, useRef, useState } from "./preact.js";
-import { Facts, Left, Loading, Moment, nextChange, State, useLoaded } from "./parts.js";
+import { Facts, Left, Loading, Moment, nextChange, State, useLoaded, useTick } from "./parts.js";
+import { now } from "./service.js";
 import { called, lines, plural, result, seconds, succeeded } from "./words.js";
 
 const WAITING = ["scheduled", "retrying"];
@@ -27,20 +28,25 @@ export function Timer({ id, ask, say }) {
       </div>`}`;
 }
 
-const Now = ({ timer }) => html`
-  <div class="card now">
-    <${State} of=${timer.status} />
-    ${timer.next_attempt_at && html`<div class="big"><${Left} until=${timer.next_attempt_at} /></div>`}
-    <p>${story(timer)}</p>
-  </div>`;
+function Now({ timer }) {
+  useTick();
+  return html`
+    <div class="card now">
+      <${State} of=${timer.status} />
+      ${timer.next_attempt_at && html`<div class="big"><${Left} until=${timer.next_attempt_at} /></div>`}
+      <p>${story(timer)}</p>
+    </div>`;
+}
 
 function story(timer) {
   const last = timer.attempts.at(-1);
+  const next = timer.next_attempt_at;
+  const isDue = Date.parse(next) <= now();
   switch (timer.status) {
     case "scheduled":
-      return html`Its webhook is sent at <${Moment} at=${timer.fire_at} />.`;
+      return html`Its webhook ${isDue ? "was due" : "is sent"} at <${Moment} at=${next} />.`;
     case "retrying":
-      return html`${result(last)}. It is tried again at <${Moment} at=${timer.next_attempt_at} />.`;
+      return html`${result(last)}. The next attempt ${isDue ? "was" : "is"} due at <${Moment} at=${next} />.`;
     case "delivering":
       return "Its webhook is being sent.";
     case "delivered":
@@ -104,7 +110,7 @@ const Attempts = ({ timer }) => html`
       ${timer.attempts.map((attempt) => html`<${Attempt} key=${attempt.number} attempt=${attempt} />`)}
       ${timer.next_attempt_at && html`
         <li class="next"><p><b>Next</b> <${Moment} at=${timer.next_attempt_at} /></p>
-          <p>in <${Left} until=${timer.next_attempt_at} /></p></li>`}
+          <p><${Left} until=${timer.next_attempt_at} word="in " /></p></li>`}
     </ol>
     ${!timer.attempts.length && !timer.next_attempt_at && html`<p>There was none.</p>`}
   </section>`;
