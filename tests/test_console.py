@@ -1,7 +1,7 @@
 """The console in a real browser, on the real server."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
@@ -110,8 +110,16 @@ def test_every_way_to_say_when(
     label = f"{way[2]}-{len(fields)}-{left}-{zone[:3]}"
     with opened(browser, zone=zone) as page:
         console = Console(page, server.url, "/new")
+        for other, name in (("A duration", "delay"), ("A moment", "fire_at")):
+            page.get_by_label(other).check()
+            console.fill(**{name: "2d" if name == "delay" else "2028-01-01T00:00:00"})
         page.get_by_label(way).check()
         console.fill(**fields, label=label)
+        for other in ("Hours, minutes, seconds", way):
+            page.get_by_label(other).check()
+        for name, value in fields.items():
+            kept = re.compile(f"^{value.removesuffix(':00')}")
+            expect(page.locator(f"[name={name}]")).to_have_value(kept)
         console.press("Set timer")
         console.sees("The timer is set.")
     (timer,) = labelled(server, label)
@@ -136,7 +144,7 @@ def test_a_whole_webhook(server: Embedded, page: Page) -> None:
         initial_delay="2",
         max_delay="60",
         on_failure="https://example.com/failed",
-        metadata="customer: 4711",
+        metadata="customer: 4711\nCustomer:",
     )
     page.get_by_label("The body is JSON").check()
     console.press("Set timer")
@@ -152,8 +160,9 @@ def test_a_whole_webhook(server: Embedded, page: Page) -> None:
     assert timer["retry"] == {"max_attempts": 3, "initial_delay": 2, "max_delay": 60}
     assert (timer["on_failure"], timer["metadata"]) == (
         "https://example.com/failed",
-        {"customer": "4711"},
+        {"customer": "4711", "Customer": ""},
     )
+    assert page.locator(".facts dd").last.inner_text() == "empty"
     for text in ("PUT https://example.com/{id}", "X-Colon: a: b", "3 attempts", "4711", "/failed"):
         console.sees(re.compile(re.escape(text)))
 
@@ -167,7 +176,11 @@ def test_a_whole_webhook(server: Embedded, page: Page) -> None:
         ({"delay": "1h", "max_attempts": "0"}, "max_attempts", None),
         ({"delay": "1h", "headers": "Host: x"}, "headers", None),
         ({"delay": "1h", "headers": "no colon"}, "headers", "Write “name: value”, not “no colon”."),
+        ({"delay": "1h", "headers": "A: 1\na: 2"}, "headers", "“a” is given twice."),
+        ({"delay": "1h", "metadata": "a: 1\na: 1"}, "metadata", "“a” is given twice."),
         ({"delay": "1h", "body": "{"}, "body", "The body is no JSON."),
+        ({"hours": ""}, "hours", "Say in how long."),
+        ({"fire_at": ""}, "fire_at", "Say at which moment."),
     ],
 )
 def test_what_is_wrong_stands_at_its_field(
@@ -181,7 +194,8 @@ def test_what_is_wrong_stands_at_its_field(
     was written is still there, and what is mended is taken."""
     with opened(browser, expected="400") as page:
         console = Console(page, server.url, "/new")
-        page.get_by_label("A duration").check()
+        way = {"hours": "Hours, minutes, seconds", "fire_at": "A moment"}.get(at, "A duration")
+        page.get_by_label(way).check()
         console.fill(**fields)
         if "body" in fields:
             page.get_by_label("The body is JSON").check()
@@ -193,7 +207,13 @@ def test_what_is_wrong_stands_at_its_field(
         assert page.locator("[aria-invalid=true]").get_attribute("name") == at
         for name, value in fields.items():
             assert page.locator(f"[name={name}]").input_value() == value
-        mended = {"delay": "2h", "url": "https://example.com/", "max_attempts": "3"}
+        mended = {
+            "delay": "2h",
+            "hours": "2",
+            "fire_at": "2027-01-31T09:00",
+            "url": "https://example.com/",
+            "max_attempts": "3",
+        }
         console.fill(**{at: mended.get(at, "")})
         console.press("Set timer")
         console.sees("The timer is set.")
@@ -276,6 +296,7 @@ def test_fire_now(server: Embedded, page: Page) -> None:
     console.press("Fire now")
     console.sees(re.compile(r"Delivered \d+ ms late"))
     assert server.read(id)["status"] == "delivered"
+    expect(page.locator(".actions")).to_have_css("display", "none")
 
 
 def test_a_double_press(server: Embedded, page: Page, httpserver: HTTPServer) -> None:
@@ -329,6 +350,23 @@ def test_retry(server: Embedded, page: Page, httpserver: HTTPServer) -> None:
     attempts = page.locator(".timeline li")
     assert [it[:2] for it in attempts.all_inner_texts()] == ["1.", "2."]
     assert attempts.evaluate_all("all => all.map(it => it.className)") == ["bad", "good"]
+
+
+def test_more_attempts_than_are_kept(server: Embedded, page: Page) -> None:
+    """Of many attempts the latest are shown, and that there were others."""
+    id = make(server, seconds=0, url=f"{server.url}/nothing")
+    console = Console(page, server.url, f"/timers/{id}")
+    for _ in range(19):
+        settled(server, id, "failed")
+        requests.post(f"{server.url}/timers/{id}/retry", timeout=30).raise_for_status()
+    settled(server, id, "failed")
+    console.looks_again()
+    console.sees("Given up after 20 attempts")
+    expect(page.get_by_text("Earlier ones are not kept.")).to_have_count(0)
+    console.press("Retry")
+    console.sees("Given up after 21 attempts")
+    console.sees("Earlier ones are not kept.")
+    expect(page.locator(".timeline li")).to_have_count(20)
 
 
 def test_a_retrying_timer(server: Embedded, page: Page) -> None:
@@ -411,7 +449,7 @@ def test_filters_and_pages(empty: Embedded, page: Page) -> None:
     console.lists("gone")
     page.reload()
     console.lists("gone")
-    assert page.locator("#status").input_value() == "cancelled"
+    expect(page.locator("#status")).to_have_value("cancelled")
     console.press("Show all")
     console.lists(*newest)
     console.fill(label="n17")
@@ -420,6 +458,7 @@ def test_filters_and_pages(empty: Embedded, page: Page) -> None:
     console.fill(status="failed")
     console.sees("No timers match.")
     console.press("Show all")
+    console.lists(*newest)
     console.fill(to=f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%dT%H:%M}")
     console.sees("No timers match.")
 
@@ -474,6 +513,35 @@ def test_typing_is_left_alone(server: Embedded, page: Page) -> None:
     expect(page.locator("#label")).to_have_value("hal")
 
 
+def test_a_moment_that_is_typed(server: Embedded, page: Page) -> None:
+    """A year that is typed over another is four years on its way; it counts when it stays so for a
+    second, at Enter, or when the field is left."""
+    began = datetime(2027, 1, 1, tzinfo=UTC)
+    page.clock.install(time=began)
+    console = Console(page, server.url, "/?from=2020-01-31T09:00:00Z")
+    console.is_loaded()
+    field = page.locator("#from")
+    expect(field).to_have_value("2020-01-31T09:00")
+    page.clock.pause_at(began + timedelta(minutes=1))
+    ends: dict[str, Callable[[], object]] = {
+        "2021": lambda: page.clock.run_for(1000),
+        "2022": lambda: page.keyboard.press("Enter"),
+        "2023": lambda: page.locator("#label").focus(),
+    }
+    for year, end in ends.items():
+        before = page.url
+        page.locator("#label").focus()
+        field.focus()
+        for key in ("ArrowRight", "ArrowRight", *year):
+            page.keyboard.press(key)
+        expect(field).to_have_value(f"{year}-01-31T09:00")
+        page.clock.run_for(900)
+        assert page.url == before
+        end()
+        expect(page).to_have_url(re.compile(f"from={year}-01-31T09%3A00"))
+        page.clock.run_for(100)
+
+
 def test_overview(empty: Embedded, page: Page) -> None:
     """It counts the newest 100 by status and says so, and shows what is due and how late it was."""
     for minutes in (1, 2, 7, 59, 61):
@@ -506,7 +574,7 @@ def test_overview(empty: Embedded, page: Page) -> None:
     )
     console.sees(re.compile(r"worst\s+\d+ ms\s+of 3"))
     page.locator(".counts a").filter(has_text="failed").click()
-    assert page.locator("#status").input_value() == "failed"
+    expect(page.locator("#status")).to_have_value("failed")
     requests.post(
         f"{empty.url}/timers/batch",
         json={"timers": [{"hours": 2, "url": f"{empty.url}/_receiver/x"}] * 95},

@@ -6,6 +6,7 @@ import { address } from "./service.js";
 import { called, members } from "./words.js";
 
 const METHODS = ["POST", "PUT", "PATCH", "DELETE", "GET"];
+const PARTS = ["hours", "minutes", "seconds"];
 
 /** What was written in a field can't be understood. */
 class Misread extends Error {
@@ -135,7 +136,7 @@ function mark(form, error) {
 const Field = ({ label, hint, children }) => html`
   <label class="field"><span>${label}${hint && html` <small>${hint}</small>`}</span>${children}</label>`;
 
-/** The three ways to say when, of which one is shown. */
+/** The three ways to say when, of which one is shown and counts. */
 function When() {
   const [way, setWay] = useState("parts");
   const ways = { parts: "Hours, minutes, seconds", delay: "A duration", at: "A moment" };
@@ -145,16 +146,19 @@ function When() {
         <label key=${name}><input type="radio" name="way" value=${name} checked=${way === name}
           onChange=${() => setWay(name)} /> ${word}</label>`)}
       </div>
-      ${way === "parts" && html`<div class="columns">
-        ${["hours", "minutes", "seconds"].map((name) => html`
+      <div class="columns" hidden=${way !== "parts"}>
+        ${PARTS.map((name) => html`
           <${Field} key=${name} label=${name}>
-            <input name=${name} inputmode="numeric" placeholder="0" /><//>`)}</div>`}
-      ${way === "delay" && html`
+            <input name=${name} inputmode="numeric" placeholder="0" /><//>`)}
+      </div>
+      <div hidden=${way !== "delay"}>
         <${Field} label="Delay" hint="seconds, or as in 1d2h30m or PT1H30M">
-          <input name="delay" placeholder="1h30m" /><//>`}
-      ${way === "at" && html`
+          <input name="delay" placeholder="1h30m" /><//>
+      </div>
+      <div hidden=${way !== "at"}>
         <${Field} label="Moment" hint="in this browser's time zone">
-          <input name="fire_at" type="datetime-local" step="1" /><//>`}
+          <input name="fire_at" type="datetime-local" step="1" /><//>
+      </div>
     </fieldset>`;
 }
 
@@ -166,7 +170,8 @@ function when(fields) {
     if (!fields.fire_at) throw new Misread("fire_at", "Say at which moment.");
     return { fire_at: new Date(fields.fire_at).toISOString() };
   }
-  return numbers(fields, ["hours", "minutes", "seconds"]);
+  if (!PARTS.some((name) => fields[name].trim())) throw new Misread(PARTS[0], "Say in how long.");
+  return numbers(fields, PARTS);
 }
 
 /** What is asked for, as JSON; a body that is JSON itself is in it as it was written. */
@@ -182,13 +187,14 @@ function webhook(fields) {
   for (const name of ["label", "on_failure"]) {
     if (fields[name].trim()) wanted[name] = fields[name].trim();
   }
-  for (const name of ["headers", "metadata"]) {
-    if (fields[name].trim()) wanted[name] = read(name, () => members(fields[name]));
-  }
+  if (fields.headers.trim()) wanted.headers = read("headers", () => members(fields.headers, lower));
+  if (fields.metadata.trim()) wanted.metadata = read("metadata", () => members(fields.metadata));
   if (fields.body && !fields.json) wanted.body = fields.body;
   const retry = numbers(fields, ["max_attempts", "initial_delay", "max_delay"]);
   return Object.keys(retry).length ? { ...wanted, retry } : wanted;
 }
+
+const lower = (name) => name.toLowerCase();
 
 const number = (text) => (/^\s*-?\d{1,15}\s*$/.test(text) ? Number(text) : text.trim());
 

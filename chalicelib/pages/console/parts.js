@@ -91,9 +91,9 @@ export function Loading({ loaded, what }) {
   return loaded.data ? null : html`<p class="note" role="status">Loading ${what} …</p>`;
 }
 
-/** Members with a name each, those that are empty left out. */
+/** Members with a name each, those that there are not left out. */
 export const Facts = ({ of }) => html`
   <dl class="facts">
-    ${Object.entries(of).map(([name, value]) => value !== null && value !== "" && html`
-      <div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}
+    ${Object.entries(of).map(([name, value]) => value !== null && html`
+      <div key=${name}><dt>${name}</dt><dd>${value || html`<span class="quiet">empty</span>`}</dd></div>`)}
   </dl>`;

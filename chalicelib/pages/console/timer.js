@@ -106,6 +106,7 @@ function Actions({ timer, path, ask, say, again }) {
 const Attempts = ({ timer }) => html`
   <section class="card" aria-labelledby="attempts">
     <h2 id="attempts">Attempts</h2>
+    ${timer.attempts[0]?.number > 1 && html`<p class="quiet">Earlier ones are not kept.</p>`}
     <ol class="timeline">
       ${timer.attempts.map((attempt) => html`<${Attempt} key=${attempt.number} attempt=${attempt} />`)}
       ${timer.next_attempt_at && html`

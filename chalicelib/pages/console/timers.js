@@ -1,11 +1,13 @@
 // The list of timers: filters, pages.
 
-import { html } from "./preact.js";
+import { html, useEffect, useRef } from "./preact.js";
 import { Left, Loading, Moment, nextChange, State, useLoaded } from "./parts.js";
 import { called, STATES } from "./words.js";
 
 const PAGE = 25;
-const FILTERS = ["status", "label", "from", "to"];
+const MOMENTS = ["from", "to"];
+const FILTERS = ["status", "label", ...MOMENTS];
+const SETTLED = 1000; // milliseconds that a moment stays as it is written until it counts
 
 /** Go to where the list begins: what leads there may be far from it, and gone with the old list. */
 export function toList() {
@@ -34,37 +36,54 @@ export function Timers({ query, ask }) {
 const address = (entries) => `#/?${new URLSearchParams(entries.filter(([, value]) => value))}`;
 
 function Filters({ query }) {
-  const change = (event) => {
-    const { name, value } = event.target;
+  const form = useRef();
+  const settling = useRef();
+  useEffect(() => {
+    for (const name of FILTERS) {
+      const [field, text] = [form.current.elements[name], asShown(name, query)];
+      if (field.value !== text) field.value = text;
+    }
+    return () => clearTimeout(settling.current);
+  }, [query.toString()]);
+  const change = ({ target: { name, value } }) => {
+    clearTimeout(settling.current);
+    if (value === asShown(name, query)) return;
     const chosen = { ...Object.fromEntries(query), [name]: asGiven(name, value), cursor: "" };
     location.hash = address(Object.entries(chosen));
   };
+  // A moment that is typed is one after each digit of its year.
+  const settle = (event) => {
+    clearTimeout(settling.current);
+    settling.current = setTimeout(change, SETTLED, event);
+  };
   const isFiltered = FILTERS.some((name) => query.has(name));
   return html`
-    <form class="filters" role="search" aria-label="Timers" onSubmit=${(event) => event.preventDefault()}>
+    <form ref=${form} class="filters" role="search" aria-label="Timers"
+      onSubmit=${(event) => event.preventDefault()}>
       <div><label for="status">Status</label>
-        <select id="status" name="status" value=${query.get("status") ?? ""} onChange=${change}>
+        <select id="status" name="status" onChange=${change}>
           <option value="">any</option>
           ${Object.keys(STATES).map((state) => html`<option key=${state} value=${state}>${state}</option>`)}
         </select></div>
       <div><label for="label">Label</label>
-        <input id="label" name="label" key=${query.get("label")} onChange=${change}
-          defaultValue=${query.get("label") ?? ""} placeholder="exactly" autocomplete="off" /></div>
-      ${["from", "to"].map((name) => html`
+        <input id="label" name="label" onChange=${change} placeholder="exactly" autocomplete="off" /></div>
+      ${MOMENTS.map((name) => html`
         <div key=${name}><label for=${name}>${name === "from" ? "Created from" : "Created until"}</label>
-          <input id=${name} name=${name} type="datetime-local" onChange=${change}
-            value=${asShown(query.get(name))} /></div>`)}
+          <input id=${name} name=${name} type="datetime-local" onChange=${settle} onBlur=${change}
+            onKeyDown=${(event) => event.key === "Enter" && change(event)} /></div>`)}
       ${isFiltered && html`<a class="button" href="#/" onClick=${toList}>Show all</a>`}
     </form>`;
 }
 
-/** A moment in the address, which is as the API wants it, and in the field, which is local. */
+/** A filter in the address, which is as the API wants it, and in its field, where moments are local. */
 const asGiven = (name, value) =>
-  value && (name === "from" || name === "to") ? new Date(value).toISOString() : value;
+  value && MOMENTS.includes(name) ? new Date(value).toISOString() : value;
 
-function asShown(text) {
-  if (!text || Number.isNaN(Date.parse(text))) return "";
+function asShown(name, query) {
+  const text = query.get(name) ?? "";
+  if (!MOMENTS.includes(name)) return text;
   const at = new Date(text);
+  if (Number.isNaN(at.valueOf())) return "";
   return new Date(at - at.getTimezoneOffset() * 60_000).toISOString().slice(0, 16);
 }
 

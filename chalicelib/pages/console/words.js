@@ -52,13 +52,17 @@ export function result(attempt) {
 
 export const succeeded = (attempt) => attempt.status >= 200 && attempt.status < 300;
 
-/** The lines of an object's members, `name: value`; and what such lines say. */
+/** The lines of an object's members, `name: value`. */
 export const lines = (members) =>
   Object.entries(members).map(([name, value]) => `${name}: ${value}`).join("\n");
 
-export function members(text) {
-  const written = text.split("\n").filter((line) => line.trim());
-  return Object.fromEntries(written.map(member));
+/** What such lines say; names are the same if `spelled` makes them so. */
+export function members(text, spelled = (name) => name) {
+  const written = text.split("\n").filter((line) => line.trim()).map(member);
+  const names = written.map(([name]) => spelled(name));
+  const twice = written.find((_, index) => names.indexOf(names[index]) < index);
+  if (twice) throw new SyntaxError(`“${twice[0]}” is given twice.`);
+  return Object.fromEntries(written);
 }
 
 function member(line) {
