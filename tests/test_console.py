@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import requests
-from playwright.sync_api import Browser, Page, Request, Route, expect
+from playwright.sync_api import APIResponse, Browser, Page, Request, Route, expect
 from pytest_httpserver import HTTPServer
 
 from tests.browser import Console, barriers, chromium, opened
@@ -332,6 +332,7 @@ def test_too_late(server: Embedded, browser: Browser) -> None:
         settled(server, id, "delivered")
         page.get_by_role("button", name="Fire now").click(timeout=2000)
         console.sees(re.compile("A timer that is delivered can't be fired"))
+        expect(page.locator("h1")).to_be_focused()
         console.sees(re.compile("Delivered"))
 
 
@@ -500,6 +501,41 @@ def test_what_leads_to_the_list(server: Embedded, browser: Browser, width: int) 
             assert (
                 width > 390 or page.evaluate("document.activeElement.getBoundingClientRect().y") < 9
             )
+
+
+def test_leafing_through_what_is_filtered(server: Embedded, page: Page) -> None:
+    """Older timers are those of the same filters; another filter begins with the newest again, and
+    a field that is left as it was is none."""
+    timers = [{"hours": 1, "url": "https://example.com/", "label": "leafed"}] * 26
+    requests.post(f"{server.url}/timers/batch", json={"timers": timers}, timeout=30)
+    console = Console(page, server.url, "/?label=leafed")
+    console.lists(*["leafed"] * 25)
+    console.press("Older")
+    console.lists("leafed")
+    page.locator("#from").focus()
+    page.locator("#label").focus()
+    expect(page).to_have_url(re.compile("label=leafed&cursor="))
+    console.fill(status="cancelled")
+    console.sees("No timers match.")
+    expect(page).to_have_url(re.compile(r"#/\?label=leafed&status=cancelled$"))
+
+
+def test_an_answer_that_was_overtaken(server: Embedded, page: Page) -> None:
+    """What was asked earlier and is answered later is not shown in place of what is newer."""
+    id = make(server)
+    console = Console(page, server.url, f"/timers/{id}")
+    console.sees("scheduled")
+    held: list[tuple[Route, APIResponse]] = []
+    page.route(f"**/timers/{id}", lambda it: held.append((it, it.fetch())), times=1)
+    with page.expect_request(f"**/timers/{id}"):
+        console.looks_again()
+    console.press("Fire now")
+    console.sees(re.compile("^Delivered"))
+    ((earlier, answer),) = held
+    with page.expect_response(f"**/timers/{id}"):
+        earlier.fulfill(response=answer)
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    assert page.locator(".now").inner_text().startswith("✓ delivered")
 
 
 def test_typing_is_left_alone(server: Embedded, page: Page) -> None:
@@ -732,6 +768,34 @@ def test_a_key_that_stops_counting(keyed: Keyed, browser: Browser) -> None:
         console.sees("The timer has a new deadline.")
 
 
+def test_a_browser_that_keeps_nothing(server: Embedded, keyed: Keyed, browser: Browser) -> None:
+    """Where session storage is forbidden the page works without a key, and says why with one it
+    can't."""
+    forbidden = """Object.defineProperty(window, "sessionStorage", {
+        get() { throw new DOMException("Forbidden", "SecurityError"); },
+    });"""
+    with opened(browser) as page:
+        page.add_init_script(forbidden)
+        Console(page, server.url).is_headed("Overview")
+        console = Console(page, keyed.server.url)
+        page.get_by_label("API key").fill(keyed.key())
+        console.press("Open")
+        console.sees("This browser lets the page keep nothing, and so no key.")
+
+
+@pytest.mark.parametrize("key", ["clé-€", "two words", "tmr_nothing_at_all"])
+def test_a_key_that_is_none(keyed: Keyed, browser: Browser, key: str) -> None:
+    """What is no key of this service, or could be none of any, opens nothing; the field for it has
+    the focus."""
+    with opened(browser, expected="401") as page:
+        console = Console(page, keyed.server.url)
+        page.get_by_label("API key").fill(key)
+        console.press("Open")
+        console.sees("This key opens nothing here.")
+        expect(page.get_by_label("API key")).to_be_focused()
+        assert page.evaluate("sessionStorage.length") == 0
+
+
 def test_a_dialog_before_the_door(keyed: Keyed, browser: Browser) -> None:
     """A question that is open when the key stops counting is not in the way of a new key; what the
     view shows is read again with that."""
@@ -805,8 +869,11 @@ def test_an_address_that_is_none(server: Embedded, browser: Browser) -> None:
     with opened(browser, expected="404") as page:
         console = Console(page, server.url, "/timers/%E2%82")
         console.sees("There is no timer with this id.")
-        console.go("/nothing/at/all")
-        console.is_headed("Overview")
+        for view in ("/nothing/at/all", "/timers/.", "/timers/%2E%2E", "/timers/../reschedule"):
+            console.go("/new")
+            console.is_headed("New timer")
+            console.go(view)
+            console.is_headed("Overview")
 
 
 def test_an_unknown_timer(server: Embedded, browser: Browser) -> None:

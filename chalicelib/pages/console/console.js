@@ -10,6 +10,7 @@ import { NewTimer, Reschedule } from "./order.js";
 import { Received } from "./received.js";
 
 const SAID_FOR = 8000; // milliseconds
+const OPENS_NOTHING = "This key opens nothing here.";
 
 /** The view that the address names, as [view, its parameters]. */
 function read(hash) {
@@ -132,17 +133,23 @@ const Logo = () => html`
 
 function AskForKey({ onKey }) {
   const [text, set] = useState("");
-  const [error, setError] = useState(key.get() && "This key opens nothing here.");
+  const [error, setError] = useState(key.get() && OPENS_NOTHING);
+  const refuse = (why) => {
+    setError(why);
+    document.getElementById("key").focus();
+  };
   const submit = async (event) => {
     event.preventDefault();
-    if (!/^[!-~]+$/.test(text.trim())) return setError("This key opens nothing here."); // no header can hold it
-    key.set(text.trim());
+    const given = text.trim();
+    if (!/^[!-~]+$/.test(given)) return refuse(OPENS_NOTHING); // no header can hold it
+    key.set(given);
+    if (!key.get()) return refuse("This browser lets the page keep nothing, and so no key.");
     try {
       await ask("GET", "timers?limit=1");
       onKey();
     } catch (refused) {
       if (refused.wantsKey) key.forget();
-      setError(refused.wantsKey ? "This key opens nothing here." : refused.message);
+      refuse(refused.wantsKey ? OPENS_NOTHING : refused.message);
     }
   };
   return html`
