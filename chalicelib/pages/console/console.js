@@ -155,8 +155,8 @@ function AskForKey({ onKey }) {
   return html`
     <form class="card narrow" onSubmit=${submit}>
       <h1 tabindex="-1">This service wants a key</h1>
-      <p>It is kept until this tab is closed, and sent to nobody but this service.
-        <code>make key</code> makes one.</p>
+      <p>It is kept until this tab is closed, and sent to nobody but this
+        service. <code>make key</code> makes one.</p>
       <label for="key">API key</label>
       <input id="key" type="password" autocomplete="off" spellcheck="false" placeholder="tmr_…"
         value=${text} onInput=${(event) => set(event.target.value)}
