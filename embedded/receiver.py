@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 from chalice.app import Response
+from msgspec.structs import replace
 
 from chalicelib import signing
 from chalicelib.guard import masked
@@ -24,36 +25,29 @@ KEPT = 100
 MAX_BODY = 128 * 1024
 """Bytes of a body that is remembered: Timers sends none that is larger."""
 
+SHOWN = 2048
+"""Bytes of a body that are shown; its signature is of the whole."""
+
 TOLERANCE = timedelta(minutes=5)
 """How far a signed timestamp may be from the time of arrival."""
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
-    """One request that came."""
+    """One request that came, as it is shown."""
 
     at: datetime
     method: str
     path: str
     headers: Mapping[str, str]
-    body: bytes
-    """Empty if it was too large to remember."""
+    """What looks like a secret is masked."""
+    body: str
+    """How it begins; empty if it was too large to remember."""
     size: int
     """Bytes that the body had."""
     lateness: float | None
     """Seconds from the deadline of the timer, if it named one."""
-
-
-class ArrivalView(msgspec.Struct, kw_only=True):
-    """One request as it is shown."""
-
-    at: datetime
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: str
-    size: int
-    lateness: float | None
-    signature: Literal["valid", "invalid", "missing"]
+    signature: Literal["valid", "invalid", "missing"] = "missing"
+    """Held against the secrets that there are when it is shown."""
 
 
 class Receiver:
@@ -64,7 +58,7 @@ class Receiver:
     ) -> None:
         self._clock = clock
         self._secrets_of = secrets_of
-        self._latest: deque[Arrival] = deque(maxlen=KEPT)
+        self._latest: deque[tuple[Arrival, bytes]] = deque(maxlen=KEPT)
 
     def take(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Response:
         """Remember a request, log it, and be content with it."""
@@ -75,12 +69,12 @@ class Receiver:
             at=now,
             method=method,
             path=path,
-            headers=headers,
-            body=kept,
+            headers={name: _shown(name, value) for name, value in headers.items()},
+            body=kept[:SHOWN].decode(errors="replace"),
             size=len(body),
             lateness=lateness,
         )
-        self._latest.append(arrival)
+        self._latest.append((arrival, kept))
         fields = {"method": method, "path": path, "lateness": lateness}
         log.info("webhook received", extra=fields)
         return Response(body="", status_code=HTTPStatus.NO_CONTENT)
@@ -91,8 +85,8 @@ class Receiver:
         `signed_only`: without what carries none of these, which may be another tenant's.
         """
         secrets = self._secrets_of(tenant)
-        views = [_view(arrival, secrets) for arrival in reversed(self._latest)]
-        shown = [it for it in views if it.signature == "valid" or not signed_only]
+        came = [_verified(*it, secrets) for it in reversed(self._latest)]
+        shown = [it for it in came if it.signature == "valid" or not signed_only]
         text = msgspec.json.encode({"arrivals": shown}).decode()
         return Response(body=text, headers={"Content-Type": "application/json"})
 
@@ -104,31 +98,18 @@ def _lateness(scheduled_at: str, now: datetime) -> float | None:
         return None
 
 
-def _view(arrival: Arrival, secrets: list[str]) -> ArrivalView:
-    return ArrivalView(
-        at=arrival.at,
-        method=arrival.method,
-        path=arrival.path,
-        headers={name: _shown(name, value) for name, value in arrival.headers.items()},
-        body=arrival.body.decode(errors="replace"),
-        size=arrival.size,
-        lateness=arrival.lateness,
-        signature=_signature(arrival, secrets),
-    )
-
-
 def _shown(name: str, value: str) -> str:
     """Return a header as a timer's view shows it; the signature is what is looked for here."""
     return value if name == "webhook-signature" else masked(name, value)
 
 
-def _signature(arrival: Arrival, secrets: list[str]) -> Literal["valid", "invalid", "missing"]:
+def _verified(arrival: Arrival, body: bytes, secrets: list[str]) -> Arrival:
     found = arrival.headers.get("webhook-signature")
     if found is None:
-        return "missing"
+        return arrival
     text = arrival.headers.get("webhook-timestamp", "")
     timestamp = int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else 0
     is_recent = abs(timestamp - arrival.at.timestamp()) <= TOLERANCE.total_seconds()
     id = arrival.headers.get("webhook-id", "")
-    made = signing.made_with(secrets, id, timestamp, arrival.body, found)
-    return "valid" if is_recent and made else "invalid"
+    made = signing.made_with(secrets, id, timestamp, body, found)
+    return replace(arrival, signature="valid" if is_recent and made else "invalid")

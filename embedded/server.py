@@ -231,18 +231,22 @@ class Door(LocalGatewayAuthorizer):
         """Return event and context, with whose request it is, or raise what keeps it out."""
         route = self._route_for_event(lambda_event)
         if route is not None and route.authorizer is not None:
-            # Who shows no key that is known gets no bucket: anybody could make up a million.
-            caller = "" if self._keys is None else _admit(self._keys, lambda_event)
-            if self._limit is not None and not self._limit.take(caller):
-                raise errors.TooManyRequests("There are too many requests a second.")
+            key = self.admit(lambda_event["headers"])
+            if key is not None:
+                found = {"tenant": key.tenant, "role": key.role.value, "principalId": key.id}
+                lambda_event["requestContext"]["authorizer"] = found
         return lambda_event, lambda_context
 
+    def admit(self, headers: Mapping[str, str]) -> Key | None:
+        """Take a token of who asks, and return the key, None if none is wanted.
 
-def _admit(keys: Keys, event: Any) -> str:
-    key = _key(keys, event["headers"])
-    found = {"tenant": key.tenant, "role": key.role.value, "principalId": key.id}
-    event["requestContext"]["authorizer"] = found
-    return key.id
+        Raise Unauthenticated, TooManyRequests, Unavailable.
+        """
+        # Who shows no key that is known gets no bucket: anybody could make up a million.
+        key = None if self._keys is None else _key(self._keys, headers)
+        if self._limit is not None and not self._limit.take("" if key is None else key.id):
+            raise errors.TooManyRequests("There are too many requests a second.")
+        return key
 
 
 def _key(keys: Keys, headers: Mapping[str, str]) -> Key:
@@ -287,7 +291,7 @@ def application(
     """
     app.__class__ = _SideBySide
     gateway = LocalGateway(app, Config())
-    gateway._authorizer = Door(app, keys, limit)  # noqa: SLF001  # it has no seam for that
+    door = gateway._authorizer = Door(app, keys, limit)  # noqa: SLF001  # it has no seam for that
     routes = RouteMatcher(list(app.routes))
 
     def handle(environ: Environ) -> dict[str, Any]:
@@ -300,7 +304,7 @@ def application(
         if receiver is not None and path.startswith(RECEIVER):
             return receiver.take(method, path, headers, body).to_dict()
         if receiver is not None and is_received and method == "GET":
-            return _arrivals(receiver, keys, headers).to_dict()
+            return _arrivals(receiver, door, headers).to_dict()
         try:
             allowed = app.routes[routes.match_route(path).route]
         except ValueError:
@@ -342,10 +346,10 @@ def _told(error: errors.TimersError) -> Response:
 
 
 @api.problems
-def _arrivals(receiver: Receiver, keys: Keys | None, headers: Mapping[str, str]) -> Response:
-    if keys is None:
-        return receiver.show(DEFAULT_TENANT, signed_only=False)
-    return receiver.show(_key(keys, headers).tenant, signed_only=True)
+def _arrivals(receiver: Receiver, door: Door, headers: Mapping[str, str]) -> Response:
+    key = door.admit(headers)
+    tenant = DEFAULT_TENANT if key is None else key.tenant
+    return receiver.show(tenant, signed_only=key is not None)
 
 
 def _headers(environ: Environ) -> dict[str, str]:

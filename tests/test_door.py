@@ -333,6 +333,21 @@ def test_what_is_not_limited(fakes: OnFakes) -> None:
         assert ask(url, message("GET", "/health", HOST, FULL)).status == 200
 
 
+LIST = message("GET", "/_receiver", HOST, FULL)
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_the_receivers_list_is_limited(fakes: OnFakes, keyed: bool) -> None:
+    """To look at what arrived costs a token of the same bucket as all else."""
+    with serving(limited(fakes, 1, keyed=keyed)) as (_, url):
+        assert [ask(url, LIST).status for _ in range(2)] == [200, 200]
+        assert ask(url, LIST).headers["retry-after"] == "1"
+        assert statuses(url, 1, FULL) == [429]
+        fakes.clock.forward(1)
+        assert statuses(url, 1, FULL) == [404]
+        assert ask(url, LIST).detail(429) == "There are too many requests a second."
+
+
 def test_without_keys_all_share_one_bucket(fakes: OnFakes) -> None:
     """Without keys all requests are of one nobody, whatever they show."""
     with serving(limited(fakes, 1, keyed=False)) as (_, url):

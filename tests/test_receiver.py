@@ -12,7 +12,7 @@ from msgspec import json
 
 from chalicelib import signing
 from chalicelib.timers import DEFAULT_TENANT
-from embedded.receiver import KEPT, MAX_BODY, TOLERANCE, Receiver
+from embedded.receiver import KEPT, MAX_BODY, SHOWN, TOLERANCE, Receiver
 from tests.fakes import START, Clock
 from tests.processes import Embedded, tenants, wait_until
 
@@ -127,6 +127,18 @@ def test_bodies(receiver: Receiver) -> None:
     large, binary = shown(receiver)
     assert (binary["body"], binary["size"]) == ("a\ufffd", 2)
     assert (large["body"], large["size"]) == ("", MAX_BODY + 1)
+
+
+def test_the_list_is_small(receiver: Receiver) -> None:
+    """Of a long body the beginning is shown, its size, and what the whole was signed with; so a
+    hundred of the largest, of characters that JSON writes as six, are a list of a megabyte."""
+    body = b"\x01" * MAX_BODY
+    for _ in range(KEPT):
+        receiver.take("POST", "/_receiver/x", signed(body), body)
+    arrivals = shown(receiver)
+    assert len(json.encode(arrivals)) < 2**21
+    assert (arrivals[0]["body"], arrivals[0]["size"]) == ("\x01" * SHOWN, MAX_BODY)
+    assert arrivals[0]["signature"] == "valid"
 
 
 LATE = [
