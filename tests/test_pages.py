@@ -73,10 +73,14 @@ def test_parts_are_served(api_on_fakes: Api, path: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["nothing", "LICENSE", "LICENSE-htm", "index", "..", "%2e%2e", "..%2f__init__.py", "%00", "."],
+    [
+        *("nothing", "LICENSE", "LICENSE-htm", "index", "index.html"),
+        *("..", "%2e%2e", "..%2f__init__.py", "%00", "."),
+    ],
 )
 def test_nothing_else_is_served(api_on_fakes: Api, name: str) -> None:
-    """What is no part of the page is not there, wherever it lies."""
+    """What is no part of the page is not there, wherever it lies; nor is the page, whose links are
+    right at its own path alone."""
     for page in ("api-docs", "console"):
         answer = api_on_fakes.ask("GET", f"/{page}/{name}")
         assert (answer.status_code, answer.json_body["title"]) == (404, "Not Found")

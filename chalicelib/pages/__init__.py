@@ -32,10 +32,17 @@ def page(name: str, request: Request | None) -> Response:
     """Return a page, under the path that its links are relative to."""
     if request is not None and request.context["path"].endswith("/"):
         return Response(body="", status_code=308, headers={"Location": f"../{name}"})
-    return part(name, "index.html", request)
+    return _file(name, "index.html", request)
 
 
 def part(page: str, name: str, request: Request | None) -> Response:
+    """Return a file that a page refers to, which a page itself is not; raise NotFound."""
+    if name.endswith(".html"):
+        raise NotFound
+    return _file(page, name, request)
+
+
+def _file(page: str, name: str, request: Request | None) -> Response:
     """Return a file of a page, or that it is still what the browser has; raise NotFound."""
     found = {it.name: it for it in (_FOLDER / page).iterdir() if it.suffix in _TYPES}.get(name)
     if found is None:
