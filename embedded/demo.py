@@ -11,6 +11,8 @@ from typing import Any
 
 import requests
 
+from chalicelib.guard import LOOPBACK
+
 ROOT = Path(__file__).parent.parent
 
 READY = re.compile(r"Timers is ready at (http://\S+)\. ")
@@ -45,7 +47,12 @@ def main() -> None:
     """Serve until Ctrl-C or SIGTERM; what arrives is shown, and the address of the console."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with TemporaryDirectory(prefix="timers-") as folder:
-        mine = {"TIMERS_DB": f"{folder}/timers.db", "AUTH": "none", "HOST": "127.0.0.1"}
+        mine = {
+            "TIMERS_DB": f"{folder}/timers.db",
+            "AUTH": "none",
+            "HOST": "127.0.0.1",
+            "ALLOWED_TARGETS": LOOPBACK,
+        }
         server = subprocess.Popen(
             [sys.executable, "-m", "embedded"],
             cwd=ROOT,
@@ -74,8 +81,15 @@ def _follow(server: "subprocess.Popen[str]") -> int:
 
 
 def _fill(url: str) -> None:
+    """Set the timers, and say where they are to be seen; end if one of them is refused."""
     body = {"timers": timers(f"{url}/_receiver/")}
-    requests.post(f"{url}/timers/batch", json=body, timeout=30).raise_for_status()
+    with requests.Session() as session:
+        session.trust_env = False  # a proxy would look for the server on its own machine
+        answer = session.post(f"{url}/timers/batch", json=body, timeout=30)
+    answer.raise_for_status()
+    problems = [it["problem"]["detail"] for it in answer.json()["results"] if "problem" in it]
+    if problems:
+        sys.exit(f"The demo can't set its timers: {' '.join(problems)}")
     print(f"Look at {url}/console, and here at what arrives; Ctrl-C ends it.\n", flush=True)
 
 
