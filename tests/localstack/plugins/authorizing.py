@@ -5,7 +5,6 @@ Those of stage localstack are still not asked: it is for LocalStack as it is.
 
 import json
 import re
-from fnmatch import fnmatch
 from typing import Any
 
 from localstack.aws.connect import connect_to
@@ -15,6 +14,8 @@ from localstack.services.apigateway.next_gen.execute_api.gateway_response import
     UnauthorizedError,
 )
 from localstack.services.apigateway.next_gen.execute_api.handlers import preprocess_request
+
+from tests.localstack.plugins.policy import allows
 
 
 @hooks.on_infra_start()
@@ -35,7 +36,7 @@ def _authorize(_: object, context: Any, response: object) -> None:
     if not token:
         raise UnauthorizedError("Unauthorized")
     said = _ask(context, authorizer["authorizerUri"], token)
-    if not _allows(said["policyDocument"], _method_arn(context)):
+    if not allows(said["policyDocument"], _method_arn(context)):
         raise AccessDeniedError("User is not authorized to access this resource")
     found = {**said.get("context", {}), "principalId": said["principalId"]}
     context.context_variables["authorizer"] = found
@@ -58,12 +59,3 @@ def _method_arn(context: Any) -> str:
     request = context.invocation_request
     where = f"{context.region}:{context.account_id}:{context.api_id}"
     return f"arn:aws:execute-api:{where}/{context.stage}/{request['http_method']}{request['path']}"
-
-
-def _allows(policy: Any, arn: str) -> bool:
-    return any(
-        fnmatch(arn, resource)
-        for statement in policy["Statement"]
-        for resource in statement["Resource"]
-        if statement["Effect"] == "Allow"
-    )
