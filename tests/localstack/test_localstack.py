@@ -388,7 +388,15 @@ def test_functions_log_json_and_metrics(deployed: Deployed, stack: Stack | None)
 
 @pytest.fixture(scope="module")
 def dev(deployed: Deployed) -> Iterator[tuple[str, str]]:
-    """Return the URL of stage dev, and the key that its first deployment printed."""
+    """Return the URL of stage dev, and the key that its first deployment printed.
+
+    Its webhooks reach the receivers of the tests, as those of stage localstack do.
+    """
+    file = deployed.folder / ".chalice/config.json"
+    config = json.loads(file.read_text())
+    theirs, its = (config["stages"][it]["environment_variables"] for it in ("localstack", "dev"))
+    its["ALLOWED_TARGETS"] = theirs["ALLOWED_TARGETS"]
+    file.write_text(json.dumps(config))
     output = deployed.make("deploy", "STAGE=dev", "RATE=50")
     key = re.search(r"Its key is shown this once: (tmr_\S+)", output)
     assert key, output
@@ -427,6 +435,16 @@ def test_who_was_not_authorized_is_refused(deployed: Deployed, dev: tuple[str, s
     assert json.loads(answer["Payload"].read())["statusCode"] == 401
 
 
+def set_from_console(console: Console, key: str, **fields: str) -> None:
+    """Open the console with a key, and set a timer in it."""
+    console.page.get_by_label("API key").fill(key)
+    console.press("Open")
+    console.press("New timer")
+    console.fill(hours="1", **fields)
+    console.press("Set timer")
+    console.is_headed(fields["label"])
+
+
 def test_console(deployed: Deployed, dev: tuple[str, str]) -> None:
     """Below the stage, and with its key, a browser makes a timer, cancels it, and sees all of it;
     with none it is asked for one."""
@@ -436,18 +454,34 @@ def test_console(deployed: Deployed, dev: tuple[str, str]) -> None:
         page.get_by_label("API key").fill("tmr_a_b")
         console.press("Open")
         console.sees("This key opens nothing here.")
-        page.get_by_label("API key").fill(key)
-        console.press("Open")
-        console.press("New timer")
-        console.fill(hours="1", url="https://example.com/", label="from the console")
-        console.press("Set timer")
-        console.is_headed("from the console")
+        set_from_console(console, key, url="https://example.com/", label="to cancel")
         console.press("Cancel timer")
         page.get_by_role("dialog").get_by_role("button", name="Cancel timer").click()
         console.sees("Nothing is sent.")
         assert not page.get_by_role("link", name="Received").count()
         console.press("Overview")
-        console.lists("from the console")
+        console.lists("to cancel")
+
+
+def test_console_to_the_delivery(
+    deployed: Deployed, dev: tuple[str, str], receivers: Receivers
+) -> None:
+    """There a timer gets another deadline, is fired ahead of it, and is seen to be delivered."""
+    where, key = dev
+    with chromium() as browser, opened(browser) as page:
+        console = Console(page, where)
+        hook = receivers.url(receivers.quick, "/fired")
+        set_from_console(console, key, url=hook, label="to fire")
+        console.press("Reschedule")
+        console.is_headed("Reschedule to fire")
+        console.fill(hours="5")
+        console.press("Reschedule")
+        console.sees("The timer has a new deadline.")
+        console.sees(re.compile("04:5[0-9]:[0-9][0-9]"))
+        console.press("Fire now")
+        console.sees(re.compile("Delivered .+ late, HTTP 200"), seconds=90)
+        page.locator(".timeline li.good").wait_for()
+    assert [it.path for it in receivers.quick.arrivals].count("/fired") == 1
 
 
 def test_the_authorizer_knows_the_key(deployed: Deployed, dev: tuple[str, str]) -> None:
