@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
-from types import TracebackType
 from typing import Any, Self
 
 import msgspec
@@ -206,16 +205,11 @@ class Rig:
         self._receiver.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.hanging.clear()
         if hasattr(self.server, "process"):
             self.server.kill()
-        self._receiver.__exit__(kind, error, traceback)
+        self._receiver.__exit__(*raised)
 
     def clock(self) -> datetime:
         """Return the time as the server has it."""
