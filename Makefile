@@ -127,14 +127,14 @@ $(LOCALSTACK)/runtime.done: tests/localstack/runtime-requirements.txt | $(BIN)/p
 	@touch $@
 
 # What npm does not give is left out, and `make bench` says so.
-$(BENCH)/done: bench/requirements.txt bench/package.json requirements-run.txt requirements.txt | $(BIN)/python
+$(BENCH)/done: bench/requirements.txt bench/package.json bench/package-lock.json requirements-run.txt requirements.txt | $(BIN)/python
 	@command -v node > /dev/null || { echo "node is missing: the receiver needs it (on Debian and Ubuntu: apt-get install nodejs npm)." >&2; exit 1; }
 	@echo "Installing what is measured …" >&2
 	@rm -rf $(BENCH)
 	@$(BIN)/python -m venv $(BENCH)/venv
 	@$(BENCH)/venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<
-	@cp bench/package.json $(BENCH)/
-	@npm install --prefix $(BENCH) --no-package-lock --no-audit --no-fund --silent || true
+	@cp bench/package.json bench/package-lock.json $(BENCH)/
+	@npm ci --prefix $(BENCH) --no-audit --no-fund --silent || true
 	@touch $@
 
 $(BIN)/python:

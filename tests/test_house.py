@@ -133,6 +133,16 @@ def test_everything_installed_is_pinned() -> None:
     assert installed == pins
 
 
+def test_what_npm_installs_is_pinned() -> None:
+    """The peer that is measured is the same everywhere, to the last dependency and byte, from
+    whichever registry somebody has."""
+    wanted = json.loads(source("bench/package.json"))["dependencies"]
+    packages = json.loads(source("bench/package-lock.json"))["packages"]
+    assert packages.pop("")["dependencies"] == wanted
+    assert {name: packages[f"node_modules/{name}"]["version"] for name in wanted} == wanted
+    assert all(it["integrity"] and "resolved" not in it for it in packages.values())
+
+
 def test_bundle_holds_no_framework() -> None:
     """chalice and boto3 are on Lambda anyway; in the bundle they would only be weight."""
     assert not set(requirements("requirements.txt")) & {"chalice", "boto3", "botocore"}
