@@ -139,6 +139,11 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
         if self.total_outbufs_len:  # at once, and headers and body together
             self._flush_exception(self._flush_some)
 
+    def close(self) -> None:
+        for unsent in self.outbufs:
+            unsent.close()  # it may be a file
+        super().close()
+
 
 class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
     """waitress, bound to an address and ready to `run`; port 0 takes a free one. Raises OSError."""
@@ -175,9 +180,9 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
     def readable(self) -> bool:
         """Say whether connections are taken; now and then look for those that are to be closed."""
         steady, now = time.monotonic(), time.time()
+        self._follow_clock(now, now - steady)
         if steady >= self._look_again_at:
             self._look_again_at = steady + self.adj.cleanup_interval
-            self._follow_clock(now, now - steady)
             self.maintenance(now)
         return bool(super().readable())
 

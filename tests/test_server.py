@@ -39,6 +39,7 @@ from embedded.server import (
 )
 from embedded.sqlite import SqliteStore
 from embedded.tasks import outcome
+from tests.processes import wait_until
 from tests.routes import ROUTES, problem
 
 HOST = b"Host: localhost\r\n"
@@ -700,6 +701,24 @@ def test_client_that_takes_no_answers() -> None:
         assert all(client.receive().body == large for _ in range(asked))
 
 
+def test_what_is_unsent_at_the_end_is_closed() -> None:
+    """Answers that nobody takes lie in a file, of which nothing is left when the server ends."""
+
+    def wsgi(_: dict[str, Any], start_response: StartResponse) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", str(1024 * 1024))])
+        return [b"x" * 1024 * 1024]
+
+    with ExitStack() as block, serving(wsgi) as (server, url):
+        client = block.enter_context(Connection(url))
+        client.send(HEALTH * 16)  # more than the kernel takes, and less than is waited with
+        assert client.receive().status == 200
+        (channel,) = server.active_channels.values()
+        wait_until(lambda: not channel.requests)
+        files = [unsent.buf.file for unsent in channel.outbufs if len(unsent)]
+    assert files
+    assert all(file.closed for file in files)
+
+
 def test_client_that_goes_without_its_answers() -> None:
     """One that asks a lot at once and goes leaves nothing behind that the end would wait for."""
 
@@ -830,6 +849,20 @@ def test_time_is_not_what_the_clock_says(
                 channel.began = channel.last_activity = time.time()
             still.readable()
             assert channel.will_close == closed
+
+
+def test_two_steps_that_cancel_out(still: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is set right again before the next look for silent connections does not cut off
+    what began meanwhile."""
+    wall, steady = time.time, time.monotonic
+    still.readable()
+    with Connection(local(still)) as client:
+        monkeypatch.setattr(time, "time", lambda: wall() - 3600)
+        channel = begin(still, client, HEALTH[:9])
+        monkeypatch.setattr(time, "time", lambda: wall() + 6)
+        monkeypatch.setattr(time, "monotonic", lambda: steady() + 6)
+        still.readable()
+        assert not channel.will_close
 
 
 def test_silence_is_ended(still: Server) -> None:
