@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from chalicelib.timers import DEFAULT_TENANT, Outcome, Status, Timer
 from chalicelib.timers import Webhook as Wanted
 from tests.chaos import aws, embedded
 from tests.chaos.__main__ import BEGIN, COLUMNS, DOCUMENT, END, FAULTS
-from tests.chaos.embedded import PER_DATABASE, Impossible
+from tests.chaos.embedded import Impossible
 from tests.chaos.ledger import Crash, Ledger, Request, Run, Webhook
 from tests.chaos.log import Files, log_of
 from tests.fakes import NO_CONTENT, START
@@ -150,18 +151,25 @@ def test_torn_log_is_read_as_sqlite_reads_it(tmp_path: Path) -> None:
             assert len(clean.timers(tmp_path / "clean.db")) == there
 
 
+KILLS = 10
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, "Future[Run]"]]:
     """All faults of the embedded server, which befall a server each at the same time."""
+    faults: dict[str, Callable[[Path, str], Run]] = {
+        "kill -9": partial(embedded.kills, deaths=KILLS),
+        **FAULTS,
+    }
     with ThreadPoolExecutor() as pool:
         yield {
             name: pool.submit(fault, tmp_path_factory.mktemp("chaos"), "1")
-            for name, fault in {"kill -9": embedded.kills, **FAULTS}.items()
+            for name, fault in faults.items()
         }
 
 
 BITES: dict[str, Callable[[Run], object]] = {
-    "kill -9": lambda run: run.figures["deaths"] == PER_DATABASE and run.errors["worker lost"],
+    "kill -9": lambda run: run.figures["deaths"] == KILLS and run.errors["worker lost"],
     "full disk": lambda run: run.figures["refused"],
     "read-only file": lambda run: run.figures["refused"],
     "torn log": lambda run: run.figures["deaths"],

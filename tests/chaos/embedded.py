@@ -341,10 +341,10 @@ class Rig:
         )
 
 
-def kills(folder: Path, seed: str) -> Run:
+def kills(folder: Path, seed: str, deaths: int = PER_DATABASE) -> Run:
     """The server is killed again and again: under load, or while it is starting."""
     with Rig(folder, seed) as rig:
-        for _ in range(PER_DATABASE):
+        for _ in range(deaths):
             if rig.dice.random() < KILLED_AT_START:
                 rig.spawn()
                 time.sleep(rig.dice.random() * rig.starting)
