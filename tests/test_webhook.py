@@ -971,9 +971,10 @@ def test_nothing_left(
     handler: Handler, sender: WebhookSender, maybe_tls: ssl.SSLContext | None
 ) -> None:
     """No socket and no thread is left of an attempt, whatever its end."""
-    before = open_files(), threading.active_count()
+    files, threads = open_files(), threading.active_count()
     post_to(sender, handler, timeout=0.3, tls=maybe_tls)
-    assert (open_files(), threading.active_count()) == before
+    assert open_files() <= files
+    assert threading.active_count() <= threads  # one of a test before may have ended only now
 
 
 def test_nothing_left_of_a_failed_handshake(tls: ssl.SSLContext) -> None:
