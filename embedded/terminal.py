@@ -3,12 +3,17 @@
 import logging
 import queue
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from logging.handlers import QueueHandler, QueueListener
+from typing import TextIO
 
 from chalicelib.timers import Timer
+
+GATHERED = 0.02
+"""Seconds for which lines are gathered before they are written."""
 
 
 @contextmanager
@@ -16,20 +21,51 @@ def attached() -> Iterator[None]:
     """Send what the application logs meanwhile to standard output.
 
     One thread writes it: with a hundred that wait for the terminal in turn, the server does a tenth
-    of its work.
+    of its work. It writes many lines at once: each write hands the interpreter around.
     """
-    lines = logging.StreamHandler(sys.stdout)
+    lines = _Gathering(sys.stdout)
     lines.setFormatter(_Lines())
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     logging.basicConfig(level=logging.INFO, handlers=[_Handler(records)])
     # It would say for every burst how many requests wait for a thread.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    listener = QueueListener(records, lines)
+    listener = _Listener(records, lines)
     listener.start()
     try:
         yield
     finally:
         listener.stop()
+
+
+class _Gathering(logging.StreamHandler[TextIO]):
+    def flush(self) -> None:
+        """Do nothing yet."""
+
+    def write_out(self) -> None:
+        """Write what was gathered."""
+        with suppress(OSError):  # the terminal is gone
+            super().flush()
+
+
+class _Listener(QueueListener):
+    def __init__(self, records: "queue.SimpleQueue[logging.LogRecord]", lines: _Gathering) -> None:
+        super().__init__(records, lines)
+        self._records = records
+        self._lines = lines
+
+    def dequeue(self, block: bool) -> logging.LogRecord:
+        """Return the next record; where there is none, write out, and then wait for a few."""
+        if not self._records.empty():
+            return super().dequeue(block)
+        self._lines.write_out()
+        record = super().dequeue(block)
+        time.sleep(GATHERED)
+        return record
+
+    def stop(self) -> None:
+        """Write all that came until now, and end."""
+        super().stop()
+        self._lines.write_out()
 
 
 class _Handler(QueueHandler):

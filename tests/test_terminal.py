@@ -1,6 +1,8 @@
 """What the terminal shows: one line for each event, whatever comes from outside."""
 
+import io
 import logging
+import queue
 from datetime import timedelta
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 
 from chalicelib import timers
 from chalicelib.timers import Outcome
-from embedded.terminal import _Lines
+from embedded.terminal import _Gathering, _Lines, _Listener
 from tests.fakes import NO_CONTENT, START
 from tests.test_timers import delivering, scheduled
 
@@ -49,3 +51,38 @@ def test_nothing_from_outside_moves_the_cursor(evil: str) -> None:
     shown = line("webhook received", method="POST", path=f"/_receiver/{evil}x", lateness=None)
     assert shown.isprintable()
     assert evil not in shown
+
+
+class Terminal(io.StringIO):
+    """Counts how often it was written to."""
+
+    writes = 0
+
+    def flush(self) -> None:
+        self.writes += 1
+
+
+def test_what_comes_together_is_written_together() -> None:
+    """A burst of events costs few writes, and the end loses none of them."""
+    terminal = Terminal()
+    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    for number in range(1000):
+        records.put(logging.makeLogRecord({"msg": str(number)}))
+    listener = _Listener(records, _Gathering(terminal))
+    listener.start()
+    listener.stop()
+    assert terminal.getvalue().split() == [str(number) for number in range(1000)]
+    assert terminal.writes < 5
+
+
+class Gone(io.StringIO):
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+def test_a_terminal_that_is_gone() -> None:
+    """It keeps nobody from going on."""
+    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    listener = _Listener(records, _Gathering(Gone()))
+    listener.start()
+    listener.stop()
