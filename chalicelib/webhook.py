@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import lru_cache, partial
 from http.client import HTTPException
 from ipaddress import ip_address
 from typing import Any, Protocol, TypeVar
@@ -204,7 +204,8 @@ class _Bounded:
 
     def settimeout(self, seconds: float | None) -> None:
         """Let the exchange end within so many seconds, if it had longer."""
-        super().settimeout(0)  # type: ignore[misc]
+        if super().gettimeout() != 0:  # type: ignore[misc]
+            super().settimeout(0)  # type: ignore[misc]
         if seconds is not None:
             self.expires = min(self.expires, time.monotonic() + seconds)
 
@@ -323,6 +324,14 @@ class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, ssl_context=self._tls, **kwargs)
 
+    def get_connection_with_tls_context(self, request: Any, *_: Any, **__: Any) -> Any:
+        """Return the pool for a receiver; the original looks for proxies and certificates first."""
+        return self.poolmanager.connection_from_url(request.url)
+
+    def request_url(self, request: Any, _: Any) -> str:
+        """Return what stands in the first line; the original looks for proxies."""
+        return str(request.path_url)
+
     def cert_verify(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the context verifies, and need not load the authorities each time."""
 
@@ -391,10 +400,17 @@ def _prepared(
     # Without its cookies, its authentication and its hooks, which take a quarter of the time.
     request = requests.PreparedRequest()
     request.prepare_method(method)
-    request.prepare_url(url, "")
+    request.url = _as_sent(url)
     request.prepare_headers(headers)
     request.prepare_body(body, None)
     return request
+
+
+@lru_cache(1024)
+def _as_sent(url: str) -> str:
+    request = requests.PreparedRequest()
+    request.prepare_url(url, "")
+    return str(request.url)
 
 
 def _signature(timer: Timer, at: datetime, secrets: Sequence[str], body: bytes) -> dict[str, str]:
