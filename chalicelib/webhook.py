@@ -2,9 +2,10 @@
 
 Whatever the receiver does, an attempt ends in time and reads a bounded number of bytes: the socket
 itself keeps both bounds, so dripped headers, endless `100 Continue` and gzip bombs fall under them
-as well. Every connection is made for one attempt only, to an address that was checked, without
-redirects and without the proxies of the environment. What is sent is signed with all the secrets of
-its tenant; while these can't be read, nothing is sent.
+as well. Connections are made to addresses that were checked, without redirects and without the
+proxies of the environment, and may be kept for a moment, for the next webhook to the same receiver.
+What is sent is signed with all the secrets of its tenant; while these can't be read, nothing is
+sent.
 """
 
 import logging
@@ -15,12 +16,13 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
+from http import HTTPStatus
 from http.client import HTTPException
 from ipaddress import ip_address
 from typing import Any, Protocol, TypeVar
@@ -60,6 +62,21 @@ BODY_PATIENCE = 2.0
 
 FRESH = timedelta(minutes=1)
 """How long secrets are remembered on AWS, and so how long a retired one may still sign."""
+
+KEPT = 0.5
+"""Seconds for which a connection waits for the next webhook to the same receiver.
+
+Within a burst that is long enough, and no common server closes a silent connection that early.
+"""
+
+LIFE = 10.0
+"""Seconds after which a connection is not kept any more: the name may lead elsewhere by then."""
+
+RECEIVERS = 64
+"""To how many receivers connections are kept at a time, at most."""
+
+CONNECTIONS = 32
+"""How many are kept to each, at most."""
 
 T = TypeVar("T")
 
@@ -111,9 +128,12 @@ class Waiting(Protocol):
     def during(self, call: Callable[[], T]) -> T:
         """Make a call that takes long; return its result."""
 
+    def later(self, seconds: float, call: Callable[[], object], /) -> bool:
+        """Make a call, which must not wait, after so long; say whether that is possible."""
+
 
 class AsThread:
-    """Waits as a thread does: the system lets the others go on."""
+    """Waits as a thread does: the system lets the others go on. It keeps no connection."""
 
     def until(self, sock: socket.socket, writing: bool, seconds: float) -> object:
         poll = select.poll()
@@ -122,6 +142,9 @@ class AsThread:
 
     def during(self, call: Callable[[], T]) -> T:
         return call()
+
+    def later(self, *_: object) -> bool:
+        return False  # nobody is there: between two events a process on Lambda stands still
 
 
 class WebhookSender:
@@ -171,9 +194,7 @@ class WebhookSender:
         except requests.exceptions.InvalidHeader:
             # It will not pass, and what requests says of it quotes the header.
             raise _Stopped("refused target", "a header can't be sent") from None
-        limit = urllib3.Timeout(total=timeout)
-        # Not through a Session: that reads the whole body of a redirect, however long.
-        response = self._adapter.send(request, stream=True, timeout=limit)  # type: ignore[arg-type]  # requests takes urllib3's own Timeout, its stubs do not say so
+        response = self._answer(request, time.monotonic() + timeout)
         try:
             return Outcome(
                 status=response.status_code,
@@ -182,6 +203,19 @@ class WebhookSender:
             )
         finally:
             response.close()
+
+    def _answer(self, request: requests.PreparedRequest, ends_at: float) -> requests.Response:
+        try:
+            return self._adapter.post(request, ends_at)
+        except _Dropped:
+            # The receiver had ended the connection before it knew of this webhook, most likely. If
+            # not, it gets it twice, as after any fault, and knows it by its id. In the pool nothing
+            # has taken the place of that connection yet, so this one is fresh.
+            return self._adapter.post(request, ends_at)
+
+
+class _Dropped(Exception):
+    """A connection that was kept has ended without a word. No OSError, as below."""
 
 
 class _Stopped(Exception):
@@ -212,6 +246,10 @@ class _Bounded:
     def gettimeout(self) -> float:
         """Return the seconds that are left; what is nothing to a socket means that it can block."""
         return max(self.expires - time.monotonic(), 0.001)
+
+    def begin_anew(self) -> None:
+        """Have the time and the room of another exchange."""
+        self.expires, self.room = float("inf"), MAX_BYTES
 
     def connect(self, address: Any) -> None:
         left = self._left()
@@ -283,12 +321,51 @@ class _Connection:
     port: int
     timeout: float
     sock: Any
+    close: Callable[[], None]
+    connected_at = 0.0
+    kept_at: float | None = None
+    """Since when it waits for another request, by the monotonic clock."""
+    is_reused = False
+    is_answered = False
+    """Whether the final answer to the latest request has begun."""
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        self.is_reused, self.kept_at = self.kept_at is not None and self.sock is not None, None
+        self.is_answered = False
+        if self.is_reused:
+            self.sock.begin_anew()
+        with self._maybe_dropped(self.sock):
+            super().request(*args, **kwargs)  # type: ignore[misc]
 
     def getresponse(self) -> Any:
         sock = self.sock
-        response = super().getresponse()  # type: ignore[misc]
+        with self._maybe_dropped(sock):
+            response = super().getresponse()  # type: ignore[misc]
+        # After Early Hints, and the like, the answer proper is still to come.
+        self.is_answered = response.status >= HTTPStatus.OK
         sock.settimeout(BODY_PATIENCE)
         return response
+
+    @contextmanager
+    def _maybe_dropped(self, sock: Any) -> Iterator[None]:
+        try:
+            yield
+        except (ConnectionError, ssl.SSLError) as error:
+            if self.is_reused and sock.room == MAX_BYTES:
+                raise _Dropped from error
+            raise
+
+    def keep(self) -> bool:
+        """Wait for another request; False if that is impossible."""
+        now = time.monotonic()
+        if self.sock is None or not self.is_answered or now > self.connected_at + LIFE:
+            return False
+        self.kept_at = now
+        return self.waiting.later(KEPT, partial(self._give_up, now))
+
+    def _give_up(self, kept_at: float) -> None:
+        if self.kept_at == kept_at:
+            self.close()
 
     def _new_conn(self) -> socket.socket:
         expires = time.monotonic() + self.timeout
@@ -296,18 +373,17 @@ class _Connection:
         _check(self.targets, self.host, self.port, found)
         sock = _connect(found, expires, self.waiting)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.connected_at = time.monotonic()
         return sock
 
 
 class _Pool:
-    """Mixed into urllib3's pools: keeps no connection.
+    """Mixed into urllib3's pools: keeps a connection only as long as it says itself."""
 
-    A receiver may close one just as it is used again, and then nobody knows what arrived.
-    """
-
-    def _put_conn(self, conn: HTTPConnection | None) -> None:
-        if conn is not None:
+    def _put_conn(self, conn: Any) -> None:
+        if conn is not None and not conn.keep():
             conn.close()
+        super()._put_conn(conn)  # type: ignore[misc]
 
 
 class _Adapter(HTTPAdapter):
@@ -315,7 +391,7 @@ class _Adapter(HTTPAdapter):
         bound = {"targets": targets, "waiting": waiting}
         tls.sslsocket_class = type("TlsSocket", (_TlsSocket,), bound)
         self._tls = tls
-        super().__init__()
+        super().__init__(pool_connections=RECEIVERS, pool_maxsize=CONNECTIONS)
         self.poolmanager.pool_classes_by_scheme = {
             "http": _pool_class(HTTPConnectionPool, HTTPConnection, bound),
             "https": _pool_class(HTTPSConnectionPool, HTTPSConnection, bound),
@@ -323,6 +399,12 @@ class _Adapter(HTTPAdapter):
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, ssl_context=self._tls, **kwargs)
+
+    def post(self, request: requests.PreparedRequest, ends_at: float) -> requests.Response:
+        """Send a request; return the answer, whose body is still to be read."""
+        limit = urllib3.Timeout(total=max(ends_at - time.monotonic(), 0.001))
+        # Not through a Session: that reads the whole body of a redirect, however long.
+        return self.send(request, stream=True, timeout=limit)  # type: ignore[arg-type]  # requests takes urllib3's own Timeout, its stubs do not say so
 
     def get_connection_with_tls_context(self, request: Any, *_: Any, **__: Any) -> Any:
         """Return the pool for a receiver; the original looks for proxies and certificates first."""
@@ -428,7 +510,6 @@ def _headers(timer: Timer, at: datetime) -> dict[str, str]:
         "User-Agent": USER_AGENT,
         "Accept": "*/*",
         "Accept-Encoding": "identity",
-        "Connection": "close",
     }
     # The owner's may replace Accept and User-Agent; no other of ours can be among them.
     given = {name.lower() for name in timer.headers}

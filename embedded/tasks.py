@@ -5,6 +5,7 @@ Of those a hundred would wait for a commit, and then all for the interpreter: ha
 more than what they did with it.
 """
 
+import heapq
 import logging
 import selectors
 import socket
@@ -13,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
 from typing import Any, TypeVar
 
 from greenlet import getcurrent, greenlet
@@ -96,6 +98,8 @@ class Loop:
     def __init__(self) -> None:
         self.tasks = Tasks(self._wake)
         self._until: dict[_Task, float] = {}
+        self._later: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = count()
         self._waker: socket.socket | None = None
 
     def run(self, is_over: Callable[[], bool]) -> None:
@@ -125,15 +129,20 @@ class Loop:
     def during(self, call: Callable[[], T]) -> T:
         return aside(call)
 
+    def later(self, seconds: float, call: Callable[[], object]) -> bool:
+        heapq.heappush(self._later, (time.monotonic() + seconds, next(self._numbers), call))
+        return True
+
     def _patience(self) -> float | None:
-        if not self._until:
-            return None
-        return max(0.0, min(self._until.values()) - time.monotonic())
+        ends = [*self._until.values(), *(entry[0] for entry in self._later[:1])]
+        return max(0.0, min(ends) - time.monotonic()) if ends else None
 
     def _give_up_waiting(self) -> None:
         now = time.monotonic()
         for task in [task for task, end in self._until.items() if end <= now]:
             task.switch()
+        while self._later and self._later[0][0] <= now:
+            heapq.heappop(self._later)[2]()
 
     def _wake(self) -> None:
         if self._waker is not None:

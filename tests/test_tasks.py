@@ -236,6 +236,20 @@ def test_waiting_for_a_socket_ends_in_time(loop: Loop) -> None:
         assert long.result(WAIT) is None
 
 
+def test_calls_are_made_later(loop: Loop) -> None:
+    """Each after its time, whatever came before it, and while nothing else happens."""
+    made: list[str] = []
+    last: Future[list[str]] = Future()
+
+    def order() -> None:
+        loop.later(0.05, lambda: last.set_result([*made, "last"]))
+        loop.later(0.0, lambda: made.append("first"))
+        loop.later(0.01, lambda: made.append("second"))
+
+    begin(loop, order).result(WAIT)
+    assert last.result(WAIT) == ["first", "second", "last"]
+
+
 def test_webhooks_are_sent_side_by_side(loop: Loop) -> None:
     """A receiver that waits for the second webhook before it answers the first gets both."""
     both, sender = threading.Barrier(2), WebhookSender(Targets.parse(LOOPBACK), waiting=loop)

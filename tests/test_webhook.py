@@ -44,6 +44,9 @@ SOON = 5.0
 FLOOD = 64 * 1024 * 1024
 """Bytes that an endless answer ends with after all; the kernel's buffers hold far less."""
 
+OK = b"HTTP/1.1 200 OK\r\n"
+OK_EMPTY = OK + b"Content-Length: 0\r\n\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
 
 Handler = Callable[[socket.socket], None]
@@ -241,6 +244,16 @@ class AsTask(WebhookSender):
     def send(self, timer: Timer, at: datetime) -> Outcome:
         return begin(self.loop, partial(super().send, timer, at)).result(2 * PATIENCE)
 
+    def let_go(self) -> None:
+        """Close the connections that are kept."""
+        begin(self.loop, self._adapter.close).result(PATIENCE)
+
+
+@pytest.fixture(autouse=True)
+def kept_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most receivers here wait for the end of the connection, and no test for them."""
+    monkeypatch.setattr(webhook, "KEPT", 0.0)
+
 
 @pytest.fixture(scope="module", params=["as a thread", "as a task"])
 def sender(request: pytest.FixtureRequest, authority: trustme.CA) -> Iterator[WebhookSender]:
@@ -371,7 +384,6 @@ def test_request(sender: WebhookSender) -> None:
         "User-Agent: Timers/1",
         "Accept: */*",
         "Accept-Encoding: identity",
-        "Connection: close",
         "Content-Length: 0",
         "",
         "",
@@ -425,15 +437,11 @@ def test_no_cookies(sender: WebhookSender) -> None:
     assert b"cookie" not in recording.heads[1].lower()
 
 
-def test_fresh_connection(sender: WebhookSender) -> None:
-    """Every attempt has a connection of its own, even if the receiver keeps the last one open."""
-
-    def keep_alive(conn: socket.socket) -> None:
-        while True:
-            read_head(conn)
-            conn.sendall(b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n")
-
-    with receiver(keep_alive) as running:
+def test_fresh_connection() -> None:
+    """A sender in a thread, as on Lambda, makes a connection for every attempt, even if a receiver
+    would keep the last one: nobody could close it later."""
+    sender = sender_to(LOOPBACK)
+    with receiver(Answers([OK_EMPTY] * 3)) as running:
         statuses = [post(sender, f"http://127.0.0.1:{running.port}/").status for _ in range(3)]
         assert statuses == [200] * 3
         assert running.connections == 3
@@ -509,10 +517,6 @@ def test_redirects(status: int, sender: WebhookSender) -> None:
         outcome = post_to(sender, closing(answer.encode()))
         assert outcome.status == status
         assert other.connections == 0
-
-
-OK = b"HTTP/1.1 200 OK\r\n"
-CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -941,6 +945,243 @@ def test_no_tls(sender: WebhookSender) -> None:
     with receiver(handle) as running:
         outcome = post(sender, f"https://127.0.0.1:{running.port}/")
     assert outcome.error == "tls"
+
+
+# Connections that are kept
+
+
+class Answers:
+    """Answers one request after the other, on as many connections as need be.
+
+    What is None is not answered, but the connection closed.
+    """
+
+    def __init__(self, answers: list[bytes | None]) -> None:
+        self.answers = iter(answers)
+        self.requests: list[bytes] = []
+        self.left = threading.Event()
+
+    def __call__(self, conn: socket.socket) -> None:
+        try:
+            while True:
+                self.requests.append(read_head(conn))
+                answer = next(self.answers)
+                if answer is None:
+                    return
+                conn.sendall(answer)
+        finally:
+            self.left.set()
+
+
+@pytest.fixture
+def keeping(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch) -> Iterator[AsTask]:
+    """A sender that keeps connections for as long as a test may take."""
+    monkeypatch.setattr(webhook, "KEPT", 60.0)
+    with running_loop() as loop:
+        yield AsTask(loop, Targets.parse(LOOPBACK), trusting(authority))
+
+
+def posts(sender: AsTask, running: Receiver, number: int) -> list[int | None]:
+    """Post so many webhooks one after the other, and close what is kept; return the statuses."""
+    scheme = "http" if running.tls is None else "https"
+    url = f"{scheme}://127.0.0.1:{running.port}/"
+    statuses = [post(sender, url).status for _ in range(number)]
+    sender.let_go()
+    return statuses
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        OK_EMPTY,
+        NO_CONTENT,
+        OK + b"Content-Length: 3\r\n\r\nand",
+        OK + b"Content-Length: %d\r\n\r\n" % ANSWER_KEPT + b"a" * ANSWER_KEPT,
+        CHUNKED + b"3\r\nand\r\n0\r\n\r\n",
+        b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n",
+        OK + b"X: " + b"a" * (MAX_BYTES // 2) + b"\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_a_kept_connection(
+    answer: bytes, keeping: AsTask, maybe_tls: ssl.SSLContext | None
+) -> None:
+    """The next webhook to the same receiver takes it, with all of an exchange's room, once the
+    answer before is read to its end."""
+    with receiver(Answers([answer] * 4), tls=maybe_tls) as running:
+        assert posts(keeping, running, 4) == [int(answer[9:12])] * 4
+        assert running.connections == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        OK + b"Connection: close\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        OK + b"Content-Length: 9999\r\n\r\n" + b"a" * 9999,
+        b"HTTP/1.1 103 Early Hints\r\n\r\n",
+    ],
+)
+def test_a_connection_that_is_not_kept(
+    answer: bytes, keeping: AsTask, maybe_tls: ssl.SSLContext | None
+) -> None:
+    """One that the receiver wants to close, or on which anything is left to come, is used once:
+    no webhook takes an answer that was another's."""
+    with receiver(Answers([answer] * 3), tls=maybe_tls) as running:
+        statuses = posts(keeping, running, 3)
+        assert statuses == [int(answer[9:12])] * 3
+        assert running.connections == 3
+
+
+def test_a_kept_connection_on_which_more_has_come(keeping: AsTask) -> None:
+    """No webhook takes what came before it was sent for its answer."""
+    more, came = threading.Event(), threading.Event()
+
+    def talkative(conn: socket.socket) -> None:
+        read_head(conn)
+        conn.sendall(OK_EMPTY)
+        assert more.wait(PATIENCE)
+        conn.sendall(b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")
+        came.set()
+
+    with receiver(talkative) as running:
+        url = f"http://127.0.0.1:{running.port}/"
+        assert post(keeping, url).status == 200
+        more.set()
+        assert came.wait(PATIENCE)
+        assert post(keeping, url).status == 200
+        keeping.let_go()
+
+
+def test_a_kept_connection_is_closed_in_time(
+    keeping: AsTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If nothing comes for KEPT, the receiver sees its end."""
+    monkeypatch.setattr(webhook, "KEPT", 0.05)
+    answers = Answers([OK_EMPTY])
+    with receiver(answers) as running:
+        assert post(keeping, f"http://127.0.0.1:{running.port}/").status == 200
+        assert answers.left.wait(PATIENCE)
+
+
+def test_a_kept_connection_does_not_live_for_ever(
+    keeping: AsTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After LIFE the name is looked up anew, however much is sent."""
+    monkeypatch.setattr(webhook, "LIFE", 0.0)
+    with receiver(Answers([OK_EMPTY] * 2)) as running:
+        assert posts(keeping, running, 2) == [200, 200]
+        assert running.connections == 2
+
+
+def test_a_kept_connection_that_the_receiver_has_closed(
+    keeping: AsTask, maybe_tls: ssl.SSLContext | None
+) -> None:
+    """Whether its end is noticed before or after sending, no webhook fails for it."""
+    with receiver(closing(OK_EMPTY), tls=maybe_tls) as running:
+        assert posts(keeping, running, 20) == [200] * 20
+        assert running.connections == 20
+
+
+def test_a_kept_connection_that_ends_without_an_answer(
+    keeping: AsTask, maybe_tls: ssl.SSLContext | None
+) -> None:
+    """The receiver may have closed it before it knew of the webhook, which then goes over a fresh
+    one, once, and is the same."""
+    answers = Answers([OK_EMPTY, None, OK_EMPTY])
+    with receiver(answers, tls=maybe_tls) as running:
+        assert posts(keeping, running, 2) == [200, 200]
+        assert running.connections == 2
+    assert len(set(answers.requests)) == 1
+
+
+def test_what_ends_without_an_answer_on_a_fresh_connection(keeping: AsTask) -> None:
+    """That is a failure, also where it took the place of one that was kept: nothing is sent more
+    often than that."""
+    answers = Answers([None, OK_EMPTY, None, None])
+    with receiver(answers) as running:
+        assert posts(keeping, running, 3) == [None, 200, None]
+    assert len(answers.requests) == 4
+
+
+def test_all_kept_connections_may_have_ended(keeping: AsTask) -> None:
+    """What takes the place of one is fresh, and no other that was kept as long."""
+    both = threading.Barrier(2)
+
+    def ending(conn: socket.socket) -> None:
+        read_head(conn)
+        if running.connections <= both.parties:
+            both.wait(PATIENCE)
+        conn.sendall(OK_EMPTY)
+        read_head(conn)
+
+    with receiver(ending) as running:
+        second = threading.Thread(target=running.run)
+        second.start()
+        with ThreadPoolExecutor(both.parties) as pool:
+            sent = [pool.submit(post, keeping, f"http://127.0.0.1:{running.port}/") for _ in "ab"]
+        assert [it.result().status for it in sent] == [200, 200]
+        assert posts(keeping, running, 1) == [200]
+        assert running.connections == 3
+        running.stopping = True
+        while second.is_alive():  # which of the two takes it is up to the system
+            socket.create_connection(("127.0.0.1", running.port)).close()
+            second.join(0.1)
+
+
+def test_a_kept_connection_that_ends_within_an_answer(keeping: AsTask) -> None:
+    """Whoever has begun to answer has got the webhook: it is not sent once more."""
+    requests: list[bytes] = []
+
+    def breaking(conn: socket.socket) -> None:
+        for answer in (OK_EMPTY, b"HTTP/1.1 "):
+            requests.append(read_head(conn))
+            conn.sendall(answer)
+        time.sleep(0.2)  # or the reset would overtake what was sent
+        conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with receiver(breaking) as running:
+        assert posts(keeping, running, 2) == [200, None]
+    assert len(requests) == 2
+
+
+def test_a_kept_connection_that_is_in_use_again(
+    keeping: AsTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not closed when the time is over for which it was kept before."""
+    monkeypatch.setattr(webhook, "KEPT", 0.2)
+    pauses = iter([0.0, 0.4, 0.0])
+
+    def slow(conn: socket.socket) -> None:
+        for pause in pauses:
+            read_head(conn)
+            time.sleep(pause)
+            conn.sendall(OK_EMPTY)
+
+    with receiver(slow) as running:
+        assert posts(keeping, running, 3) == [200] * 3
+        assert running.connections == 1
+
+
+def test_both_tries_have_the_time_of_one(keeping: AsTask) -> None:
+    """Sending once more takes no longer than the timeout allows in all."""
+    hold, timeout = 2.0, 2.5
+
+    def hanging(conn: socket.socket) -> None:
+        read_head(conn)
+        if running.connections == 1:
+            conn.sendall(OK_EMPTY)
+            read_head(conn)
+            time.sleep(hold)
+        else:
+            conn.recv(1)
+
+    with receiver(hanging) as running:
+        url = f"http://127.0.0.1:{running.port}/"
+        assert post(keeping, url).status == 200
+        outcome = post(keeping, url, timeout)
+        assert running.connections == 2
+    assert outcome.error == "timeout"
+    assert outcome.duration < hold + timeout
 
 
 # Afterwards
