@@ -3,7 +3,7 @@
 import logging
 import queue
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -52,6 +52,7 @@ class _Listener(QueueListener):
         super().__init__(records, lines)
         self._records = records
         self._lines = lines
+        self._stopping = threading.Event()
 
     def dequeue(self, block: bool) -> logging.LogRecord:
         """Return the next record; where there is none, write out, and then wait for a few."""
@@ -59,11 +60,12 @@ class _Listener(QueueListener):
             return super().dequeue(block)
         self._lines.write_out()
         record = super().dequeue(block)
-        time.sleep(GATHERED)
+        self._stopping.wait(GATHERED)
         return record
 
     def stop(self) -> None:
         """Write all that came until now, and end."""
+        self._stopping.set()
         super().stop()
         self._lines.write_out()
 
