@@ -67,6 +67,9 @@ KEPT = {
     "delivered": ledger_of(DELIVERED, sent()),
     "tried again": ledger_of(attempted(FAILED_ONCE), sent(1, 1, 500), sent(2, 3)),
     "sent again after a crash": ledger_of(LOST, sent(1), sent(2, 3), crashes=(CRASH,)),
+    "sent again after a hang-up": ledger_of(
+        attempted(FAILED_ONCE), sent(1, 1, 0), sent(1, 1, 0), sent(2, 3)
+    ),
     "cancelled": asked(ledger_of(CANCELLED), CANCEL),
     "cancelled, perhaps": asked(ledger_of(DELIVERED, sent()), CANCEL._replace(status=503, why="?")),
     "moved, perhaps": asked(ledger_of(DELIVERED, sent()), MOVE._replace(status=503, why="?")),
@@ -101,6 +104,7 @@ BROKEN = {
     "overruled: its deadline": asked(ledger_of(CANCELLED), MOVE),
     "twice: attempts 1 and 2": ledger_of(LOST, sent(1), sent(2, 3)),
     "twice: attempts 1 and 1": ledger_of(FAILED_ONCE, sent(1, 1, 500), sent(1, 3, 500)),
+    "twice: attempts 1 and 1,": ledger_of(FAILED_ONCE, *(sent(1, 1 + n, 0) for n in range(3))),
     "cancelled, and sent afterwards": asked(ledger_of(CANCELLED, sent()), CANCEL),
     "cancelled, and delivered afterwards": asked(ledger_of(DELIVERED, sent()), CANCEL),
     "move at 12:00:01.000000 was not answered": asked(

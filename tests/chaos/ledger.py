@@ -245,10 +245,20 @@ def _early(story: _Story) -> Iterator[str]:
 
 
 def _twice(story: _Story) -> Iterator[str]:
-    """One claim at a time: again only what was not taken, or if there was a crash in between."""
+    """One claim at a time: again only what was not taken, or if there was a crash in between.
+
+    A receiver that hangs up may get the same attempt once more.
+    """
+    resent: set[int] = set()
     for one, next in pairwise(sorted(story.webhooks, key=lambda it: (it.attempt, it.at))):
-        is_retry = not one.taken and one.attempt < next.attempt
-        if not is_retry and not any(crash.lies_between(one, next) for crash in story.crashes):
+        if any(crash.lies_between(one, next) for crash in story.crashes):
+            continue
+        if one.attempt < next.attempt:
+            is_meant = not one.taken
+        else:
+            is_meant = not one.status and one.attempt not in resent
+            resent.add(one.attempt)
+        if not is_meant:
             yield f"twice: attempts {one.attempt} and {next.attempt}, and no crash in between"
 
 
