@@ -657,6 +657,16 @@ def test_text_stays_text(server: Embedded, page: Page, httpserver: HTTPServer) -
     assert page.locator("main img").count() == 0
 
 
+def test_the_beginning_of_a_body(server: Embedded, page: Page) -> None:
+    """A long body that arrived is shown as far as the service tells it, and said to go on."""
+    requests.post(f"{server.url}/_receiver/long", data="long " * 1000, timeout=30)
+    console = Console(page, server.url, "/received")
+    page.get_by_text("/_receiver/long").first.click()
+    console.sees("It begins so, and has 5000 bytes.")
+    body = page.locator("details[open]").get_by_label("Body", exact=True).inner_text()
+    assert body == ("long " * 1000)[:2048]
+
+
 def test_keys(tmp_path: Path, browser: Browser) -> None:
     """Where keys are wanted it asks for one at once, says if it opens nothing, keeps it in the
     session's storage alone, and forgets it when told to."""

@@ -5,6 +5,7 @@ import { now } from "./service.js";
 import { Loading, Moment, useLoaded } from "./parts.js";
 import { lines, seconds } from "./words.js";
 
+const SHOWN = 2048; // bytes of a body that the service shows
 const SIGNED = { valid: "signature valid", invalid: "signature invalid", missing: "not signed" };
 
 export function Received({ ask, receiver }) {
@@ -36,7 +37,9 @@ const Arrival = ({ arrival }) => html`
       <h2>Headers</h2><pre tabindex="0" aria-label="Headers">${lines(arrival.headers)}</pre>
       <h2>Body</h2>
       ${arrival.body
-        ? html`<pre tabindex="0" aria-label="Body">${arrival.body}</pre>`
+        ? html`
+          ${arrival.size > SHOWN && html`<p class="quiet">It begins so, and has ${arrival.size} bytes.</p>`}
+          <pre tabindex="0" aria-label="Body">${arrival.body}</pre>`
         : html`<p>${arrival.size ? `${arrival.size} bytes, too many to keep.` : "Empty."}</p>`}
     </details>
   </li>`;
