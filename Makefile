@@ -16,8 +16,9 @@ run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, AUT
 demo: $(VENV)/run.done  ## look at it: a scratch database with a handful of timers, and the console (PORT)
 	@exec $(BIN)/python -m embedded.demo
 
-test: $(VENV)/dev.done $(AXE)  ## run all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/dev.done $(AXE)  ## run all tests, two files at a time but for those with real deadlines
+	$(BIN)/python -m pytest -m 'not e2e' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m e2e
 
 check: $(VENV)/dev.done  ## lint, format, types, then all tests
 	$(BIN)/ruff check .
