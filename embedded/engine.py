@@ -221,7 +221,8 @@ class Engine:
     def _begin_anew(self) -> None:
         """Read all that waits again, from the first: a ring that comes twice does nothing."""
         with self._changed:
-            self._horizon = _BEGINNING
+            # What stayed would lie beyond the horizon, and count as if all before it were here.
+            self._heap, self._horizon = [], _BEGINNING
             self._low.set()
 
     def _push(self, entries: Iterable[tuple[Position, Ring]]) -> None:

@@ -342,6 +342,28 @@ def test_a_crowd_for_one_host_is_no_wall(
         engine.stop()
 
 
+def test_what_is_far_keeps_nothing_from_being_read_again(
+    store: SqliteStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading begins anew with an empty heap: timers of another day do not stand for those that are
+    due, and were turned away."""
+    monkeypatch.setattr(engine_module, "HEAP", 8)
+    engine = Engine(store, clock)
+    for number in range(6):
+        store.add(make(number, timedelta(days=1)))
+    engine.refill()
+    for number in range(6, 26):
+        store.add(make(number, SECOND))
+    clock.forward(10)
+    found = 0
+    engine._begin_anew()
+    while engine._low.is_set():
+        engine._low.clear()
+        engine.refill()
+        found += len(engine.pop_due()[0])
+    assert found == 20
+
+
 def test_what_could_not_be_answered_comes_again(
     engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
