@@ -18,6 +18,7 @@ Two numbers decide every race:
 
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import sha256
 from math import ceil
 from typing import Any
@@ -232,6 +233,7 @@ def ring(timer: Timer) -> Ring:
     return Ring(timer.id, timer.tenant, timer.generation, timer.due_at, host=host(timer.url))
 
 
+@lru_cache(1024)
 def host(url: str) -> str:
     """Return the host of a timer's URL, in one spelling, with its port if it is a special one."""
     try:

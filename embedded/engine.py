@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 HEAP = 20_000
 """The most rings that are read into memory at once."""
 
-SENDERS = 64
+SENDERS = 128
 """How many webhooks are sent at the same time."""
 
 LONGEST_WAIT = 1.0
