@@ -16,14 +16,14 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
 from http import HTTPStatus
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from ipaddress import ip_address
 from typing import Any, Protocol, TypeVar
 
@@ -129,8 +129,9 @@ class Waiting(Protocol):
     def during(self, call: Callable[[], T]) -> T:
         """Make a call that takes long; return its result."""
 
-    def later(self, seconds: float, call: Callable[[], object], /) -> bool:
-        """Make a call, which must not wait, after so long; say whether that is possible."""
+    @property
+    def later(self) -> Callable[[float, Callable[[], object]], object] | None:
+        """Make a call, which must not wait, after so many seconds; None where nobody would."""
 
 
 class AsThread:
@@ -144,8 +145,7 @@ class AsThread:
     def during(self, call: Callable[[], T]) -> T:
         return call()
 
-    def later(self, *_: object) -> bool:
-        return False  # nobody is there: between two events a process on Lambda stands still
+    later = None  # between two events a process on Lambda stands still
 
 
 class WebhookSender:
@@ -165,6 +165,7 @@ class WebhookSender:
     ) -> None:
         tls = tls or ssl.create_default_context(cafile=certifi.where())
         self._adapter = _Adapter(targets, tls, waiting)
+        self._keeps = waiting.later is not None
         self._secrets_of = secrets_of
 
     def send(self, timer: Timer, at: datetime) -> Outcome:
@@ -190,6 +191,9 @@ class WebhookSender:
     ) -> Outcome:
         body = timer.body.encode()
         headers = _headers(timer, at) | _signature(timer, at, secrets, body)
+        if body or not self._keeps:
+            # A receiver that does not read a body would take it for the next request.
+            headers["Connection"] = "close"
         try:
             request = _prepared(timer.method, timer.target, headers, body)
         except requests.exceptions.InvalidHeader:
@@ -236,6 +240,8 @@ class _Bounded:
     waiting: Waiting
     expires = float("inf")
     room = MAX_BYTES
+    is_clean = False
+    """Whether nothing has come behind the latest answer."""
 
     def settimeout(self, seconds: float | None) -> None:
         """Let the exchange end within so many seconds, if it had longer."""
@@ -250,7 +256,16 @@ class _Bounded:
 
     def begin_anew(self) -> None:
         """Have the time and the room of another exchange."""
-        self.expires, self.room = float("inf"), MAX_BYTES
+        self.expires, self.room, self.is_clean = float("inf"), MAX_BYTES, False
+
+    def end(self, read: Any) -> None:
+        """Have an answer behind that was read with this BufferedReader."""
+        room, self.room = self.room, 0  # so that only what it has already can be seen
+        try:
+            read.peek()
+        except _Stopped:
+            self.is_clean = not getattr(self, "pending", int)()  # what TLS has already
+        self.room = room
 
     def connect(self, address: Any) -> None:
         left = self._left()
@@ -313,60 +328,75 @@ class _TlsSocket(_Bounded, ssl.SSLSocket):
             raise
 
 
-class _Connection:
-    """Mixed into urllib3's connections: connects to checked addresses only, in bounded sockets."""
+class _Answer(HTTPResponse):
+    """http.client's, which says to its socket whether all that came is its own."""
 
+    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self._sock = sock
+
+    def _close_conn(self) -> None:
+        self._sock.end(self.fp)
+        super()._close_conn()  # type: ignore[misc]  # typeshed does not know it
+
+
+class _Connection:
+    """Mixed into urllib3's connections: connects to checked addresses only, in bounded sockets.
+
+    After a request without `Connection: close` it is kept, if the receiver answers it in full.
+    """
+
+    response_class = _Answer
     targets: Targets
     waiting: Waiting
     host: str
     port: int
     timeout: float
     sock: Any
-    close: Callable[[], None]
     connected_at = 0.0
     kept_at: float | None = None
     """Since when it waits for another request, by the monotonic clock."""
     is_reused = False
-    is_answered = False
-    """Whether the final answer to the latest request has begun."""
+    may_be_kept = False
 
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        self.is_reused, self.kept_at = self.kept_at is not None and self.sock is not None, None
-        self.is_answered = False
+    def request(self, *args: Any, headers: Mapping[str, str], **kwargs: Any) -> None:
+        self.is_reused, self.kept_at = self.kept_at is not None, None
+        self.may_be_kept = "Connection" not in headers
         if self.is_reused:
             self.sock.begin_anew()
-        with self._maybe_dropped(self.sock):
-            super().request(*args, **kwargs)  # type: ignore[misc]
+        super().request(*args, headers=headers, **kwargs)  # type: ignore[misc]
 
     def getresponse(self) -> Any:
         sock = self.sock
-        with self._maybe_dropped(sock):
-            response = super().getresponse()  # type: ignore[misc]
-        # After Early Hints, and the like, the answer proper is still to come.
-        self.is_answered = response.status >= HTTPStatus.OK
-        sock.settimeout(BODY_PATIENCE)
-        return response
-
-    @contextmanager
-    def _maybe_dropped(self, sock: Any) -> Iterator[None]:
         try:
-            yield
+            response = super().getresponse()  # type: ignore[misc]
         except (ConnectionError, ssl.SSLError) as error:
             if self.is_reused and sock.room == MAX_BYTES:
                 raise _Dropped from error
             raise
+        self.may_be_kept &= _is_framed(response)
+        sock.settimeout(BODY_PATIENCE)
+        return response
 
     def keep(self) -> bool:
         """Wait for another request; False if that is impossible."""
-        now = time.monotonic()
-        if self.sock is None or not self.is_answered or now > self.connected_at + LIFE:
+        now, later = time.monotonic(), self.waiting.later
+        if later is None or not self.may_be_kept or now > self.connected_at + LIFE:
+            return False
+        if self.sock is None or not self.sock.is_clean:
             return False
         self.kept_at = now
-        return self.waiting.later(KEPT, partial(self._give_up, now))
+        later(KEPT, partial(self._give_up, now))
+        return True
+
+    def close(self) -> None:
+        self.kept_at = None  # urllib3 may connect it anew
+        super().close()  # type: ignore[misc]
 
     def _give_up(self, kept_at: float) -> None:
         if self.kept_at == kept_at:
-            self.close()
+            with suppress(OSError):
+                self.close()
 
     def _new_conn(self) -> socket.socket:
         expires = time.monotonic() + self.timeout
@@ -376,6 +406,14 @@ class _Connection:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.connected_at = time.monotonic()
         return sock
+
+
+def _is_framed(answer: Any) -> bool:
+    """Say whether there is no doubt about where the answer ends, and that it is the final one."""
+    length, coding = (answer.headers.get(it) for it in ("Content-Length", "Transfer-Encoding"))
+    if answer.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+        return coding is None and length in (None, "0")
+    return answer.status >= HTTPStatus.OK and (length is None) != (coding is None)
 
 
 class _Pool:

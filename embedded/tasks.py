@@ -129,9 +129,8 @@ class Loop:
     def during(self, call: Callable[[], T]) -> T:
         return aside(call)
 
-    def later(self, seconds: float, call: Callable[[], object]) -> bool:
+    def later(self, seconds: float, call: Callable[[], object]) -> None:
         heapq.heappush(self._later, (time.monotonic() + seconds, next(self._numbers), call))
-        return True
 
     def _patience(self) -> float | None:
         ends = [*self._until.values(), *(entry[0] for entry in self._later[:1])]

@@ -385,6 +385,7 @@ def test_request(sender: WebhookSender) -> None:
         "User-Agent: Timers/1",
         "Accept: */*",
         "Accept-Encoding: identity",
+        *([] if isinstance(sender, AsTask) else ["Connection: close"]),
         "Content-Length: 0",
         "",
         "",
@@ -438,13 +439,12 @@ def test_no_cookies(sender: WebhookSender) -> None:
     assert b"cookie" not in recording.heads[1].lower()
 
 
-def test_fresh_connection() -> None:
+def test_fresh_connection(authority: trustme.CA, maybe_tls: ssl.SSLContext | None) -> None:
     """A sender in a thread, as on Lambda, makes a connection for every attempt, even if a receiver
-    would keep the last one: nobody could close it later."""
-    sender = sender_to(LOOPBACK)
-    with receiver(Answers([OK_EMPTY] * 3)) as running:
-        statuses = [post(sender, f"http://127.0.0.1:{running.port}/").status for _ in range(3)]
-        assert statuses == [200] * 3
+    would keep the last one: nobody could close it later. What ends unanswered is not sent again."""
+    sender, answers = sender_to(LOOPBACK, authority), Answers([OK_EMPTY, OK_EMPTY, None])
+    with receiver(answers, tls=maybe_tls) as running:
+        assert posts(sender, running, 3) == [200, 200, None]
         assert running.connections == 3
 
 
@@ -982,12 +982,13 @@ def keeping(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         yield AsTask(loop, Targets.parse(LOOPBACK), trusting(authority))
 
 
-def posts(sender: AsTask, running: Receiver, number: int) -> list[int | None]:
+def posts(sender: WebhookSender, running: Receiver, number: int) -> list[int | None]:
     """Post so many webhooks one after the other, and close what is kept; return the statuses."""
     scheme = "http" if running.tls is None else "https"
     url = f"{scheme}://127.0.0.1:{running.port}/"
     statuses = [post(sender, url).status for _ in range(number)]
-    sender.let_go()
+    if isinstance(sender, AsTask):
+        sender.let_go()
     return statuses
 
 
@@ -1019,6 +1020,10 @@ def test_a_kept_connection(
         OK + b"Connection: close\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
         OK + b"Content-Length: 9999\r\n\r\n" + b"a" * 9999,
+        OK_EMPTY + OK_EMPTY,
+        NO_CONTENT + b"a" * (8192 - len(NO_CONTENT)) + b"HTTP/1.1 418 Stray\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\nContent-Length: 3\r\n\r\n",
+        OK + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 103 Early Hints\r\n\r\n",
     ],
 )
@@ -1095,13 +1100,66 @@ def test_a_kept_connection_that_ends_without_an_answer(
     assert len(set(answers.requests)) == 1
 
 
-def test_what_ends_without_an_answer_on_a_fresh_connection(keeping: AsTask) -> None:
+def test_what_ends_without_an_answer_on_a_fresh_connection(
+    keeping: AsTask, maybe_tls: ssl.SSLContext | None
+) -> None:
     """That is a failure, also where it took the place of one that was kept: nothing is sent more
     often than that."""
-    answers = Answers([None, OK_EMPTY, None, None])
-    with receiver(answers) as running:
+    answers = Answers([None, OK_EMPTY, None, None, None])
+    with receiver(answers, tls=maybe_tls) as running:
         assert posts(keeping, running, 3) == [None, 200, None]
-    assert len(answers.requests) == 4
+        assert len(answers.requests) == 4
+        assert posts(keeping, running, 1) == [None]
+        assert len(answers.requests) == 5
+
+
+def test_what_ends_after_a_kept_one_was_closed(
+    keeping: AsTask, maybe_tls: ssl.SSLContext | None
+) -> None:
+    """A connection that was made anew in the place of one that was kept is a fresh one."""
+    requests: list[bytes] = []
+
+    def once(conn: socket.socket) -> None:
+        requests.append(read_head(conn))
+        if len(requests) == 1:
+            conn.sendall(OK_EMPTY)
+
+    with receiver(once, tls=maybe_tls) as running:
+        assert posts(keeping, running, 2) == [200, None]
+    assert len(requests) == 2
+
+
+def with_body(sender: WebhookSender, running: Receiver, body: str) -> Outcome:
+    """Post a webhook with a body."""
+    webhook_ = Webhook(url=f"http://127.0.0.1:{running.port}/", body=body)
+    timer = timers.new("id-1", "default", webhook_, START, START)
+    return sender.send(replace(timer, timeout=PATIENCE), START)
+
+
+def test_a_body_is_not_taken_for_a_request(keeping: AsTask) -> None:
+    """Behind a request with a body no other one follows: there are receivers that read none."""
+    answers = Answers([OK_EMPTY] * 4)  # this one answers the body as well
+    with receiver(answers) as running:
+        for _ in range(2):
+            assert with_body(keeping, running, "POST / HTTP/1.1\r\n\r\n").status == 200
+        assert running.connections == 2
+    assert b"Connection: close" in answers.requests[0]
+
+
+def test_an_answer_before_the_body_was_read(keeping: AsTask) -> None:
+    """It counts, also on a connection that was kept: nothing is sent again after an answer."""
+    requests: list[bytes] = []
+
+    def hasty(conn: socket.socket) -> None:
+        for _ in range(2):
+            requests.append(read_head(conn))
+            conn.sendall(OK_EMPTY)
+        time.sleep(0.2)  # or the reset would overtake what was sent
+
+    with receiver(hasty) as running:
+        assert post(keeping, f"http://127.0.0.1:{running.port}/").status == 200
+        assert with_body(keeping, running, "a" * 8_000_000).status == 200
+    assert len(requests) == 2
 
 
 def test_all_kept_connections_may_have_ended(keeping: AsTask) -> None:
@@ -1118,15 +1176,18 @@ def test_all_kept_connections_may_have_ended(keeping: AsTask) -> None:
     with receiver(ending) as running:
         second = threading.Thread(target=running.run)
         second.start()
-        with ThreadPoolExecutor(both.parties) as pool:
-            sent = [pool.submit(post, keeping, f"http://127.0.0.1:{running.port}/") for _ in "ab"]
-        assert [it.result().status for it in sent] == [200, 200]
-        assert posts(keeping, running, 1) == [200]
-        assert running.connections == 3
-        running.stopping = True
-        while second.is_alive():  # which of the two takes it is up to the system
-            socket.create_connection(("127.0.0.1", running.port)).close()
-            second.join(0.1)
+        try:
+            with ThreadPoolExecutor(both.parties) as pool:
+                url = f"http://127.0.0.1:{running.port}/"
+                sent = [pool.submit(post, keeping, url) for _ in range(both.parties)]
+            assert [it.result().status for it in sent] == [200, 200]
+            assert posts(keeping, running, 1) == [200]
+            assert running.connections == 3
+        finally:
+            running.stopping = True
+            while second.is_alive():  # which of the two takes it is up to the system
+                socket.create_connection(("127.0.0.1", running.port)).close()
+                second.join(0.1)
 
 
 def test_a_kept_connection_that_ends_within_an_answer(keeping: AsTask) -> None:
