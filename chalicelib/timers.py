@@ -233,7 +233,7 @@ def ring(timer: Timer) -> Ring:
     return Ring(timer.id, timer.tenant, timer.generation, timer.due_at, host=host(timer.url))
 
 
-@lru_cache(1024)
+@lru_cache(1024)  # each write of a timer asks
 def host(url: str) -> str:
     """Return the host of a timer's URL, in one spelling, with its port if it is a special one."""
     try:

@@ -59,6 +59,7 @@ class Receiver:
     def __init__(self, listener: socket.socket, handler: Handler, tls: ssl.SSLContext | None):
         self.listener, self.handler, self.tls = listener, handler, tls
         self.port: int = listener.getsockname()[1]
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self.port}/"
         self.connections = 0
         self.stopping = False
 
@@ -277,8 +278,8 @@ def sender_to(targets: str, authority: trustme.CA | None = None) -> WebhookSende
     return WebhookSender(Targets.parse(targets), tls)
 
 
-def post(sender: WebhookSender, url: str, timeout: float = PATIENCE) -> Outcome:
-    timer = timers.new("id-1", "default", Webhook(url=url), START, START)
+def post(sender: WebhookSender, url: str, timeout: float = PATIENCE, **fields: Any) -> Outcome:
+    timer = timers.new("id-1", "default", Webhook(url=url, **fields), START, START)
     return sender.send(replace(timer, timeout=timeout), START)
 
 
@@ -289,8 +290,7 @@ def post_to(
     tls: ssl.SSLContext | None = None,
 ) -> Outcome:
     with receiver(handler, tls=tls) as running:
-        scheme = "http" if tls is None else "https"
-        return post(sender, f"{scheme}://127.0.0.1:{running.port}/", timeout)
+        return post(sender, running.url, timeout)
 
 
 @pytest.fixture(params=["http", "https"])
@@ -306,9 +306,7 @@ def sent(sender: WebhookSender, **fields: Any) -> list[str]:
     """Return the head and the body that a webhook with these fields is sent with, line by line."""
     recording = Recording()
     with receiver(recording) as running:
-        url = f"http://127.0.0.1:{running.port}/"
-        timer = timers.new("id-1", "default", Webhook(url=url, **fields), START, START)
-        sender.send(replace(timer, timeout=PATIENCE), START)
+        post(sender, running.url, **fields)
     return (recording.heads[0] + recording.bodies[0]).decode().split("\r\n")
 
 
@@ -435,7 +433,7 @@ def test_no_cookies(sender: WebhookSender) -> None:
     recording = Recording(b"HTTP/1.1 204 No Content\r\nSet-Cookie: a=b; Path=/\r\n\r\n")
     with receiver(recording) as running:
         for _ in range(2):
-            post(sender, f"http://127.0.0.1:{running.port}/")
+            post(sender, running.url)
     assert b"cookie" not in recording.heads[1].lower()
 
 
@@ -470,7 +468,7 @@ def test_environment(
             monkeypatch.setenv(name.upper(), f"http://127.0.0.1:{proxy.port}")
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.delenv(name, raising=False)
-        outcome = post(sender, f"{scheme}://127.0.0.1:{running.port}/")
+        outcome = post(sender, running.url)
         assert outcome.status == 204
         assert proxy.connections == 0
     assert b"authorization" not in recording.heads[0].lower()
@@ -504,7 +502,7 @@ def test_refusals(status: int, sender: WebhookSender) -> None:
     """Every other status is an outcome at once: nothing is retried here, or waited for."""
     answer = b"HTTP/1.1 %d No\r\nRetry-After: 3600\r\nLocation: /\r\n\r\n" % status
     with receiver(closing(answer)) as running:
-        outcome = post(sender, f"http://127.0.0.1:{running.port}/")
+        outcome = post(sender, running.url)
         assert running.connections == 1
     assert not outcome.succeeded
     assert (outcome.status, outcome.error) == (status, None)
@@ -984,9 +982,7 @@ def keeping(authority: trustme.CA, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 def posts(sender: WebhookSender, running: Receiver, number: int) -> list[int | None]:
     """Post so many webhooks one after the other, and close what is kept; return the statuses."""
-    scheme = "http" if running.tls is None else "https"
-    url = f"{scheme}://127.0.0.1:{running.port}/"
-    statuses = [post(sender, url).status for _ in range(number)]
+    statuses = [post(sender, running.url).status for _ in range(number)]
     if isinstance(sender, AsTask):
         sender.let_go()
     return statuses
@@ -1050,11 +1046,10 @@ def test_a_kept_connection_on_which_more_has_come(keeping: AsTask) -> None:
         came.set()
 
     with receiver(talkative) as running:
-        url = f"http://127.0.0.1:{running.port}/"
-        assert post(keeping, url).status == 200
+        assert post(keeping, running.url).status == 200
         more.set()
         assert came.wait(PATIENCE)
-        assert post(keeping, url).status == 200
+        assert post(keeping, running.url).status == 200
         keeping.let_go()
 
 
@@ -1065,7 +1060,7 @@ def test_a_kept_connection_is_closed_in_time(
     monkeypatch.setattr(webhook, "KEPT", 0.05)
     answers = Answers([OK_EMPTY])
     with receiver(answers) as running:
-        assert post(keeping, f"http://127.0.0.1:{running.port}/").status == 200
+        assert post(keeping, running.url).status == 200
         assert answers.left.wait(PATIENCE)
 
 
@@ -1129,19 +1124,12 @@ def test_what_ends_after_a_kept_one_was_closed(
     assert len(requests) == 2
 
 
-def with_body(sender: WebhookSender, running: Receiver, body: str) -> Outcome:
-    """Post a webhook with a body."""
-    webhook_ = Webhook(url=f"http://127.0.0.1:{running.port}/", body=body)
-    timer = timers.new("id-1", "default", webhook_, START, START)
-    return sender.send(replace(timer, timeout=PATIENCE), START)
-
-
 def test_a_body_is_not_taken_for_a_request(keeping: AsTask) -> None:
     """Behind a request with a body no other one follows: there are receivers that read none."""
     answers = Answers([OK_EMPTY] * 4)  # this one answers the body as well
     with receiver(answers) as running:
         for _ in range(2):
-            assert with_body(keeping, running, "POST / HTTP/1.1\r\n\r\n").status == 200
+            assert post(keeping, running.url, body="POST / HTTP/1.1\r\n\r\n").status == 200
         assert running.connections == 2
     assert b"Connection: close" in answers.requests[0]
 
@@ -1157,8 +1145,8 @@ def test_an_answer_before_the_body_was_read(keeping: AsTask) -> None:
         time.sleep(0.2)  # or the reset would overtake what was sent
 
     with receiver(hasty) as running:
-        assert post(keeping, f"http://127.0.0.1:{running.port}/").status == 200
-        assert with_body(keeping, running, "a" * 8_000_000).status == 200
+        assert post(keeping, running.url).status == 200
+        assert post(keeping, running.url, body="a" * 8_000_000).status == 200
     assert len(requests) == 2
 
 
@@ -1178,8 +1166,7 @@ def test_all_kept_connections_may_have_ended(keeping: AsTask) -> None:
         second.start()
         try:
             with ThreadPoolExecutor(both.parties) as pool:
-                url = f"http://127.0.0.1:{running.port}/"
-                sent = [pool.submit(post, keeping, url) for _ in range(both.parties)]
+                sent = [pool.submit(post, keeping, running.url) for _ in range(both.parties)]
             assert [it.result().status for it in sent] == [200, 200]
             assert posts(keeping, running, 1) == [200]
             assert running.connections == 3
@@ -1238,9 +1225,8 @@ def test_both_tries_have_the_time_of_one(keeping: AsTask) -> None:
             conn.recv(1)
 
     with receiver(hanging) as running:
-        url = f"http://127.0.0.1:{running.port}/"
-        assert post(keeping, url).status == 200
-        outcome = post(keeping, url, timeout)
+        assert post(keeping, running.url).status == 200
+        outcome = post(keeping, running.url, timeout)
         assert running.connections == 2
     assert outcome.error == "timeout"
     assert outcome.duration < hold + timeout
