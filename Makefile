@@ -6,15 +6,15 @@ LOCALSTACK := .localstack
 BENCH := .bench
 AXE := $(VENV)/node_modules/axe-core
 # Keys and secrets are those of a stage, or of this machine's database.
-TENANTS = $(BIN)/python -m infra.tenants $(if $(STAGE),--stage $(STAGE))
+TENANTS = $(BIN)/python -m cli.keys $(if $(STAGE),--stage $(STAGE))
 
 .PHONY: run demo test check screenshot openapi fuzz chaos e2e simulate bench soak bench-lambda deploy destroy key keys revoke secrets stage named localstack localstack-down clean
 
 run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, AUTH, RATE, RETENTION, TIMERS_DB, ALLOWED_TARGETS)
-	@exec $(BIN)/python -m embedded
+	@exec $(BIN)/python -m standalone
 
 demo: $(VENV)/run.done  ## look at it: a scratch database with a handful of timers, and the console (PORT)
-	@exec $(BIN)/python -m embedded.demo
+	@exec $(BIN)/python -m cli.demo
 
 test: $(VENV)/dev.done $(AXE)  ## run all tests, two files at a time but for those with real deadlines
 	$(BIN)/python -m pytest -m 'not e2e' -n 2 --dist loadfile
@@ -27,22 +27,22 @@ check: $(VENV)/dev.done  ## lint, format, types, then all tests
 	$(MAKE) --no-print-directory test
 
 screenshot: $(VENV)/dev.done  ## take the README's picture of the console anew
-	@$(BIN)/python -m tests.screenshot
+	@$(BIN)/python -m tools.screenshot
 
 openapi: $(VENV)/run.done  ## write the API's contract into docs/openapi.json
 	@$(BIN)/python -c 'from chalicelib import openapi; print(openapi.document())' > docs/openapi.json
 
 fuzz: $(VENV)/dev.done  ## send the server thousands of requests, right and wrong, and hold it to its contract (EXAMPLES for each operation, SEED)
-	@$(BIN)/python -m tests.fuzz $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tools.fuzz $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(SEED),--seed $(SEED))
 
 chaos: $(VENV)/dev.done  ## break what the service stands on, with kill -9 and much else, and write docs/reliability.md's figures (KILLS, STORMS, SEED)
-	@$(BIN)/python -m tests.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(STORMS),--storms $(STORMS)) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tools.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(STORMS),--storms $(STORMS)) $(if $(SEED),--seed $(SEED))
 
 e2e: $(VENV)/dev.done $(LOCALSTACK)/runtime.done $(if $(AWS_ENDPOINT_URL),,$(LOCALSTACK)/done)  ## deploy to LocalStack and use it; AWS_ENDPOINT_URL names a running one
-	$(BIN)/python -m pytest tests/localstack
+	$(BIN)/python -m pytest tests/e2e/localstack
 
 simulate: $(VENV)/dev.done  ## run the AWS side in simulated time, at full size, and print its lateness
-	$(BIN)/python -m tests.simulation
+	$(BIN)/python -m tools.simulation
 
 bench-lambda: $(VENV)/dev.done $(LOCALSTACK)/runtime.done  ## measure what each function takes to start and to work, into docs/benchmarks.md
 	$(BIN)/python -m bench.cold_start
@@ -112,7 +112,7 @@ $(AXE): | $(BIN)/python
 	npm install --silent --no-save --no-package-lock --no-audit --no-fund --prefix $(VENV) axe-core@4.14.1; fi
 
 # LocalStack wants libraries of its own age, and functions see nothing but what Lambda has.
-$(LOCALSTACK)/done: tests/localstack/constraints.txt | $(BIN)/python
+$(LOCALSTACK)/done: tests/e2e/localstack/constraints.txt | $(BIN)/python
 	@echo "Installing LocalStack …" >&2
 	@rm -rf $(LOCALSTACK)/venv
 	@$(BIN)/python -m venv $(LOCALSTACK)/venv
@@ -121,7 +121,7 @@ $(LOCALSTACK)/done: tests/localstack/constraints.txt | $(BIN)/python
 	@FILESYSTEM_ROOT=$(LOCALSTACK)/venv OVERRIDE_IN_DOCKER=0 $(LOCALSTACK)/venv/bin/python -m localstack.aws.spec > /dev/null
 	@touch $@
 
-$(LOCALSTACK)/runtime.done: tests/localstack/runtime-requirements.txt | $(BIN)/python
+$(LOCALSTACK)/runtime.done: tests/e2e/localstack/runtime-requirements.txt | $(BIN)/python
 	@echo "Installing what Lambda has …" >&2
 	@$(BIN)/python -m venv --clear $(LOCALSTACK)/runtime
 	@$(LOCALSTACK)/runtime/bin/python -m pip install --quiet --disable-pip-version-check -r $<

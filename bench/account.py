@@ -23,14 +23,15 @@ import trustme
 from botocore.awsrequest import AWSPreparedRequest
 from moto.core.botocore_stubber import BotocoreStubber
 
-from chalicelib import keys, signing, timers, wiring
-from chalicelib.dynamodb import DynamoKeys, DynamoSecrets
-from chalicelib.keys import Role
-from chalicelib.timers import DEFAULT_TENANT, Webhook
-from tests.aws import ACCOUNT, REGION, STAGE, TENANTS, Account, account
-from tests.cloud import Cloud
-from tests.fakes import created
-from tests.processes import Receiver
+from chalicelib.aws import bootstrap
+from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
+from chalicelib.core import api_keys, signing
+from chalicelib.core.api_keys import Role
+from chalicelib.core.timer import DEFAULT_TENANT, Webhook
+from tests.support.aws import ACCOUNT, REGION, STAGE, TENANTS, Account, account
+from tests.support.cloud import Cloud
+from tests.support.fakes import created
+from tests.support.processes import Receiver
 
 ARN = f"arn:aws:execute-api:{REGION}:{ACCOUNT}:abc/api/POST/timers"
 
@@ -48,12 +49,12 @@ class Busy:
         self._aws = aws
         self._url = receiver.url
         self._cloud = Cloud(aws)
-        self._cloud.clock.now = wiring.now()
-        now, chance = self._cloud.clock.now, partial(token_bytes, keys.ENTROPY)
-        self._key, key = keys.mint(DEFAULT_TENANT, Role.FULL, now, chance())
-        DynamoKeys(aws.dynamodb, TENANTS).add(key)
+        self._cloud.clock.now = bootstrap.now()
+        now, chance = self._cloud.clock.now, partial(token_bytes, api_keys.KEY_ENTROPY)
+        self._key, key = api_keys.mint(DEFAULT_TENANT, Role.FULL, now, chance())
+        DynamoApiKeys(aws.dynamodb, TENANTS).add(key)
         secrets = DynamoSecrets(aws.dynamodb, TENANTS)
-        signing.ensure(secrets, DEFAULT_TENANT, token_bytes(signing.ENTROPY))
+        signing.ensure_secret(secrets, DEFAULT_TENANT, token_bytes(signing.SECRET_ENTROPY))
 
     def create(self) -> Any:
         """POST /timers, due in ten minutes."""
@@ -86,7 +87,7 @@ class Busy:
         kept, clock.now = clock.now, clock.now - timedelta(minutes=15)
         timer = created(self._cloud.service, Webhook(url=self._url), 20 * 60)
         clock.now = kept
-        return msgspec.to_builtins(timers.ring(timer))
+        return msgspec.to_builtins(timer.wakeup())
 
     def deliver(self) -> Any:
         """A message: a timer is due, whose receiver answers at once."""

@@ -24,8 +24,8 @@ from bench import account, document
 from bench.account import Busy
 from bench.report import processor
 from infra import bundle
-from tests.localstack.stack import RUNTIME
-from tests.processes import ROOT, environment
+from tests.e2e.localstack.stack import RUNTIME
+from tests.support.processes import ROOT, environment
 
 FUNCTIONS: dict[str, tuple[str, Callable[[Busy], Any]]] = {
     "API": ("app.app", Busy.create),
@@ -107,7 +107,7 @@ def _bundles(folder: Path) -> tuple[int, dict[str, Path]]:
 def package(made: Path) -> None:
     """Make a folder with the zip that `make deploy` would ship, and the template to it."""
     with TemporaryDirectory() as project:
-        bundle.stage(ROOT, Path(project))
+        bundle.build(ROOT, Path(project))
         # Chalice keeps its zips there: not among those that were deployed.
         settings = Path(project, ".chalice")
         settings.unlink()
@@ -193,7 +193,7 @@ def _spread(figures: list[float]) -> str:
 
 
 def _machine() -> str:
-    pins = (ROOT / "tests/localstack/runtime-requirements.txt").read_text().splitlines()
+    pins = (ROOT / "tests/e2e/localstack/runtime-requirements.txt").read_text().splitlines()
     boto = next(pin.replace("==", " ") for pin in pins if pin.startswith("boto3"))
     return (
         f"{os.cpu_count()} × {processor()},"

@@ -120,7 +120,7 @@ class Engine:
 
 
 class Timers(Engine):
-    """`python -m embedded` with its defaults."""
+    """`python -m standalone` with its defaults."""
 
     name = "Timers"
     durability = "fsync before the answer"
@@ -136,7 +136,7 @@ class Timers(Engine):
 
     def launch(self) -> None:
         settings = {"TIMERS_DB": str(self.database), "PORT": str(self.port), **self._settings}
-        self.run(sys.executable, "-m", "embedded", **settings)
+        self.run(sys.executable, "-m", "standalone", **settings)
 
 
 class OnRedis(Engine):

@@ -20,9 +20,9 @@ import requests
 
 from bench.engines import Engine, Timers
 from bench.load import Answer, Request, post, send
-from chalicelib import timers
-from chalicelib.wiring import new_id
-from embedded.sqlite import SqliteStore
+from chalicelib.aws.bootstrap import new_id
+from chalicelib.core.timer import DEFAULT_TENANT, Webhook, new_timer
+from standalone.sqlite import SqliteTimerStore
 
 DAY = 86_400_000
 """Milliseconds."""
@@ -217,11 +217,11 @@ class Bench:
 def fill(database: Path, number: int, receiver: Receiver) -> None:
     """Put timers of tomorrow into a database, and one that is overdue."""
     now = datetime.now(UTC)
-    webhook = timers.Webhook(url=receiver.url)
-    store = SqliteStore(database)
+    webhook = Webhook(url=receiver.url)
+    store = SqliteTimerStore(database)
 
     def add(deadline: datetime) -> None:
-        store.add(timers.new(new_id(), timers.DEFAULT_TENANT, webhook, deadline, now))
+        store.add(new_timer(new_id(), DEFAULT_TENANT, webhook, deadline, now))
 
     try:
         with ThreadPoolExecutor(200) as pool:  # those that wait at the same time share a commit

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import chalice.app
 
-from infra.stages import Refused
+from chalicelib.core.errors import CommandError
 
 PLATFORM = "manylinux2014_x86_64"
 """What the functions run on; of which Python, the one that deploys decides."""
@@ -41,7 +41,7 @@ UNUSED = (
 UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
 
 
-def stage(root: Path, folder: Path) -> None:
+def build(root: Path, folder: Path) -> None:
     """Make `folder`, which is there and empty, the project that `chalice deploy` is to ship.
 
     Raises Refused if the libraries can't be had.
@@ -69,7 +69,7 @@ def _install(requirements: Path, vendor: Path) -> None:
         check=False,
     )
     if ended.returncode:
-        raise Refused("The libraries can't be had; what pip said stands above.")
+        raise CommandError("The libraries can't be had; what pip said stands above.")
 
 
 def _compile(folder: Path, vendor: Path) -> None:

@@ -24,23 +24,24 @@ from typing import Any
 import boto3
 from botocore.exceptions import ClientError, WaiterError
 
-from chalicelib import signing
-from chalicelib.dynamodb import DynamoKeys, DynamoSecrets
-from chalicelib.keys import Role
-from chalicelib.timers import DEFAULT_TENANT
+from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
+from chalicelib.core import signing
+from chalicelib.core.api_keys import Role
+from chalicelib.core.errors import CommandError
+from chalicelib.core.timer import DEFAULT_TENANT
+from cli.keys import new_key
 from infra import bundle, stages
-from infra.stages import ROOT, Refused
-from infra.tenants import new_key
+from infra.stages import ROOT
 
-RATE, BURST = 500, 1000
+DEFAULT_RATE, DEFAULT_BURST = 500, 1000
 """Requests a second that the API takes, and how many at once; more are answered with 429."""
 
-PAUSE = 3
+POLL_INTERVAL = 3
 """Seconds between two looks at something that is changing."""
 
-WAIT = {"Delay": PAUSE, "MaxAttempts": 600}
+WAITER_CONFIG = {"Delay": POLL_INTERVAL, "MaxAttempts": 600}
 
-STUCK = {
+WAYS_OUT = {
     "ROLLBACK_COMPLETE": "delete it",
     "ROLLBACK_FAILED": "delete it",
     "CREATE_FAILED": "delete it",
@@ -61,7 +62,7 @@ class Deployment:
         self._root = root
         self._state_file = root / f".chalice/deployed/{stage}.json"
         self._parameter = f"/timers/{stage}/deployed"
-        self._keys = DynamoKeys(self._client("dynamodb"), f"{self._name}-tenants")
+        self._keys = DynamoApiKeys(self._client("dynamodb"), f"{self._name}-tenants")
         self._secrets = DynamoSecrets(self._client("dynamodb"), f"{self._name}-tenants")
 
     def deploy(
@@ -73,7 +74,7 @@ class Deployment:
         if not self._fetch_state():
             self._find_state()
         with TemporaryDirectory() as folder:
-            bundle.stage(self._root, Path(folder))
+            bundle.build(self._root, Path(folder))
             self._chalice("deploy", Path(folder))
         self._keep_state()
         self._allow_recursion()
@@ -91,7 +92,7 @@ class Deployment:
         if self._fetch_state():
             self._chalice("delete", self._root)
         elif self._has_functions():
-            raise Refused(
+            raise CommandError(
                 "An earlier command was cut off, and what Chalice made is known to nobody:"
                 f" run `make deploy STAGE={self._stage}` once more, then destroy it."
             )
@@ -109,7 +110,7 @@ class Deployment:
         found = self._keys.all()
         # Also those whose keys are older than signing.
         for tenant in sorted({DEFAULT_TENANT, *(key.tenant for key in found)}):
-            signing.ensure(self._secrets, tenant, token_bytes(signing.ENTROPY))
+            signing.ensure_secret(self._secrets, tenant, token_bytes(signing.SECRET_ENTROPY))
         return None if found else new_key(self._keys, self._secrets, DEFAULT_TENANT, Role.FULL)
 
     def _place(self) -> str:
@@ -175,10 +176,10 @@ class Deployment:
         stack = self._stack()
         while stack is not None and stack["StackStatus"].endswith("_IN_PROGRESS"):
             _say(f"The stack {self._name} is changing ({stack['StackStatus']}) …")
-            time.sleep(PAUSE)
+            time.sleep(POLL_INTERVAL)
             stack = self._stack()
-        if stack is not None and (way_out := STUCK.get(stack["StackStatus"])):
-            raise Refused(
+        if stack is not None and (way_out := WAYS_OUT.get(stack["StackStatus"])):
+            raise CommandError(
                 f"The stack {self._name} is in {stack['StackStatus']}: {way_out} in the console"
                 " (CloudFormation), and come again."
             )
@@ -186,11 +187,13 @@ class Deployment:
 
     def _wait(self, waiter: Any, stack: str) -> None:
         try:
-            waiter.wait(StackName=stack, WaiterConfig=WAIT)
+            waiter.wait(StackName=stack, WaiterConfig=WAITER_CONFIG)
         except WaiterError as error:
             if "Max attempts" in str(error):
-                raise Refused(f"The stack {self._name} is still changing; come again.") from None
-            raise Refused(self._reasons(stack)) from None
+                raise CommandError(
+                    f"The stack {self._name} is still changing; come again."
+                ) from None
+            raise CommandError(self._reasons(stack)) from None
 
     def _reasons(self, stack: str) -> str:
         events = self._client("cloudformation").describe_stack_events(StackName=stack)
@@ -274,7 +277,7 @@ class Deployment:
             check=False,
         )
         if ended.returncode:
-            raise Refused(
+            raise CommandError(
                 f"`chalice {command}` failed; what it said stands above. If it misses what an"
                 f" earlier command took away, `make deploy STAGE={self._stage}` brings it back."
             )
@@ -305,8 +308,8 @@ class Deployment:
         stage = {"restApiId": self._state("rest_api")["rest_api_id"], "stageName": "api"}
         kept = gateway.get_stage(**stage).get("methodSettings", {}).get("*/*", {})
         wanted = {
-            "rateLimit": rate or kept.get("throttlingRateLimit") or RATE,
-            "burstLimit": burst or kept.get("throttlingBurstLimit") or BURST,
+            "rateLimit": rate or kept.get("throttlingRateLimit") or DEFAULT_RATE,
+            "burstLimit": burst or kept.get("throttlingBurstLimit") or DEFAULT_BURST,
         }
         gateway.update_stage(
             **stage,
@@ -323,7 +326,7 @@ class Deployment:
         for _ in range(100):
             if client.get_event_source_mapping(UUID=id)["State"] in ("Enabled", "Disabled"):
                 break
-            time.sleep(PAUSE)
+            time.sleep(POLL_INTERVAL)
         many = {"MinimumPollers": pollers, "MaximumPollers": 200} if pollers else {}
         client.update_event_source_mapping(UUID=id, ProvisionedPollerConfig=many)
 
@@ -342,7 +345,7 @@ class Deployment:
         if (self._stack() or {}).get("EnableTerminationProtection"):
             protected.append(f"the termination protection of stack {self._name}")
         if protected:
-            raise Refused(
+            raise CommandError(
                 f"{self._name} is protected, and nothing was deleted. If you mean it, turn off"
                 f" {' and '.join(protected)}, and come again."
             )
@@ -386,9 +389,9 @@ def main(arguments: Sequence[str]) -> None:
     """Run one command; what goes wrong ends it with one sentence and status 1."""
     given = _parser().parse_args(arguments)
     try:
-        with stages.account(given.stage) as session:
+        with stages.aws_session(given.stage) as session:
             _run(given, Deployment(given.stage, session))
-    except Refused as error:
+    except CommandError as error:
         sys.exit(str(error))
 
 
@@ -410,8 +413,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (deploy, destroy):
         command.add_argument("stage", choices=stages.STAGES)
     deploy.add_argument("--topic", help="ARN of the SNS topic that the alarms tell, or none")
-    deploy.add_argument("--rate", type=int, help=f"requests a second, {RATE} at first")
-    deploy.add_argument("--burst", type=int, help=f"requests at once, {BURST} at first")
+    deploy.add_argument("--rate", type=int, help=f"requests a second, {DEFAULT_RATE} at first")
+    deploy.add_argument("--burst", type=int, help=f"requests at once, {DEFAULT_BURST} at first")
     deploy.add_argument(
         "--pollers",
         type=int,

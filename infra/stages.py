@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chalicelib.errors import Unavailable
+from chalicelib.core.errors import CommandError, Unavailable
 
 if TYPE_CHECKING:
     import boto3
@@ -25,12 +25,8 @@ ON_LOCALSTACK = {
 """What stage localstack takes for granted, where the environment does not say otherwise."""
 
 
-class Refused(Exception):
-    """It can't be done; `str(error)` is what to tell the operator."""
-
-
 @contextmanager
-def account(stage: str) -> Iterator["boto3.Session"]:
+def aws_session(stage: str) -> Iterator["boto3.Session"]:
     """Give a session for the account of a stage; what AWS does not do then raises Refused."""
     # Not at the top: a machine that never deploys has no boto3.
     import boto3  # noqa: PLC0415
@@ -43,10 +39,12 @@ def account(stage: str) -> Iterator["boto3.Session"]:
     try:
         session = boto3.Session()
         if not session.region_name:
-            raise Refused("Say which region, for example: export AWS_DEFAULT_REGION=eu-central-1")
+            raise CommandError(
+                "Say which region, for example: export AWS_DEFAULT_REGION=eu-central-1"
+            )
         yield session
     except (BotoCoreError, ClientError) as error:
-        raise Refused(f"{error}{hint}") from None
+        raise CommandError(f"{error}{hint}") from None
     except Unavailable as error:
         # The operator may read AWS's own words, which an answer of the API leaves out.
-        raise Refused(f"{error.__cause__ or error}{hint}") from None
+        raise CommandError(f"{error.__cause__ or error}{hint}") from None

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from chalicelib import wiring
-from chalicelib.guard import LOOPBACK, Targets
-from chalicelib.wiring import Parts
-from tests.routes import Api
+from chalicelib.aws import bootstrap
+from chalicelib.aws.bootstrap import Dependencies
+from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
+from tests.support.routes import Api
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +30,10 @@ def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 def api_on_fakes(monkeypatch: pytest.MonkeyPatch) -> Api:
     made = Api()
     # What another test has installed comes back afterwards.
-    monkeypatch.setattr(wiring, "_installed", None)
-    wiring.install(Parts(service=made.service, targets=Targets.parse(LOOPBACK), keys=made.keys))
+    monkeypatch.setattr(bootstrap, "_installed", None)
+    bootstrap.install(
+        Dependencies(service=made.service, targets=Targets.parse(LOOPBACK_TARGETS), keys=made.keys)
+    )
     return made
 
 

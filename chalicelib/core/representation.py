@@ -1,0 +1,127 @@
+"""A timer as it is shown: in answers, and to whoever is told that it failed."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from chalicelib.core.headers import mask
+from chalicelib.core.timer import WAITING, Attempt, RetryPolicy, Status, Timer
+
+MAX_FAILURE_BYTES = 96 * 1024
+"""Bytes of what is told of a failure: many receivers take no more than 100 KB, and a stored timer
+has room for 400 KB in all."""
+
+
+Moment = Annotated[datetime, Meta(tz=True)]
+
+
+class AttemptResource(msgspec.Struct, kw_only=True):
+    """One attempt to send a webhook: it has a status or an error."""
+
+    number: Annotated[int, Meta(description="1 for the first.")]
+    at: Annotated[Moment, Meta(description="When it began.")]
+    lateness: Annotated[float, Meta(description="Seconds from the moment that it was due at.")]
+    duration: Annotated[float, Meta(description="Seconds that it took.")]
+    status: Annotated[int | None, Meta(description="HTTP status of the receiver's answer.")]
+    error: Annotated[
+        str | None,
+        Meta(
+            description="`dns`, `connect`, `tls`, `timeout`, `refused target`, `too large` or"
+            " `worker lost`."
+        ),
+    ]
+    detail: Annotated[str, Meta(description="More about the error.")]
+    answer: Annotated[str, Meta(description="The beginning of the answer's body.")]
+
+
+class TimerResource(msgspec.Struct, kw_only=True):
+    """A timer. `{id}` in its URLs stands for its id."""
+
+    id: Annotated[str, Meta(examples=["019c13ec-9e00-7a31-8f3b-2b1d7d0c5b7e"])]
+    status: Status
+    time_left: Annotated[
+        int,
+        Meta(ge=0, description="Whole seconds, rounded up, while the timer is scheduled; else 0."),
+    ]
+    url: str
+    method: str
+    headers: Annotated[
+        dict[str, str], Meta(description="Values that look like secrets are masked.")
+    ]
+    body: Annotated[str, Meta(description="As it is sent.")]
+    timeout: Annotated[int, Meta(description="Seconds that one attempt may take.")]
+    retry: RetryPolicy
+    on_failure: Annotated[
+        str | None, Meta(description="The URL that is told if the timer ends as failed.")
+    ]
+    label: str | None
+    metadata: dict[str, str]
+    fire_at: Annotated[Moment, Meta(description="The deadline.")]
+    created_at: Moment
+    next_attempt_at: Annotated[
+        Moment | None, Meta(description="Null unless the timer is scheduled or retrying.")
+    ]
+    failure: Annotated[str | None, Meta(description="Why it failed, if it did.")]
+    attempts: Annotated[list[AttemptResource], Meta(description="The latest 20, in their order.")]
+
+
+class Failure(msgspec.Struct, kw_only=True):
+    """What `on_failure` is told."""
+
+    type: Annotated[Literal["timer.failed"], Meta(extra_json_schema={"type": "string"})]
+    timestamp: Moment
+    timer: TimerResource
+    last_attempt: AttemptResource
+
+
+def represent(timer: Timer, now: datetime) -> TimerResource:
+    """Return the timer as it is shown at a moment."""
+    return TimerResource(
+        id=timer.id,
+        status=timer.status,
+        time_left=timer.time_left(now),
+        url=timer.url,
+        method=timer.method,
+        headers={name: mask(name, value) for name, value in timer.headers.items()},
+        body=timer.body,
+        timeout=timer.timeout,
+        retry=timer.retry,
+        on_failure=timer.on_failure,
+        label=timer.label,
+        metadata=timer.metadata,
+        fire_at=timer.deadline,
+        created_at=timer.created_at,
+        next_attempt_at=timer.due_at if timer.status in WAITING else None,
+        failure=timer.failure,
+        attempts=[_attempt(attempt) for attempt in timer.attempts],
+    )
+
+
+def represent_failure(timer: Timer, now: datetime) -> str:
+    """Return, as JSON, what is told of a timer that failed; without its body if that is too much.
+
+    64 KB of control characters are six times as much in JSON.
+    """
+    shown = represent(timer, now)
+    told = Failure(type="timer.failed", timestamp=now, timer=shown, last_attempt=shown.attempts[-1])
+    text = msgspec.json.encode(told)
+    if len(text) > MAX_FAILURE_BYTES:
+        shown.body = ""
+        text = msgspec.json.encode(told)
+    return text.decode()
+
+
+def _attempt(attempt: Attempt) -> AttemptResource:
+    outcome = attempt.outcome
+    return AttemptResource(
+        number=attempt.number,
+        at=attempt.at,
+        lateness=attempt.lateness,
+        duration=outcome.duration,
+        status=outcome.status,
+        error=outcome.error,
+        detail=outcome.detail,
+        answer=outcome.answer,
+    )

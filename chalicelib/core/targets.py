@@ -1,0 +1,188 @@
+"""What a webhook may be: its target and its headers. Pure decisions, no name resolution.
+
+Allowed targets are http and https to public addresses on ports 80 and 443, and what the operator
+adds in `ALLOWED_TARGETS`. A service that posts to any URL its users name would otherwise be their
+way into the network it runs in; on Lambda, to the runtime API and the credentials behind it.
+"""
+
+import re
+import socket
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from urllib.parse import urlsplit
+
+import idna
+
+from chalicelib.core.errors import CommandError, InvalidRequest
+
+MAX_URL_LENGTH = 2048
+"""Characters, once `{id}` is replaced."""
+
+LOOPBACK_TARGETS = "localhost,127.0.0.0/8,::1"
+"""The `ALLOWED_TARGETS` of a service that only its own machine can reach."""
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+# What `is_global` of one Python version or another takes for public.
+_NOT_PUBLIC = tuple(
+    ip_network(network)
+    for network in (
+        "168.63.129.16",  # Azure's platform services, reachable from its guests only
+        "192.0.0.0/24",  # IETF protocol assignments
+        "192.88.99.0/24",  # 6to4 relays
+        "224.0.0.0/4",  # multicast
+        "2001::/23",  # IETF protocol assignments, Teredo among them: embeds IPv4 addresses
+        "2002::/16",  # 6to4: embeds IPv4 addresses
+        "3fff::/20",  # documentation
+    )
+)
+_UNICAST_IPV6 = IPv6Network("2000::/3")
+# An IPv6 literal stands alone, without a zone; urlsplit overlooks what comes beside the brackets.
+_BRACKETS = re.compile(r"[^\[\]]*|\[[0-9A-Fa-f:.]*\](:[0-9]*)?")
+_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+_PORT = re.compile(r"[0-9]{1,5}")
+_ISATAP = (0x00005EFE, 0x02005EFE)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of `ALLOWED_TARGETS`: a host name or a network, on one port or any."""
+
+    host: str | None
+    network: Network | None
+    port: int | None
+
+    def matches(self, host: str, address: Address | None, port: int) -> bool:
+        if self.port is not None and self.port != port:
+            return False
+        if self.network is not None:
+            return address is not None and address in self.network
+        return self.host == host
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What may be posted to; `entries` widens it beyond the public internet."""
+
+    entries: tuple[Entry, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> "Targets":
+        """Read `ALLOWED_TARGETS`: hosts or CIDRs, by comma, each with an optional `:port`.
+
+        IPv6 with a port stands in brackets: `[fd00::/8]:8080`. Raises InvalidTargets.
+        """
+        return cls(tuple(_entry(part.strip()) for part in text.split(",") if part.strip()))
+
+    def check_url(self, url: str, pointer: str) -> None:
+        """Raise InvalidRequest if no attempt to post to this URL could ever be allowed."""
+        try:
+            host, port = split_url(url)
+        except InvalidRequest as error:
+            raise InvalidRequest(str(error), pointer) from None
+        address = _literal(host)
+        if address is not None:
+            possible = self.allows(host, address, port)
+        else:
+            possible = port in _DEFAULT_PORTS.values() or any(
+                entry.network is not None or entry.host == host
+                for entry in self.entries
+                if entry.port in (None, port)
+            )
+        if not possible:
+            raise InvalidRequest(
+                f"Webhooks to {host} on port {port} are not allowed here (ALLOWED_TARGETS).",
+                pointer,
+            )
+
+    def allows(self, host: str, address: Address, port: int) -> bool:
+        """Say whether the host may be posted to at this address, which it resolves to."""
+        if any(entry.matches(host, address, port) for entry in self.entries):
+            return True
+        return port in _DEFAULT_PORTS.values() and is_public(address)
+
+
+def split_url(url: str) -> tuple[str, int]:
+    """Return the host, in lower case, and the port of a URL; raise InvalidRequest if it is none."""
+    if len(url) > MAX_URL_LENGTH:
+        raise InvalidRequest(f"The URL is longer than {MAX_URL_LENGTH:,} characters.")
+    if not url.isprintable() or " " in url or "\\" in url:
+        raise InvalidRequest("The URL has a space, a control character or a backslash in it.")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise InvalidRequest(f"The URL can't be understood: {error}.") from None
+    if parts.scheme not in _DEFAULT_PORTS:
+        raise InvalidRequest("The URL must begin with http:// or https://.")
+    if "@" in parts.netloc:
+        raise InvalidRequest("The URL must not hold a user name or password.")
+    host = _ascii(parts.hostname or "")
+    if port == 0 or not _is_host(host) or not _BRACKETS.fullmatch(parts.netloc):
+        raise InvalidRequest("The URL has no valid host and port.")
+    return host, _DEFAULT_PORTS[parts.scheme] if port is None else port
+
+
+def is_public(address: Address) -> bool:
+    """Say whether an address belongs to the public internet and to nobody's inner network."""
+    if not address.is_global or any(address in network for network in _NOT_PUBLIC):
+        return False
+    if isinstance(address, IPv4Address):
+        return True
+    # All other prefixes are special, most of them ways to write an IPv4 address.
+    return address in _UNICAST_IPV6 and (int(address) >> 32) & 0xFFFFFFFF not in _ISATAP
+
+
+def _ascii(host: str) -> str:
+    """Return a host as it will be resolved: requests' IDNA, without the final dot; "" if invalid.
+
+    That may turn what looks like a name into an address: `127。0。0。1`.
+    """
+    try:
+        host = host.lower() if host.isascii() else idna.encode(host, uts46=True).decode()
+    except UnicodeError:
+        return ""
+    return host.removesuffix(".")
+
+
+def _is_host(host: str) -> bool:
+    if ":" in host:
+        return True  # urlsplit lets colons through in a valid [IPv6] literal only
+    return len(host) < 254 and all(_LABEL.fullmatch(label) for label in host.split("."))
+
+
+def _literal(host: str) -> Address | None:
+    """Return the address that a host is another way to write, without asking any resolver."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return IPv4Address("127.0.0.1")
+    try:
+        return ip_address(host)
+    except ValueError:
+        pass
+    try:
+        # 127.1, 0x7f000001, 2130706433: not names, though they look like it.
+        return IPv4Address(socket.inet_aton(host))
+    except OSError:
+        return None
+
+
+def _entry(text: str) -> Entry:
+    try:
+        return Entry(None, ip_network(text.removeprefix("[").removesuffix("]")), None)
+    except ValueError:
+        host, _, port = text.rpartition(":")
+    if not _PORT.fullmatch(port):
+        host, port = text, ""
+    if not (port == "" or 0 < int(port) < 65536) or not host:
+        raise CommandError(f"ALLOWED_TARGETS has an entry with no valid host and port: {text!r}.")
+    number = int(port) if port else None
+    try:
+        return Entry(None, ip_network(host.removeprefix("[").removesuffix("]")), number)
+    except ValueError as error:
+        name = _ascii(host)
+        if "/" in host or ":" in host or not _is_host(name):
+            raise CommandError(f"ALLOWED_TARGETS has a bad entry {text!r}: {error}.") from None
+    return Entry(name, None, number)

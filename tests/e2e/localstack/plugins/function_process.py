@@ -1,0 +1,82 @@
+"""A process in which AWS's own runtime client, awslambdaric, calls a function's handler."""
+
+import json
+import os
+import signal
+import subprocess
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from tests.e2e.localstack.plugins.runtime_api import Answer, Invocation, RuntimeApi
+
+LEASH = Path(__file__).parent.parent / "watchdog.py"
+
+INIT_SECONDS = 10
+"""How long a process may take until it asks for its first event, as on AWS."""
+
+
+class InitFailed(Exception):
+    """The function did not start; `document` is the error that Lambda reports."""
+
+    def __init__(self, document: bytes) -> None:
+        super().__init__(document.decode())
+        self.document = document
+
+
+class FunctionProcess:
+    """Answers events, one after the other; `ended` gets its exit status."""
+
+    def __init__(self, function: str, env: dict[str, str], log: Path) -> None:
+        """Start it, or raise InitFailed. What it writes is appended to the log."""
+        self._api = RuntimeApi()
+        self.ended: Future[int] = Future()
+        leashed = [os.environ["FUNCTION_PYTHON"], "-P", str(LEASH)]
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [*leashed, "awslambdaric", env["_HANDLER"], function],
+                cwd=env["LAMBDA_TASK_ROOT"],
+                env={**env, "AWS_LAMBDA_RUNTIME_API": self._api.address},
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        Thread(target=self._watch, daemon=True).start()
+        initialized = self._within(INIT_SECONDS, self._api.initialized)
+        if initialized.is_error:
+            self.end()
+            raise InitFailed(initialized.document)
+
+    def answer(self, invocation: Invocation, seconds: int) -> Answer:
+        """Return what the function answers; it is killed if that takes longer."""
+        self._api.next.put(invocation)
+        return self._within(seconds, invocation.answer)
+
+    def end(self) -> None:
+        """Kill it, and wait until it is gone."""
+        self._process.kill()
+        self.ended.result()
+
+    def _within(self, seconds: int, answer: Future[Answer]) -> Answer:
+        """Return the answer, or else the error that Lambda reports."""
+        either: list[Future[Any]] = [answer, self.ended]
+        wait(either, seconds, FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        if self.ended.done():
+            error, why = "Runtime.ExitError", f"Runtime exited with {_status(self.ended.result())}"
+        else:
+            error, why = "Sandbox.Timedout", f"Task timed out after {seconds:.2f} seconds"
+            self.end()
+        return Answer(json.dumps({"errorType": error, "errorMessage": why}).encode(), is_error=True)
+
+    def _watch(self) -> None:
+        self.ended.set_result(self._process.wait())
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._api.close()
+
+
+def _status(number: int) -> str:
+    return f"signal {signal.Signals(-number).name}" if number < 0 else f"status {number}"

@@ -1,0 +1,226 @@
+"""The service keeps its promises whatever breaks; `make chaos` breaks far more.
+
+And what judges it does notice each promise that is broken.
+"""
+
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from chalicelib.core import representation
+from chalicelib.core.timer import DEFAULT_TENANT, Outcome, Status, Timer, new_timer
+from chalicelib.core.timer import Webhook as Wanted
+from tests.support.fakes import NO_CONTENT, START
+from tools.chaos import aws, standalone
+from tools.chaos.__main__ import BEGIN, COLUMNS, DOCUMENT, END, FAULTS
+from tools.chaos.ledger import Crash, Ledger, Request, Run, Webhook
+from tools.chaos.log import Files, log_of
+from tools.chaos.standalone import Impossible
+
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+DUE = START + MINUTE
+NEW = new_timer("a", DEFAULT_TENANT, Wanted(url="https://x.test/"), DUE, START)
+
+
+def attempted(timer: Timer, outcome: Outcome = NO_CONTENT, late: timedelta = SECOND) -> Timer:
+    """Return the timer after one more attempt; it is retried unless that was a success."""
+    claimed = timer.claim(timer.wakeup(), DUE + MINUTE, DUE + 2 * MINUTE)
+    assert claimed is not None
+    retry_at = None if outcome.succeeded else DUE + late
+    return claimed.record(outcome, timer.due_at + late, retry_at)
+
+
+def ledger_of(end: Timer | None, *webhooks: Webhook, crashes: tuple[Crash, ...] = ()) -> Ledger:
+    """Return what there is of a timer that was promised for `DUE`, and how it ended."""
+    ends = {} if end is None else {"a": representation.represent(end, DUE)}
+    created = Request("create", "a", START, START, 201, DUE)
+    return Ledger([created], list(webhooks), list(crashes), ends, DUE + 2 * MINUTE)
+
+
+def sent(attempt: int = 1, seconds: float = 1, status: int = 204) -> Webhook:
+    return Webhook("a", DUE + timedelta(seconds=seconds), DUE, attempt, status)
+
+
+def asked(ledger: Ledger, request: Request) -> Ledger:
+    ledger.requests.append(request._replace(began=START + SECOND, ended=START + 2 * SECOND))
+    return ledger
+
+
+CANCEL = Request("cancel", "a", START, START, 200, DUE)
+MOVE = Request("move", "a", START, START, 200, DUE + MINUTE)
+LATE = DUE + 9 * MINUTE
+CRASH = Crash(DUE + SECOND, DUE + 2 * SECOND)
+DELIVERED = attempted(NEW)
+FAILED_ONCE = attempted(NEW, Outcome(status=500))
+LOST = attempted(attempted(NEW, Outcome(error="worker lost")))
+CANCELLED = NEW.cancel(START)
+
+KEPT = {
+    "delivered": ledger_of(DELIVERED, sent()),
+    "tried again": ledger_of(attempted(FAILED_ONCE), sent(1, 1, 500), sent(2, 3)),
+    "sent again after a crash": ledger_of(LOST, sent(1), sent(2, 3), crashes=(CRASH,)),
+    "sent again after a hang-up": ledger_of(
+        attempted(FAILED_ONCE), sent(1, 1, 0), sent(1, 1, 0), sent(2, 3)
+    ),
+    "cancelled": asked(ledger_of(CANCELLED), CANCEL),
+    "cancelled, perhaps": asked(ledger_of(DELIVERED, sent()), CANCEL._replace(status=503, why="?")),
+    "moved, perhaps": asked(ledger_of(DELIVERED, sent()), MOVE._replace(status=503, why="?")),
+    "not due yet": asked(ledger_of(NEW.change(NEW, LATE)), MOVE._replace(deadline=LATE)),
+    "cut off by a crash": asked(
+        ledger_of(DELIVERED, sent(), crashes=(Crash(START, START + MINUTE),)),
+        MOVE._replace(status=None),
+    ),
+}
+"""What is as it was promised."""
+
+
+def failed_for_no_reason() -> Ledger:
+    ledger = ledger_of(FAILED_ONCE, sent(1, 1, 500))
+    ledger.ends["a"].status = Status.FAILED
+    return ledger
+
+
+BROKEN = {
+    "lost: it is gone": ledger_of(None),
+    "lost: still scheduled": ledger_of(NEW),
+    "lost: delivered, and nothing arrived": ledger_of(DELIVERED),
+    "lost: cancelled, and nobody asked for that": ledger_of(CANCELLED),
+    "lost: read is told that there is none": asked(
+        ledger_of(DELIVERED, sent()), Request("read", "a", START, START, 404, why="?")
+    ),
+    "lost: failed without a reason": failed_for_no_reason(),
+    "nobody has asked for it": Ledger(
+        ends={"a": representation.represent(CANCELLED, DUE)}, ended=DUE
+    ),
+    "early: attempt 1 came": ledger_of(DELIVERED, sent(seconds=-1)),
+    "early: attempt 1 was made": ledger_of(attempted(NEW, late=-SECOND), sent()),
+    "overruled: attempt 1": asked(ledger_of(DELIVERED, sent()), MOVE),
+    "overruled: its deadline": asked(ledger_of(CANCELLED), MOVE),
+    "twice: attempts 1 and 2": ledger_of(LOST, sent(1), sent(2, 3)),
+    "twice: attempts 1 and 1": ledger_of(FAILED_ONCE, sent(1, 1, 500), sent(1, 3, 500)),
+    "twice: attempts 1 and 1,": ledger_of(FAILED_ONCE, *(sent(1, 1 + n, 0) for n in range(3))),
+    "cancelled, and sent afterwards": asked(ledger_of(CANCELLED, sent()), CANCEL),
+    "cancelled, and delivered afterwards": asked(ledger_of(DELIVERED, sent()), CANCEL),
+    "move at 12:00:01.000000 was not answered": asked(
+        ledger_of(DELIVERED, sent()), MOVE._replace(status=None)
+    ),
+    "was answered with 503 ''": asked(ledger_of(DELIVERED, sent()), MOVE._replace(status=503)),
+    "was answered with 500 'Oh.'": asked(
+        ledger_of(DELIVERED, sent()), MOVE._replace(status=500, why="Oh.")
+    ),
+}
+"""What is not, and the beginning of what is said of it."""
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_was_kept_is_no_violation(name: str) -> None:
+    """Nothing is said of what went as it was promised."""
+    assert KEPT[name].violations() == []
+
+
+@pytest.mark.parametrize("line", BROKEN)
+def test_what_was_broken_is_noticed(line: str) -> None:
+    """Each way to break a promise has its line."""
+    assert any(line in violation for violation in BROKEN[line].violations())
+
+
+def test_crash_elsewhere_excuses_nothing() -> None:
+    """A webhook may be sent again only if the process that died was sending it, between the two."""
+    elsewhere = CRASH._replace(ids=frozenset("b"))
+    for crash in (elsewhere, Crash(START, START), Crash(LATE, LATE)):
+        assert ledger_of(LOST, sent(1), sent(2, 3), crashes=(crash,)).violations()
+
+
+def test_torn_log_is_read_as_sqlite_reads_it(tmp_path: Path) -> None:
+    """Up to the frame that ends a transaction it is not there, from then on it is."""
+    path = tmp_path / "x.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("CREATE TABLE timers (id, timer)")
+        ends = []
+        for number in range(3):
+            db.execute("INSERT INTO timers VALUES (?, ?)", (number, "x" * 5000))
+            ends.append(log_of(path).stat().st_size)
+        left = Files.left(path)
+    for number, end in enumerate(ends):
+        for place, there in ((end - 1, number), (end, number + 1)):
+            torn, clean = left.torn(place, b"garbage"), left.torn(place, b"").committed()
+            assert len(torn.timers(tmp_path / "torn.db")) == there
+            assert len(clean.timers(tmp_path / "clean.db")) == there
+
+
+KILLS = 10
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, "Future[Run]"]]:
+    """All faults of the standalone server, which befall a server each at the same time."""
+    faults: dict[str, Callable[[Path, str], Run]] = {
+        "kill -9": partial(standalone.kills, deaths=KILLS),
+        **FAULTS,
+    }
+    with ThreadPoolExecutor() as pool:
+        yield {
+            name: pool.submit(fault, tmp_path_factory.mktemp("chaos"), "1")
+            for name, fault in faults.items()
+        }
+
+
+BITES: dict[str, Callable[[Run], object]] = {
+    "kill -9": lambda run: run.figures["deaths"] == KILLS and run.errors["worker lost"],
+    "full disk": lambda run: run.figures["refused"],
+    "read-only file": lambda run: run.figures["refused"],
+    "torn log": lambda run: run.figures["deaths"],
+    "stepped clock": lambda run: run.figures["webhooks"],
+    "no name resolved": lambda run: run.errors["dns"],
+    "receiver hangs": lambda run: run.errors["timeout"],
+}
+"""How one sees that the fault was there."""
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("fault", BITES)
+def test_embedded_server_survives(runs: dict[str, "Future[Run]"], fault: str) -> None:
+    """No timer is lost, none early, none sent twice without a crash in between, no cancelled one
+    fired, and the API answers or says why not."""
+    try:
+        run = runs[fault].result()
+    except Impossible as error:
+        pytest.skip(str(error))
+    assert run.violations == []
+    assert BITES[fault](run)
+
+
+@pytest.mark.parametrize("storm", [aws.simulated, aws.emulated], ids=lambda it: it.__name__)
+def test_deployed_service_survives(storm: Callable[[str], Run]) -> None:
+    """The same holds on AWS, whichever calls fail before or after their effect and whichever events
+    come twice, late, or in another order; and the same seed is the same storm again."""
+    runs = [storm(seed) for seed in "0123"]
+    together = Run.together(zip("0123", runs, strict=True))
+    assert together.violations == []
+    assert together.errors["worker lost"]
+    assert together.figures["unanswered"]
+    assert together.figures["refused"]
+    assert storm("0") == runs[0] != runs[1]
+
+
+def test_figures_are_those_of_a_campaign() -> None:
+    """docs/reliability.md has a row for each fault, 1,000 kills, and no promise that was broken."""
+    text = DOCUMENT.read_text().partition(BEGIN)[2].partition(END)[0]
+    rows = {
+        name.strip(): [int(cell.replace(",", "")) for cell in cells.split("|")[:-1]]
+        for name, cells in re.findall(r"^\| ([^|]+) \|((?: [\d,]+ \|)+)$", text, re.MULTILINE)
+    }
+    assert rows.keys() == {"kill -9", *FAULTS, "AWS, simulated", "AWS, on moto"}
+    named = {name: dict(zip(COLUMNS, row, strict=True)) for name, row in rows.items()}
+    assert named["kill -9"]["deaths"] >= 1000
+    assert not any(row["broken"] for row in named.values())
+    assert "make chaos KILLS=" in text

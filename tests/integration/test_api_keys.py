@@ -1,0 +1,368 @@
+"""API keys: what counts as one, what is kept of it, and what it opens."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from chalice.test import Client
+
+import app as app_module
+from app import app
+from chalicelib.aws import bootstrap
+from chalicelib.aws.bootstrap import Dependencies
+from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
+from chalicelib.core import api_keys, signing
+from chalicelib.core.api_keys import KEY_ENTROPY, ApiKeys, Role
+from chalicelib.core.errors import Forbidden, Unauthenticated, Unavailable
+from chalicelib.core.targets import Targets
+from chalicelib.core.timer import DEFAULT_TENANT
+from chalicelib.http import responses
+from standalone.sqlite import SqliteApiKeys, SqliteTimerStore, tenants_in
+from tests.contracts.api_keys import KEY, TOKEN, ApiKeysContract, another
+from tests.support.aws import TENANTS, account
+from tests.support.cloud import Cloud
+from tests.support.fakes import START, FakeApiKeys
+from tests.support.routes import WANTING
+
+METHOD_ARN = "arn:aws:execute-api:eu-central-1:123456789012:abc/api/GET/timers"
+
+
+class TestFakeKeys(ApiKeysContract):
+    """The contract, on the fake."""
+
+    @pytest.fixture
+    def kept(self) -> ApiKeys:
+        return FakeApiKeys()
+
+
+class TestDynamoKeys(ApiKeysContract):
+    """The contract, on a table in moto."""
+
+    @pytest.fixture
+    def kept(self) -> Iterator[ApiKeys]:
+        with account() as aws:
+            yield DynamoApiKeys(aws.dynamodb, TENANTS)
+
+
+class TestKeysOfTheServer(ApiKeysContract):
+    """The contract, on the database as the server has it open."""
+
+    @pytest.fixture
+    def kept(self, tmp_path: Path) -> Iterator[ApiKeys]:
+        with closing(SqliteTimerStore(tmp_path / "timers.db")) as store:
+            yield store.keys
+
+
+class TestKeysOfTheCommand(ApiKeysContract):
+    """The contract, on a second connection while the server has the database."""
+
+    @pytest.fixture
+    def kept(self, tmp_path: Path) -> Iterator[ApiKeys]:
+        path = tmp_path / "timers.db"
+        with closing(SqliteTimerStore(path)), tenants_in(path) as (kept, _):
+            yield kept
+
+
+def test_a_removal_whose_answer_was_lost_is_one() -> None:
+    """The client asks again, and finds what it removed itself: revoked, not unknown."""
+    with account() as aws:
+        kept = DynamoApiKeys(aws.dynamodb, TENANTS)
+        kept.add(KEY)
+
+        def twice(operation: str) -> None:
+            if operation == "DeleteItem":
+                with aws.unobserved():
+                    assert kept.remove(KEY.id)
+
+        aws.before = twice
+        assert kept.remove(KEY.id)
+        assert kept.all() == []
+
+
+def test_keys_and_secrets_are_no_items_of_each_other() -> None:
+    """They share a table: what is named as a tenant is no key, and no revoking takes secrets."""
+    with account() as aws:
+        kept, signed = DynamoApiKeys(aws.dynamodb, TENANTS), DynamoSecrets(aws.dynamodb, TENANTS)
+        signing.ensure_secret(signed, "acme", bytes(signing.SECRET_ENTROPY))
+        for name in ("acme", "secrets#acme"):
+            assert not kept.remove(name)
+        assert signed.of("acme") != []
+
+
+def test_what_the_command_does_counts_at_once_for_the_server(tmp_path: Path) -> None:
+    """A key that another process made opens from the next request on, and one that it revoked
+    opens nothing any more: no connection goes by what it has read before."""
+    path = tmp_path / "timers.db"
+    with closing(SqliteTimerStore(path)) as store, tenants_in(path) as (kept, _):
+        assert api_keys.find(store.keys, f"Bearer {TOKEN}") is None
+        kept.add(KEY)
+        assert api_keys.find(store.keys, f"Bearer {TOKEN}") == KEY
+        kept.remove(KEY.id)
+        assert api_keys.find(store.keys, f"Bearer {TOKEN}") is None
+        assert store.keys.all() == []
+
+
+@pytest.mark.parametrize("where", ["server", "command"])
+def test_a_key_outlives_a_power_cut(tmp_path: Path, where: str) -> None:
+    """A key that was shown opens, and one that was revoked stays so, whatever happens then: both
+    are synced before anybody hears of them."""
+    path = tmp_path / "timers.db"
+    with closing(SqliteTimerStore(path)) as store, tenants_in(path) as (kept, _):
+        store.check()  # which is not synced
+        found: SqliteApiKeys = store.keys if where == "server" else kept
+
+        def level(db: sqlite3.Connection) -> int:
+            return int(db.execute("PRAGMA synchronous").fetchone()[0])
+
+        assert found._write(level) == 2  # FULL
+
+
+@pytest.mark.parametrize(
+    ("text", "id"),
+    [
+        (KEY.id, KEY.id),
+        (f"tmr_{KEY.id}", KEY.id),
+        (TOKEN, KEY.id),
+        (f" {TOKEN}\n", KEY.id),
+        (TOKEN[:20], KEY.id),
+        ("", None),
+        ("tmr_", None),
+        (KEY.id[:-1], None),
+        (f"{KEY.id}a", None),
+        (KEY.id.upper(), None),
+        (KEY.hash, None),
+        (f"key#{KEY.id}", None),
+    ],
+)
+def test_a_key_has_a_name(text: str, id: str | None) -> None:
+    """Its id alone, as lists and logs show it, or all of it, as whoever has leaked it knows it; a
+    key that was cut off is one as well."""
+    assert api_keys.key_id_in(text) == id
+
+
+def test_what_is_kept_can_not_be_used() -> None:
+    """Nothing of the secret is stored or shown; the id in it finds the key."""
+    assert TOKEN.startswith(f"tmr_{KEY.id}_")
+    secret = TOKEN.rpartition("_")[2]
+    assert len(secret) == 52
+    assert secret not in repr(KEY)
+    assert len(KEY.hash) == 64
+
+
+def test_keys_differ_in_every_byte() -> None:
+    """Every random byte counts, so that no part of a key is a constant."""
+    texts = set()
+    for place in range(KEY_ENTROPY):
+        entropy = bytearray(KEY_ENTROPY)
+        entropy[place] = 1
+        texts.add(api_keys.mint(DEFAULT_TENANT, Role.FULL, START, bytes(entropy))[0])
+    assert len(texts | {TOKEN}) == KEY_ENTROPY + 1
+
+
+@pytest.mark.parametrize("header", [f"Bearer {TOKEN}", f"bearer  {TOKEN}", f" BEARER {TOKEN} "])
+def test_a_known_key_is_found(header: str) -> None:
+    """The scheme may be written as one likes (RFC 9110)."""
+    kept = FakeApiKeys()
+    kept.add(KEY)
+    assert api_keys.find(kept, header) == KEY
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        TOKEN,
+        f"Basic {TOKEN}",
+        f"Bearer {TOKEN[:-1]}",
+        f"Bearer {TOKEN}a",
+        f"Bearer {TOKEN[:-1]}b",
+        f"Bearer {TOKEN.upper()}",
+        f"Bearer {TOKEN} {TOKEN}",
+        f"Bearer tmr_{KEY.id}_",
+        f"Bearer tmr_{KEY.id}_{KEY.hash[:52]}",
+        f"Bearer {KEY.hash}",
+        f"Bearer tmr_{another(1).id}_{TOKEN.rpartition('_')[2]}",
+        f"Bearer tmr_{another(9).id}_{TOKEN.rpartition('_')[2]}",
+    ],
+)
+def test_anything_else_is_none(header: str) -> None:
+    """A key counts as a whole or not at all."""
+    kept = FakeApiKeys()
+    kept.add(KEY)
+    kept.add(another(1))
+    assert api_keys.find(kept, header) is None
+
+
+class Opened:
+    """The deployed API behind its authorizer, on moto."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self.cloud = cloud
+        self.kept = DynamoApiKeys(cloud.aws.dynamodb, TENANTS)
+        self.parts = Dependencies(
+            service=cloud.service, targets=Targets.parse("example.com"), keys=self.kept
+        )
+        self.client = Client(app)
+
+    def key(self, number: int, tenant: str, role: Role) -> str:
+        entropy = number.to_bytes(6, "big") + bytes([number]) * (KEY_ENTROPY - 6)
+        text, key = api_keys.mint(tenant, role, START, entropy)
+        self.kept.add(key)
+        return text
+
+    def ask(self, method: str, path: str, key: str | None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if key is not None:
+            headers["authorization"] = f"Bearer {key}"
+        body = json.dumps({"seconds": 60, "url": "https://example.com/hook"}).encode()
+        return self.client.http.request(method, path, headers, body)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
+    with account() as aws:
+        made = Opened(Cloud(aws))
+        monkeypatch.setattr(bootstrap, "_installed", made.parts)
+        yield made
+
+
+@pytest.mark.parametrize(("method", "path"), WANTING)
+def test_without_a_key_nothing_is_reached(opened: Opened, method: str, path: str) -> None:
+    """No key: 401; one that nobody knows: 403. Neither gets as far as the view."""
+    assert opened.ask(method, path, None).status_code == 401
+    assert opened.ask(method, path, TOKEN).status_code == 403
+
+
+@pytest.mark.parametrize(("method", "path"), WANTING)
+@pytest.mark.parametrize("context", [None, {}, {"principalId": "user"}])
+def test_a_request_that_nobody_authorized_is_refused(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, method: str, path: str, context: Any
+) -> None:
+    """Where the gateway lets everybody through, the views do not: an emulator, a mistake."""
+    gateway = opened.client.http._local_gateway
+
+    def through(path: str, event: Any, context_: Any) -> Any:
+        event["requestContext"]["authorizer"] = context
+        return event, context_
+
+    monkeypatch.setattr(gateway._authorizer, "authorize", through)
+    answer = opened.ask(method, path, "tmr_whatever")
+    assert answer.status_code == 401
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert "Authorization: Bearer" in answer.json_body["detail"]
+
+
+def test_an_unknown_role_changes_nothing(opened: Opened) -> None:
+    """Only the role that may do it, may."""
+    request: Any = SimpleNamespace(context={"authorizer": {"tenant": "acme", "role": "odd"}})
+    assert responses.tenant(request, Role.READ, None) == "acme"
+    with pytest.raises(Forbidden):
+        responses.tenant(request, Role.FULL, None)
+    with pytest.raises(Unauthenticated):
+        responses.tenant(None, Role.READ, None)
+
+
+def test_health_needs_no_key(opened: Opened) -> None:
+    """Whoever watches the service need not be able to use it."""
+    assert opened.ask("GET", "/health", None).status_code == 200
+
+
+def test_a_timer_belongs_to_the_tenant_of_its_key(opened: Opened) -> None:
+    """Another tenant's timer is a 404; the same tenant's other key finds it."""
+    ours, other, theirs = (
+        opened.key(1, "acme", Role.FULL),
+        opened.key(2, "acme", Role.FULL),
+        opened.key(3, "umbrella", Role.FULL),
+    )
+    created = opened.ask("POST", "/timers", ours)
+    assert created.status_code == 201
+    path = created.headers["Location"]
+    assert opened.ask("GET", path, other).json_body["id"] == created.json_body["id"]
+    assert opened.ask("GET", path, theirs).status_code == 404
+    assert opened.ask("DELETE", path, theirs).status_code == 404
+    assert opened.ask("DELETE", path, other).json_body["status"] == "cancelled"
+
+
+def test_a_read_key_changes_nothing(opened: Opened) -> None:
+    """It reads its tenant's timers; what would change one is a 403 that says why."""
+    path = opened.ask("POST", "/timers", opened.key(1, "acme", Role.FULL)).headers["Location"]
+    reading = opened.key(2, "acme", Role.READ)
+    assert opened.ask("GET", path, reading).status_code == 200
+    for method, route in (("POST", "/timers"), ("DELETE", path)):
+        answer = opened.ask(method, route, reading)
+        assert answer.status_code == 403
+        assert answer.json_body["detail"] == "This key may only read."
+    assert opened.ask("GET", path, reading).json_body["status"] == "scheduled"
+
+
+def test_the_answer_is_good_for_all_routes(opened: Opened) -> None:
+    """The gateway keeps it for a minute, for whatever the key asks next; it holds no secret."""
+    text = opened.key(1, "acme", Role.FULL)
+    event = {
+        "type": "TOKEN",
+        "authorizationToken": f"Bearer {text}",
+        "methodArn": METHOD_ARN,
+    }
+    answer = app_module.authorizer(event, {})
+    (statement,) = answer["policyDocument"]["Statement"]
+    assert statement["Resource"] == [METHOD_ARN.replace("GET/timers", "*/*")]
+    assert answer["context"] == {"tenant": "acme", "role": "full"}
+    assert answer["principalId"] == text.split("_")[1]
+    refused = app_module.authorizer(event | {"authorizationToken": "Bearer x"}, {})
+    assert refused["policyDocument"]["Statement"][0]["Resource"] == []
+    assert refused["context"] == {}
+    (config,) = app.builtin_auth_handlers
+    assert config.ttl_seconds == 60
+
+
+def test_a_store_that_does_not_answer_lets_nobody_in(opened: Opened) -> None:
+    """A fault is no leave to pass."""
+
+    def down(operation: str) -> None:
+        raise Unavailable("DynamoDB")
+
+    opened.cloud.aws.before = down
+    with pytest.raises(Unavailable):
+        opened.ask("GET", "/timers/x", TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("stage", "account", "auth", "anonymous"),
+    [
+        ("localstack", "000000000000", "none", DEFAULT_TENANT),
+        ("localstack", "000000000000", "keys", None),
+        ("localstack", "000000000000", None, None),
+        ("dev", "123456789012", None, None),
+        ("prod", "123456789012", "keys", None),
+        ("dev", "123456789012", "none", None),
+        ("dev", "000000000000", "none", None),
+        ("localstack", "123456789012", "none", None),
+        ("localstack", "000000000000", "off", None),
+        ("localstack", "000000000000", "", None),
+    ],
+)
+def test_only_localstack_may_do_without(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stage: str,
+    account: str,
+    auth: str | None,
+    anonymous: str | None,
+) -> None:
+    """AUTH=none counts on stage localstack, and only where the account is LocalStack's: the same
+    stage deployed to AWS by mistake wants keys, and says so in its log."""
+    monkeypatch.setattr(bootstrap, "STAGE_NAME", f"timers-{stage}")
+    monkeypatch.delenv("AUTH", raising=False)
+    if auth is not None:
+        monkeypatch.setenv("AUTH", auth)
+    assert bootstrap._anonymous(account) == anonymous
+    mistaken = auth not in ("keys", None) and anonymous is None
+    assert bool(caplog.messages) is mistaken

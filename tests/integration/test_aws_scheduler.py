@@ -1,0 +1,423 @@
+"""The two-tier alarm: exact requests, counts and races, on moto."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, ReadTimeoutError
+from msgspec.structs import replace
+
+from chalicelib.aws import scheduler as scheduler_module
+from chalicelib.aws.scheduler import (
+    MAX_HOPS,
+    MIN_SCHEDULE_AHEAD,
+    SCHEDULE_LEAD,
+    SQS_MAX_DELAY,
+    Addresses,
+    AwsScheduler,
+)
+from chalicelib.core.errors import ScheduleRefused, Unavailable
+from chalicelib.core.timer import DEFAULT_TENANT, Status, Wakeup
+from chalicelib.service.service import in_threads
+from tests.contracts.store import make
+from tests.support.aws import NAME, Account, account
+from tests.support.cloud import Cloud, moment
+from tests.support.fakes import START, Clock
+
+YEARS = 2 * 365 * 86_400
+
+
+@pytest.fixture
+def aws() -> Iterator[Account]:
+    with account() as made:
+        yield made
+
+
+@pytest.fixture
+def cloud(aws: Account) -> Cloud:
+    return Cloud(aws)
+
+
+@pytest.fixture
+def scheduler(aws: Account) -> AwsScheduler:
+    return AwsScheduler(lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, Clock())
+
+
+def requests(aws: Account, operation: str) -> list[dict[str, Any]]:
+    return [request for name, request in aws.calls if name == operation]
+
+
+def wake(request: dict[str, Any]) -> float:
+    """Return how many seconds after START a schedule goes off."""
+    return (moment(request["ScheduleExpression"]) - START).total_seconds()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "delay", "wakes"),
+    [
+        (5, 4, 90),
+        (0, 0, 90),
+        (29.5, 28, 90),
+        (600, 599, 660),
+        (SQS_MAX_DELAY.total_seconds(), 899, 960),
+        (1200, None, 1200),
+        (YEARS, None, YEARS),
+    ],
+)
+def test_exact_requests_of_a_new_timer(
+    cloud: Cloud, seconds: float, delay: int | None, wakes: float
+) -> None:
+    """Near timers get a message held back to the second, and a schedule as the backstop; far ones
+    a schedule ahead of their deadline."""
+    timer = cloud.create(seconds)
+    created = requests(cloud.aws, "CreateSchedule")
+    assert len(created) == 1
+    lead = scheduler_module._lead(timer.id, SQS_MAX_DELAY).total_seconds() if delay is None else 0
+    assert created[0] == {
+        "Name": f"{timer.id}.1",
+        "GroupName": NAME,
+        "ClientToken": f"{timer.id}-1",
+        "Description": f"Timer {timer.id}: POST to example.com, due "
+        f"{timer.deadline:%Y-%m-%d %H:%M:%S} UTC",
+        "ScheduleExpression": created[0]["ScheduleExpression"],
+        "ScheduleExpressionTimezone": "UTC",
+        "FlexibleTimeWindow": {"Mode": "OFF"},
+        "ActionAfterCompletion": "DELETE",
+        "Target": {
+            "Arn": cloud.aws.addresses.fire_arn,
+            "RoleArn": cloud.aws.addresses.role_arn,
+            "Input": created[0]["Target"]["Input"],
+            "RetryPolicy": {"MaximumEventAgeInSeconds": 86_400, "MaximumRetryAttempts": 185},
+            "DeadLetterConfig": {"Arn": cloud.aws.addresses.dead_letter_arn},
+        },
+    }
+    assert wake(created[0]) == wakes - lead
+    event = created[0]["Target"]["Input"]
+    assert set(json.loads(event)) == {"id", "tenant", "generation", "due_at", "host"}
+    assert scheduler_module.decode_wakeup(event) == timer.wakeup()
+    sent = requests(cloud.aws, "SendMessageBatch")
+    assert [entry["DelaySeconds"] for request in sent for entry in request["Entries"]] == (
+        [] if delay is None else [delay]
+    )
+    for request in sent:
+        assert request["QueueUrl"] == cloud.aws.queue_url()
+        assert (
+            scheduler_module.decode_wakeup(request["Entries"][0]["MessageBody"]) == timer.wakeup()
+        )
+
+
+def test_schedules_go_off_after_no_fraction_is_lost(cloud: Cloud) -> None:
+    """Whole seconds are rounded up: the backstop never comes before its time."""
+    cloud.clock.forward(0.25)
+    cloud.create(100)
+    assert wake(requests(cloud.aws, "CreateSchedule")[0]) == 161
+
+
+def test_lead_spreads_timers_of_one_moment() -> None:
+    """Wake-ups of timers for the same moment lie over the whole range, and within it."""
+    leads = [scheduler_module._lead(make(number).id, SQS_MAX_DELAY) for number in range(2000)]
+    assert SCHEDULE_LEAD[0] <= min(leads) < SCHEDULE_LEAD[0] + timedelta(seconds=5)
+    assert SCHEDULE_LEAD[1] - timedelta(seconds=5) < max(leads) <= SCHEDULE_LEAD[1]
+    minutes = [lead.seconds // 60 for lead in leads]
+    assert max(minutes.count(minute) for minute in set(minutes)) < 2000 / 8 * 1.5
+
+
+def test_early_wake_leaves_time_for_a_message() -> None:
+    """Whatever minute the Scheduler takes, a message reaches to the deadline, and no schedule is
+    set too soon."""
+    assert SCHEDULE_LEAD[1] < SQS_MAX_DELAY
+    assert SCHEDULE_LEAD[0] > timedelta(minutes=1) + timedelta(minutes=3)
+    assert SQS_MAX_DELAY - SCHEDULE_LEAD[1] >= MIN_SCHEDULE_AHEAD
+
+
+def test_calls_are_counted(cloud: Cloud) -> None:
+    """create 2 (+1 within 15 min), get 1, deliver 2 and the POST, fire 2, cancel 3."""
+    cloud.create(1200)
+    assert cloud.aws.names() == ["PutItem", "CreateSchedule"]
+    cloud.aws.calls.clear()
+    near = cloud.create(5)
+    assert sorted(cloud.aws.names()) == ["CreateSchedule", "PutItem", "SendMessageBatch"]
+    cloud.aws.calls.clear()
+    cloud.service.get(DEFAULT_TENANT, near.id)
+    assert cloud.aws.names() == ["GetItem"]
+    cloud.aws.calls.clear()
+    cloud.service.deliver(near.wakeup(), cloud.clock.now + timedelta(seconds=60))
+    assert cloud.aws.names() == ["UpdateItem", "PutItem"]
+    assert len(cloud.sender.sent) == 1
+    cloud.aws.calls.clear()
+    far = cloud.create(1200)
+    cloud.aws.calls.clear()
+    cloud.service.fire(far.wakeup())
+    assert cloud.aws.names() == ["GetItem", "SendMessageBatch"]
+    cloud.aws.calls.clear()
+    cloud.service.cancel(DEFAULT_TENANT, far.id)
+    assert cloud.aws.names() == ["GetItem", "PutItem", "DeleteSchedule"]
+
+
+@pytest.mark.parametrize("seconds", [5, 600, 1200, YEARS])
+def test_cancel_leaves_no_schedule(cloud: Cloud, seconds: int) -> None:
+    """After a cancel the schedule of the timer is gone."""
+    timer = cloud.create(seconds)
+    assert cloud.aws.schedules() == [f"{timer.id}.1"]
+    cloud.service.cancel(DEFAULT_TENANT, timer.id)
+    assert cloud.aws.schedules() == []
+    deleted = requests(cloud.aws, "DeleteSchedule")
+    assert [(it["Name"], it["GroupName"]) for it in deleted] == [(f"{timer.id}.1", NAME)]
+
+
+def test_every_waiting_timer_has_one_schedule(cloud: Cloud) -> None:
+    """Through reschedules, a lost worker and a redrive there is one schedule, the present one."""
+    timer = cloud.create(3600)
+    for hours in (2, 3):
+        deadline = START + timedelta(hours=hours)
+        timer = cloud.service.change(DEFAULT_TENANT, timer.id, deadline)
+        assert cloud.aws.schedules() == [f"{timer.id}.{timer.generation}"]
+    cloud.clock.now = timer.deadline
+    store = cloud.service._store
+    assert store.claim(timer.wakeup(), cloud.clock.now, cloud.clock.now)
+    cloud.clock.forward(60)
+    assert cloud.sweep() == 1
+    after = cloud.read(timer.id)
+    assert after.status is Status.RETRYING
+    assert cloud.aws.schedules() == [f"{timer.id}.{after.generation}"]
+
+
+@pytest.mark.parametrize("operation", ["CreateSchedule", "DeleteSchedule", "GetItem"])
+@pytest.mark.parametrize("other", ["reschedule", "cancel"])
+def test_racing_changes_leave_the_schedule_of_the_winner(
+    cloud: Cloud, operation: str, other: str
+) -> None:
+    """Whenever a second change comes between the calls of the first, what is left is right."""
+    timer = cloud.create(3600)
+    winner: list[int] = []
+
+    def overtake(name: str) -> None:
+        if name == operation and cloud.read(timer.id).generation == 2 and not winner:
+            winner.append(1)
+            if other == "cancel":
+                cloud.service.cancel(DEFAULT_TENANT, timer.id)
+            else:
+                deadline = START + timedelta(hours=9)
+                cloud.service.change(DEFAULT_TENANT, timer.id, deadline)
+
+    cloud.aws.before = overtake
+    cloud.service.change(DEFAULT_TENANT, timer.id, START + timedelta(hours=5))
+    assert winner
+    expected = [] if other == "cancel" else [f"{timer.id}.3"]
+    assert cloud.aws.schedules() == expected
+
+
+def test_forward_goes_in_batches_of_ten(aws: Account, scheduler: AwsScheduler) -> None:
+    """However many are forwarded, ten share a call, each with the delay it needs."""
+    wakeups = [make(number, timedelta(seconds=number)).wakeup() for number in range(25)]
+    scheduler.requeue(wakeups)
+    batches = [request["Entries"] for request in requests(aws, "SendMessageBatch")]
+    batches.sort(key=lambda batch: batch[0]["MessageBody"])  # they are sent side by side
+    assert [len(batch) for batch in batches] == [10, 10, 5]
+    sent = [entry for batch in batches for entry in batch]
+    assert [entry["DelaySeconds"] for entry in sent] == [0, *range(24)]
+    assert [scheduler_module.decode_wakeup(entry["MessageBody"]) for entry in sent] == [
+        replace(wakeup, hops=1) for wakeup in wakeups
+    ]
+
+
+def test_messages_are_grouped_by_host(aws: Account, scheduler: AwsScheduler) -> None:
+    """Fair queues let the messages for one host wait without those for others; any host will do."""
+    hosts = ["a.example", "a.example", "b.example:8443", "[::1]:1", "bücher.example", "", "x" * 999]
+    scheduler.requeue([replace(make(n).wakeup(), host=host) for n, host in enumerate(hosts)])
+    (request,) = requests(aws, "SendMessageBatch")
+    groups = [entry["MessageGroupId"] for entry in request["Entries"]]
+    assert groups[0] == groups[1]
+    assert len(set(groups)) == 6
+    assert all(re.fullmatch("[0-9a-f]{16}", group) for group in groups)
+
+
+def test_forward_reaches_fifteen_minutes(aws: Account, scheduler: AwsScheduler) -> None:
+    """A ring further ahead than SQS reaches goes as far as it can, to be forwarded again."""
+    scheduler.requeue([make(1, timedelta(days=1)).wakeup()])
+    assert requests(aws, "SendMessageBatch")[0]["Entries"][0]["DelaySeconds"] == 899
+
+
+def test_hops_are_bounded(
+    aws: Account, scheduler: AwsScheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A ring that went round too often is dropped, and the log says so."""
+    wakeup = replace(make().wakeup(), hops=MAX_HOPS)
+    scheduler.requeue([replace(wakeup, hops=MAX_HOPS - 1), wakeup])
+    entries = requests(aws, "SendMessageBatch")[0]["Entries"]
+    assert [scheduler_module.decode_wakeup(entry["MessageBody"]).hops for entry in entries] == [
+        MAX_HOPS
+    ]
+    assert caplog.messages == ["wake-up dropped"]
+
+
+def client_error(code: str, status: int) -> ClientError:
+    answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "CreateSchedule")
+
+
+@pytest.mark.parametrize(
+    ("fault", "refused"),
+    [
+        (client_error("AccessDeniedException", 403), True),
+        (client_error("ValidationException", 400), True),
+        (client_error("ResourceNotFoundException", 404), True),
+        (client_error("ServiceQuotaExceededException", 402), True),
+        (client_error("ThrottlingException", 429), False),
+        (client_error("ThrottlingException", 400), False),
+        (client_error("RequestThrottled", 400), False),
+        (client_error("InternalServerException", 500), False),
+        (ReadTimeoutError(endpoint_url="https://scheduler"), False),
+    ],
+)
+@pytest.mark.parametrize("operation", ["CreateSchedule", "SendMessageBatch"])
+def test_faults_are_refusals_or_not(
+    cloud: Cloud, operation: str, fault: Exception, refused: bool
+) -> None:
+    """What can't ever work refuses the timer, which is then taken back; what may pass leaves it to
+    the sweep, and the answer is yes."""
+
+    def fail(name: str) -> None:
+        if name == operation:
+            raise fault
+
+    cloud.aws.before = fail
+    if refused:
+        with pytest.raises(ScheduleRefused):
+            cloud.create(5)
+        assert cloud.aws.dynamodb.scan(TableName=NAME)["Items"] == []
+        assert cloud.aws.schedules() == []
+    else:
+        timer = cloud.create(5)
+        assert not cloud.read(timer.id).armed
+
+
+def test_a_schedule_that_exists_was_set(cloud: Cloud) -> None:
+    """Setting the same alarm twice is as good as once."""
+    timer = cloud.create(3600)
+    cloud.service._scheduler.schedule(timer)
+    assert cloud.aws.schedules() == [f"{timer.id}.1"]
+
+
+def test_message_that_sqs_rejects_is_a_fault(
+    aws: Account, scheduler: AwsScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch may be taken in part: what was not taken is not passed over."""
+    answer = {"Failed": [{"Id": "0", "Code": "InternalError", "SenderFault": False}]}
+    monkeypatch.setattr(aws.sqs, "send_message_batch", lambda **_: answer)
+    with pytest.raises(Unavailable, match="InternalError"):
+        scheduler.requeue([make().wakeup()])
+
+
+@pytest.mark.parametrize("id", ["a b", "x" * 63, "ü", "a/b"])
+def test_names_are_checked(scheduler: AwsScheduler, id: str) -> None:
+    """A schedule's name has at most 64 of the characters that AWS allows; emulators take any."""
+    with pytest.raises(ScheduleRefused):
+        scheduler.schedule(replace(make(), id=id))
+
+
+def test_clock_may_go_on_while_an_alarm_is_set(aws: Account) -> None:
+    """However the second falls, the backstop of a near timer is not refused as too soon."""
+    clock = Clock(START.replace(microsecond=940_000))
+
+    def ticking() -> datetime:
+        return clock.forward(0.05)
+
+    AwsScheduler(lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, ticking).schedule(
+        make(1, timedelta(seconds=5))
+    )
+    assert len(aws.schedules()) == 1
+
+
+def test_times_are_checked(aws: Account, scheduler: AwsScheduler) -> None:
+    """No schedule is asked for beyond what a deadline may be; emulators take any moment."""
+    with pytest.raises(ScheduleRefused):
+        scheduler.schedule(make(1, timedelta(days=3650)))
+    assert aws.schedules() == []
+
+
+def test_sizes_are_checked(aws: Account, scheduler: AwsScheduler) -> None:
+    """A ring that grew beyond all measure is refused, not sent."""
+    for delay in (timedelta(hours=1), timedelta(seconds=5)):
+        with pytest.raises(ScheduleRefused):
+            scheduler.schedule(
+                replace(make(1, delay), tenant="x" * scheduler_module.MAX_WAKEUP_LENGTH)
+            )
+    assert aws.names() == []
+
+
+@pytest.mark.parametrize("part", ["fire_arn", "role_arn", "dead_letter_arn", "group"])
+def test_addresses_are_checked(aws: Account, part: str) -> None:
+    """What is no ARN or name is found out at the start, not by the first timer."""
+    good = {name: getattr(aws.addresses, name) for name in Addresses.__dataclass_fields__}
+    with pytest.raises(ValueError, match="nonsense here"):
+        Addresses(**{**good, part: "nonsense here"})
+
+
+def test_is_behind_when_the_queue_is_deep(
+    scheduler: AwsScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep adds nothing to a queue that has enough to do."""
+    assert not scheduler.is_behind()
+    monkeypatch.setattr(scheduler_module, "BACKLOG_LIMIT", -1)
+    assert scheduler.is_behind()
+
+
+def received(aws: Account, count: int) -> list[tuple[str, str]]:
+    """Send rings to the queue and return them as received, with their handles."""
+    for number in range(count):
+        body = scheduler_module._text(make(number).wakeup())
+        aws.sqs.send_message(QueueUrl=aws.queue_url(), MessageBody=body)
+    answer = aws.sqs.receive_message(
+        QueueUrl=aws.queue_url(), MaxNumberOfMessages=10, VisibilityTimeout=0
+    )
+    return [(message["Body"], message["ReceiptHandle"]) for message in answer["Messages"]]
+
+
+def test_a_good_batch_is_left_to_lambda(aws: Account, scheduler: AwsScheduler) -> None:
+    """When all went well nothing is deleted here: Lambda does that."""
+    delivered: list[Wakeup] = []
+    messages = received(aws, 10)
+    aws.calls.clear()
+    scheduler.answer(messages, delivered.append)
+    assert {wakeup.id for wakeup in delivered} == {make(number).id for number in range(10)}
+    assert aws.calls == []
+
+
+def test_only_what_failed_comes_again(aws: Account, scheduler: AwsScheduler) -> None:
+    """Of a batch in which some failed the others are deleted, and the fault escapes."""
+
+    def deliver(wakeup: Wakeup) -> None:
+        if wakeup.id in {make(1).id, make(3).id}:
+            raise Unavailable("DynamoDB")
+
+    messages = [*received(aws, 5)]
+    with pytest.raises(Unavailable):
+        scheduler.answer(messages, deliver)
+    left = aws.sqs.receive_message(
+        QueueUrl=aws.queue_url(), MaxNumberOfMessages=10, VisibilityTimeout=0
+    )
+    assert {scheduler_module.decode_wakeup(message["Body"]).id for message in left["Messages"]} == {
+        make(1).id,
+        make(3).id,
+    }
+
+
+def test_a_message_that_is_none_fails_alone(aws: Account, scheduler: AwsScheduler) -> None:
+    """Garbage in the queue ends in the dead-letter queue and takes nobody along."""
+    delivered: list[Wakeup] = []
+    messages = [*received(aws, 2), ("garbage", "handle")]
+    with pytest.raises(ValueError, match="malformed"):
+        scheduler.answer(messages, delivered.append)
+    assert len(delivered) == 2
+
+
+def test_threads_run_side_by_side() -> None:
+    """Calls that wait for each other all finish."""
+    gate = threading.Barrier(10, timeout=10)
+    faults = in_threads([gate.wait] * 10)
+    assert faults == [None] * 10

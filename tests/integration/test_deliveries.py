@@ -1,0 +1,280 @@
+"""Service and sender together against real receivers, hostile ones too: what comes of a timer."""
+
+import socket
+import time
+import zlib
+from datetime import timedelta
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from chalicelib.core.errors import InvalidRequest
+from chalicelib.core.targets import LOOPBACK_TARGETS, Targets, is_public
+from chalicelib.core.timer import Status, Timer, Webhook, new_timer
+from chalicelib.service.service import Service
+from chalicelib.webhook import sender as sender_module
+from chalicelib.webhook.sender import MAX_RESPONSE_BYTES, WebhookSender
+from tests.integration.test_sender import (
+    Flooding,
+    Handler,
+    answering,
+    dripping,
+    receiver,
+    resetting,
+    silent,
+)
+from tests.support.fakes import Clock, FakeScheduler, FakeStore, created
+
+TIMEOUT = 1
+"""Seconds that each of these webhooks has."""
+
+
+def bomb() -> bytes:
+    """Return 600 KB that inflate to 600 MB."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    pieces = [packer.compress(bytes(1024 * 1024)) for _ in range(600)]
+    return b"".join([*pieces, packer.flush()])
+
+
+BOMB = bomb()
+ZIPPED = ("Content-Encoding: gzip", f"Content-Length: {len(BOMB)}")
+
+
+class Deliveries:
+    """A service whose webhooks are really sent; `received` counts what was read of the answers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = Clock()
+        self.store = FakeStore()
+        self.scheduler = FakeScheduler()
+        self.received = 0
+        self.service = Service(
+            self.store,
+            self.scheduler,
+            WebhookSender(Targets.parse(LOOPBACK_TARGETS)),
+            clock=self.clock,
+            new_id=iter("abc").__next__,
+            pause=lambda _: None,
+            chance=lambda: 0.5,
+        )
+        real = sender_module._PlainSocket.recv_into
+
+        def recv_into(sock: Any, *arguments: Any) -> int:
+            received = real(sock, *arguments)
+            self.received += received
+            return received
+
+        monkeypatch.setattr(sender_module._PlainSocket, "recv_into", recv_into)
+
+    def deliver(self, url: str) -> Timer:
+        """Return what became of a timer for this URL after its first attempt."""
+        hook = Webhook(url=url, timeout=TIMEOUT)
+        timer = created(self.service, hook)
+        self.service.deliver(timer.wakeup(), self.clock.now + timedelta(minutes=1))
+        return self.store.timers[timer.id]
+
+
+@pytest.fixture
+def deliveries(monkeypatch: pytest.MonkeyPatch) -> Deliveries:
+    return Deliveries(monkeypatch)
+
+
+def head(status: str, *fields: str) -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status}", *fields, "", ""]).encode()
+
+
+FIRST = 5
+"""Seconds that a second attempt waits, with a chance of 0.5 of 10 s."""
+
+LENGTH = "Content-Length: 0"
+
+
+@pytest.mark.parametrize(
+    ("handler", "result", "again"),
+    [
+        (answering(head("200 OK", LENGTH)), 200, None),
+        (answering(head("500 X", LENGTH)), 500, FIRST),
+        (answering(head("503 X", LENGTH, "Retry-After: 120")), 503, 125),
+        (answering(head("503 X", LENGTH, "Retry-After: Sat, 31 Jan 2026 12:01:00 GMT")), 503, 65),
+        (answering(head("410 Gone", LENGTH)), 410, None),
+        (answering(head("302 Found", LENGTH, "Location: http://169.254.169.254/")), 302, None),
+        (answering(head("307 X", LENGTH, "Location: /again")), 307, None),
+        (answering(head("103 Early Hints", "Link: </x>")), 103, FIRST),
+        (dripping(head("100 Continue") * 3, head("100 Continue")), "timeout", FIRST),
+        (silent, "timeout", FIRST),
+        (resetting, "connect", FIRST),
+        (dripping(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"), "timeout", FIRST),
+        (dripping(head("200 OK"), b"x"), 200, None),
+        (Flooding(head("200 OK"), b"x" * 65536), 200, None),
+        (Flooding(head("302 Found", "Location: /"), b"x" * 65536), 302, None),
+        (Flooding(b"HTTP/1.1 200 OK\r\nX: ", b"x" * 65536), "too large", None),
+        (
+            answering(head("200 OK", *ZIPPED) + BOMB),
+            200,
+            None,
+        ),
+    ],
+    ids=[
+        "200", "500", "503 seconds", "503 date", "410", "redirect", "redirect to itself", "103",
+        "endless 100", "hangs", "drops", "drips its headers", "drips its body", "streams for ever",
+        "streams after a redirect", "header without end", "gzip bomb",
+    ],
+)  # fmt: skip
+def test_outcome(
+    deliveries: Deliveries, handler: Handler, result: int | str, again: float | None
+) -> None:
+    """Whatever a receiver does: the outcome is on record, the next attempt is when it has to be,
+    no more was read than may be, and the exchange was over in time."""
+    with receiver(handler) as running:
+        began = time.monotonic()
+        timer = deliveries.deliver(f"http://127.0.0.1:{running.port}/")
+        took = time.monotonic() - began
+    (attempt,) = timer.attempts
+    assert (attempt.outcome.status or attempt.outcome.error) == result
+    assert attempt.outcome.duration <= took < TIMEOUT + sender_module.BODY_TIMEOUT + 3
+    assert deliveries.received <= MAX_RESPONSE_BYTES
+    if again is None:
+        wanted = Status.DELIVERED if result == 200 else Status.FAILED
+        assert timer.status is wanted
+    else:
+        assert timer.status is Status.RETRYING
+        assert timer.due_at == deliveries.clock.now + timedelta(seconds=again)
+        assert deliveries.scheduler.wakeups[-1] == timer.wakeup()
+
+
+INNER = [
+    "127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
+    "0.0.0.0", "168.63.129.16",  # noqa: S104
+    "192.0.0.8", "224.0.0.1", "255.255.255.255", "198.18.0.1",
+]  # fmt: skip
+INNER6 = [
+    "::1", "::", "::127.0.0.1", "::ffff:10.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b::7f00:1",
+    "64:ff9b:1::1", "2002:7f00:1::", "fec0::1", "fe80::1", "fc00::1", "fd00:ec2::254", "ff02::1",
+    "2001::1", "2001:db8::1", "2606:4700::5efe:7f00:1", "3fff::1",
+]  # fmt: skip
+
+
+def spellings(address: str) -> list[str]:
+    """Return other ways to write an IPv4 address that resolvers understand."""
+    a, b, c, d = (int(part) for part in address.split("."))
+    whole = int(ip_address(address))
+    return [
+        address,
+        str(whole),
+        hex(whole),
+        f"0{whole:o}",
+        f"{a}.{whole & 0xFFFFFF}",
+        f"{a}.{b}.{c * 256 + d}",
+        f"0x{a:x}.0x{b:x}.0x{c:x}.0x{d:x}",
+        f"{address}.",
+    ]
+
+
+NAMES = {
+    "public.example": ["93.184.216.34"],
+    "public6.example": ["2606:2800:220:1::1"],
+    "inner.example": ["10.0.0.1"],
+    "metadata.example": ["169.254.169.254"],
+    "mixed.example": ["93.184.216.34", "127.0.0.1"],
+    "mixed6.example": ["93.184.216.34", "::1"],
+    "mapped.example": ["::ffff:169.254.169.254"],
+    "zone.example": ["fe80::1%eth0"],
+    "nobody.example": [],
+}
+"""What the resolver says; `rebinding.example` says one thing first and another one then."""
+
+FORBIDDEN = [
+    *(f"http://{form}/" for address in INNER for form in spellings(address)),
+    *(f"http://[{address}]/" for address in INNER6),
+    *(f"http://{name}/" for name in NAMES if not name.startswith(("public", "nobody"))),
+    *(f"http://{name}/" for name in ("localhost", "a.localhost", "LOCALHOST", "localhost.")),
+    "http://127。0。0。1/", "http://①②⑦.0.0.1/", "http://１２７.0.0.1/",
+    "http://public.example@127.0.0.1/", "http://127.0.0.1@public.example/",
+    "http://public.example\\@127.0.0.1/", "http://127.0.0.1\\.public.example/",
+    "http://[::1]public.example/", "http://public.example[::1]/",
+    "http://[::1%25eth0]/", "http://public.example:22/", "http://public.example:6379/",
+    "https://public.example:8443/", "http://public.example:0/", "http://public.example:99999/",
+    "file:///etc/passwd", "gopher://public.example/", "ftp://public.example/", "data:,x",
+    "http:///127.0.0.1/", "http:/127.0.0.1/", "//127.0.0.1/", "http://", "http://.",
+    "http://public.example\r\nHost:127.0.0.1/", "http://127.0.0.1\t/", "http://\x00127.0.0.1/",
+    "http://public.example:80@127.0.0.1:80/", "http://rebinding.example/",
+]  # fmt: skip
+
+HARMLESS = ["http://public.example/", "https://public.example/", "http://public6.example/",
+            "http://public.example#@127.0.0.1/", "http://93.184.216.34/",
+            "http://[2606:2800:220:1::1]/"]  # fmt: skip
+
+
+@pytest.fixture
+def connects(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let every connection fail, and return the addresses that were to be connected to."""
+    tried: list[str] = []
+    real = socket.getaddrinfo
+    rebinding = iter([["93.184.216.34"], *[["127.0.0.1"]] * 9])
+
+    def connect(self: socket.socket, address: Any) -> None:
+        tried.append(address[0])
+        raise ConnectionRefusedError("recorded")
+
+    def getaddrinfo(host: str, port: int, *_: Any, **__: Any) -> Any:
+        known = next(rebinding) if host == "rebinding.example" else NAMES.get(host)
+        if known is None:
+            return real(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        if not known:
+            raise socket.gaierror("nobody of this name")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (it, port)) for it in known]
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return tried
+
+
+def attempted(url: str) -> str | None:
+    """Send a webhook there, as a timer from before the rules would; return the error's class."""
+    sender = WebhookSender(Targets())
+    webhook = Webhook(url=url, timeout=TIMEOUT)
+    timer = new_timer("id-1", "default", webhook, Clock().now, Clock().now)
+    return sender.send(timer, Clock().now).error
+
+
+def test_there_are_enough_hostile_urls() -> None:
+    """More than a hundred, and none twice."""
+    assert len(set(FORBIDDEN)) == len(FORBIDDEN) > 100
+
+
+@pytest.mark.parametrize("url", FORBIDDEN)
+def test_no_forbidden_address_is_reached(url: str, connects: list[str]) -> None:
+    """Refused when it is created, or when it is sent; in no case is an inner address connected to,
+    neither at first nor when the name says something else the next time."""
+    for _ in range(2):
+        attempted(url)
+    assert all(is_public(ip_address(address)) for address in connects)
+    # A parser's trick may mean the public host after all.
+    if "rebinding" not in url and "public.example" not in url:
+        assert connects == []
+
+
+@pytest.mark.parametrize("url", [url for url in FORBIDDEN if ".example/" not in url])
+def test_what_can_never_be_allowed_is_refused_at_creation(url: str) -> None:
+    """Whoever makes the timer hears of it; only what a name says later can't be known then."""
+    with pytest.raises(InvalidRequest):
+        Targets().check_url(url, "/url")
+
+
+@pytest.mark.parametrize("url", HARMLESS)
+def test_harmless_targets_are_tried(url: str, connects: list[str]) -> None:
+    """The guard is no wall against everything."""
+    Targets().check_url(url, "/url")
+    assert attempted(url) == "connect"
+    assert connects
+
+
+def test_a_name_with_a_forbidden_address_fails_for_good(
+    deliveries: Deliveries, connects: list[str]
+) -> None:
+    """It is an attempt with the error `refused target`, and is not made again."""
+    timer = deliveries.deliver("http://metadata.example/")
+    assert timer.status is Status.FAILED
+    assert timer.attempts[0].outcome.error == "refused target"
+    assert connects == []

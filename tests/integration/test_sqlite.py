@@ -1,0 +1,551 @@
+"""SqliteStore: the contract, group commit, durability, and files it can't use."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from chalicelib.core.errors import CommandError, Unavailable
+from chalicelib.core.pagination import Page, TimerFilter, cursor_of
+from chalicelib.core.timer import DEFAULT_TENANT, RETENTION, Status, Timer
+from chalicelib.service.service import Store, in_threads
+from standalone import sqlite
+from standalone.sqlite import MIGRATIONS, SqliteTimerStore, micros
+from tests.contracts.store import HOUR, SECOND, StoreContract, make, newest_first, walk
+from tests.support.fakes import START
+from tests.support.processes import ROOT
+
+DATA = ROOT / "tests/compat/databases"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "timers.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SqliteTimerStore]:
+    with closing(SqliteTimerStore(path)) as store:
+        yield store
+
+
+class TestSqliteTimerStore(StoreContract):
+    """The contract, on a real file."""
+
+    @pytest.fixture
+    def store(self, path: Path) -> Iterator[SqliteTimerStore]:
+        with closing(SqliteTimerStore(path)) as store:
+            yield store
+
+    def expire(self, store: Store, now: object) -> None:
+        assert isinstance(store, SqliteTimerStore)
+        assert isinstance(now, type(START))
+        store.purge(now)
+
+
+def statements(store: SqliteTimerStore) -> list[str]:
+    """Return the list that the writer's SQL is written to from now on."""
+    seen: list[str] = []
+    store._writer._db.set_trace_callback(seen.append)
+    return seen
+
+
+def held(store: SqliteTimerStore) -> threading.Event:
+    """Hold the writer inside a transaction of its own until the event is set."""
+    entered, go = threading.Event(), threading.Event()
+
+    def hold(db: sqlite3.Connection) -> None:
+        entered.set()
+        assert go.wait(10)
+
+    threading.Thread(target=lambda: store._writer.call(hold, durable=False)).start()
+    assert entered.wait(10)
+    return go
+
+
+def wait_for_queue(store: SqliteTimerStore, length: int) -> None:
+    """Return when so many writes wait for the writer."""
+    for _ in range(1000):
+        if store._writer._queue.qsize() >= length:
+            return
+        threading.Event().wait(0.01)
+    pytest.fail(f"{length} writes never came")
+
+
+def test_commits_together_what_arrives_together(store: SqliteTimerStore) -> None:
+    """Writes that wait while another is committed share one durable transaction."""
+    with ThreadPoolExecutor(20) as clients:
+        go = held(store)
+        added = [clients.submit(store.add, make(number)) for number in range(20)]
+        wait_for_queue(store, 20)
+        seen = statements(store)
+        go.set()
+        assert all(future.result() for future in added)
+    assert seen.count("COMMIT") == 2  # the one that was held, and the one for all of them
+    assert "PRAGMA synchronous = FULL" in seen
+
+
+@pytest.mark.parametrize(
+    ("write", "level"),
+    [("add", "FULL"), ("replace", "FULL"), ("remove", "FULL"), ("claim", "NORMAL")],
+)
+def test_waits_for_the_disk_except_for_claims(
+    store: SqliteTimerStore, write: str, level: str
+) -> None:
+    """All that was promised to somebody is synced; a claim alone need not be."""
+    timer = make(1)
+    store.add(timer)
+    seen = statements(store)
+    match write:
+        case "add":
+            store.add(make(2))
+        case "replace":
+            store.replace(timer.cancel(START))
+        case "remove":
+            store.remove(timer)
+        case "claim":
+            store.claim(timer.wakeup(), timer.due_at, timer.due_at + HOUR)
+    assert seen[0] == f"PRAGMA synchronous = {level}"
+    with closing(sqlite3.connect(store._path)) as other:
+        assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_answers_after_the_commit(store: SqliteTimerStore, path: Path) -> None:
+    """What `add` has confirmed, another connection sees."""
+    timer = make()
+    store.add(timer)
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT id FROM timers").fetchall() == [(timer.id,)]
+
+
+def test_one_bad_write_fails_alone(store: SqliteTimerStore) -> None:
+    """A write that can't be done does not take down those that share its transaction."""
+
+    def bad(db: sqlite3.Connection) -> None:
+        db.execute("INSERT INTO nowhere VALUES (1)")
+
+    with ThreadPoolExecutor(3) as clients:
+        go = held(store)
+        good = [clients.submit(store.add, make(number)) for number in (1, 2)]
+        broken = clients.submit(store._writer.call, bad)
+        wait_for_queue(store, 3)
+        go.set()
+        assert all(future.result() for future in good)
+        with pytest.raises(Unavailable, match="nowhere"):
+            broken.result()
+    assert store.get(DEFAULT_TENANT, make(1).id) is not None
+
+
+def test_full_disk_is_unavailable_until_there_is_room(store: SqliteTimerStore) -> None:
+    """With no room left writes raise Unavailable and store nothing; afterwards all is well."""
+    store.add(make(1))
+
+    def limit(pages: int) -> None:
+        store._writer._db.execute(f"PRAGMA max_page_count = {pages}")
+
+    limit(1)
+    with pytest.raises(Unavailable, match="full"):
+        all(store.add(make(number)) for number in range(2, 1000))
+    stored = store.overdue(START + 10 * HOUR, 2000)
+    limit(1_000_000)
+    assert store.add(make(5000))
+    assert len(store.overdue(START + 10 * HOUR, 2000)) == len(stored) + 1
+    store.check()
+
+
+def test_waiting_reads_in_order_of_firing_and_leaves_nothing_out(store: SqliteTimerStore) -> None:
+    """Reading on from the last position gives each timer once, even where moments are equal."""
+    delays = [5, 1, 3, 3, 3, 3, 2]
+    stored = [make(number, delay * SECOND) for number, delay in enumerate(delays)]
+    for timer in stored:
+        store.add(timer)
+    cursor_of, seen = (-(2**63), ""), []
+    while page := store.waiting(cursor_of, 2):
+        assert len(page) <= 2
+        cursor_of = page[-1][0]
+        seen += [wakeup for _, wakeup in page]
+    assert seen == [t.wakeup() for t in sorted(stored, key=lambda t: (t.due_at, t.id))]
+
+
+def test_waiting_reads_its_index_alone(store: SqliteTimerStore) -> None:
+    """With a million large timers a refill reads none of them, and sorts nothing."""
+    plan = store._read(f"EXPLAIN QUERY PLAN {sqlite._WAITING}", (5, 5, "x", 10))
+    assert [row[3] for row in plan] == [
+        "SEARCH timers USING COVERING INDEX timers_wake (wake_at>?)"
+    ]
+
+
+def test_claimed_are_found_without_reading_the_others(store: SqliteTimerStore) -> None:
+    """Looking through a million timers at start goes through an index that knows their status."""
+    plan = store._read(f"EXPLAIN QUERY PLAN {sqlite._CLAIMED}", (Status.DELIVERING,))
+    assert [row[3].split(" (")[0] for row in plan] == ["SEARCH timers USING INDEX timers_wake"]
+    index = store._read("SELECT sql FROM sqlite_master WHERE name = 'timers_wake'", ())[0][0]
+    assert "status)" in index
+
+
+def test_a_page_looks_at_so_many_timers_and_no_more(
+    store: SqliteTimerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter that few match can't hold a thread for long: the page is short, and leads on from
+    the last timer that was looked at."""
+    monkeypatch.setattr(sqlite, "MAX_ROWS_SCANNED", 5)
+    added = [make(number, label="rare" if number in (3, 6) else None) for number in range(12)]
+    for timer in added:
+        store.add(timer)
+    rare = TimerFilter(label="rare")
+    first = store.page(DEFAULT_TENANT, rare, None, 10)
+    assert first == Page([], cursor_of(added[7]))
+    second = store.page(DEFAULT_TENANT, rare, first.next, 10)
+    assert second == Page([added[6], added[3]], cursor_of(added[2]))
+    assert store.page(DEFAULT_TENANT, rare, second.next, 10) == Page([], None)
+    full = store.page(DEFAULT_TENANT, rare, first.next, 1)
+    assert full == Page([added[6]], cursor_of(added[6]))
+    assert walk(store, TimerFilter(status=Status.CANCELLED)) == []
+    assert walk(store, limit=10) == newest_first(added)
+
+
+def test_what_comes_while_a_page_is_read_is_not_passed_over(
+    store: SqliteTimerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last timer to be looked at is settled first: one that is gone by then moves no other
+    into the gap."""
+    monkeypatch.setattr(sqlite, "MAX_ROWS_SCANNED", 3)
+    added = [make(number, label="rare" if number == 1 else None) for number in range(6)]
+    for timer in added:
+        store.add(timer)
+    read = store._read
+
+    def removing(sql: str, parameters: tuple[Any, ...]) -> list[Any]:
+        found = read(sql, parameters)
+        store.remove(added[4])
+        store.remove(added[5])
+        return found
+
+    monkeypatch.setattr(store, "_read", removing)
+    assert walk(store, TimerFilter(label="rare")) == [added[1]]
+
+
+def test_pages_use_their_index(store: SqliteTimerStore) -> None:
+    """A page is read in the order of its index, within its bounds; nothing is sorted."""
+    within = "timers_listed (tenant=? AND (created_at,id)>(?,?) AND (created_at,id)<(?,?))"
+    for sql, parameters, index in (
+        (sqlite._LOOKED_AT_LAST, 6, "COVERING INDEX"),
+        (sqlite._PAGE, 8, "INDEX"),
+    ):
+        plan = store._read(f"EXPLAIN QUERY PLAN {sql}", (1,) * parameters)
+        assert [row[3] for row in plan] == [f"SEARCH timers USING {index} {within}"]
+
+
+def test_claimed_are_those_being_delivered(store: SqliteTimerStore) -> None:
+    """At start the store names what a dead process was sending."""
+    waiting, sending = make(1), make(2)
+    store.add(waiting)
+    store.add(sending)
+    claimed = store.claim(sending.wakeup(), sending.due_at, sending.due_at + HOUR)
+    assert store.claimed() == [claimed]
+
+
+def test_postponed_are_those_that_a_sweep_rang_for(store: SqliteTimerStore) -> None:
+    """At start the store names what was put off for a ring that died with the process."""
+    waiting, put_off, sending = make(1), make(2), make(3)
+    for timer in (waiting, put_off, sending):
+        store.add(timer)
+    postponed = put_off.with_next_check(put_off.due_at + HOUR)
+    store.replace(postponed)
+    store.claim(sending.wakeup(), sending.due_at, sending.due_at + HOUR)
+    assert store.postponed(2) == [postponed]
+    plan = store._read(
+        "EXPLAIN QUERY PLAN SELECT timer FROM timers"
+        " WHERE wake_at > due_at AND status <> 'delivering'",
+        (),
+    )
+    assert "timers_postponed" in plan[0][3]
+
+
+def test_link_in_a_circle_is_one_sentence(tmp_path: Path) -> None:
+    """A path that leads nowhere is said to."""
+    path = tmp_path / "timers.db"
+    path.symlink_to(path)
+    with pytest.raises(CommandError, match="can't be"):
+        SqliteTimerStore(path)
+
+
+def test_purge_deletes_only_the_expired(store: SqliteTimerStore) -> None:
+    """Finished timers go after the retention; everything else stays."""
+    waiting, finished = make(1), make(2)
+    store.add(waiting)
+    store.add(finished)
+    store.replace(finished.cancel(START))
+    assert store.purge(START + RETENTION) == 0
+    assert store.purge(START + RETENTION + SECOND) == 1
+    assert store.get(DEFAULT_TENANT, waiting.id) == waiting
+    assert store.get(DEFAULT_TENANT, finished.id) is None
+
+
+@contextmanager
+def reads_without_a_gap(path: Path) -> Iterator[None]:
+    """Let two connections read by turns, each until the other one has begun."""
+    began, stop = (threading.Semaphore(0), threading.Semaphore(1)), threading.Event()
+
+    def read(mine: int) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            while not stop.is_set():
+                db.execute("BEGIN")
+                db.execute("SELECT count(*) FROM health").fetchone()
+                began[mine].release()
+                assert began[1 - mine].acquire(timeout=10)
+                db.execute("COMMIT")
+            began[mine].release()
+
+    with ThreadPoolExecutor(2) as readers:
+        reading = [readers.submit(read, mine) for mine in (0, 1)]
+        try:
+            yield
+        finally:
+            stop.set()
+            for each in reading:
+                each.result(20)
+
+
+def test_log_is_bounded_while_somebody_always_reads(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads overlap without a gap, and writes do not end: the log begins anew all the same."""
+    monkeypatch.setattr(sqlite, "WAL_LIMIT", 2**20)
+    body, sizes = "x" * 100_000, []
+    with closing(SqliteTimerStore(path)) as store, reads_without_a_gap(path):
+        for number in range(100):
+            store.add(msgspec.structs.replace(make(number), body=body))
+            sizes.append(Path(f"{path}-wal").stat().st_size)
+    assert max(sizes) < 2 * 2**20
+
+
+def test_a_reader_that_stays_holds_up_a_write_now_and_then(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another program keeps the log from beginning anew, that is tried once for so many bytes
+    written, and what is written is safe."""
+    monkeypatch.setattr(sqlite, "WAL_LIMIT", 2**20)
+    monkeypatch.setattr(sqlite, "CHECKPOINT_TIMEOUT_MS", 1)
+    with closing(SqliteTimerStore(path)) as store, closing(sqlite3.connect(path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM health").fetchone()
+        seen = statements(store)
+        for number in range(40):
+            store.add(msgspec.structs.replace(make(number), body="x" * 100_000))
+        tried = [sql for sql in seen if "wal_checkpoint" in sql]
+        assert 2 <= len(tried) <= 5
+        assert store.get(DEFAULT_TENANT, make(39).id) is not None
+        reader.rollback()
+        store.add(msgspec.structs.replace(make(40), body="x" * 2**20))
+        store.check()
+    assert path.stat().st_size > 40 * 100_000
+
+
+def test_outlives_the_process(path: Path) -> None:
+    """A confirmed timer is there after the process was killed with no chance to tidy up."""
+    timer = make()
+    program = (
+        "import os, sys; from pathlib import Path; from standalone.sqlite import SqliteTimerStore;"
+        "from tests.contracts.store import make; store = SqliteTimerStore(Path(sys.argv[1]));"
+        "store.add(make()); os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+    assert killed.returncode == -9
+    with closing(SqliteTimerStore(path)) as store:
+        assert store.get(DEFAULT_TENANT, timer.id) == timer
+
+
+def test_keeps_a_second_process_out(store: SqliteTimerStore, path: Path) -> None:
+    """While one process has the file, another can't open it, under whatever name."""
+    link = path.with_name("link.db")
+    link.symlink_to(path)
+    for name in (path, link):
+        with pytest.raises(CommandError, match="in use by another process"):
+            SqliteTimerStore(name)
+
+
+def test_lets_go_when_closed(path: Path) -> None:
+    """After close, and after a start that failed, the file can be opened."""
+    SqliteTimerStore(path).close()
+    SqliteTimerStore(path).close()
+
+
+def test_file_is_for_its_owner_only(store: SqliteTimerStore, path: Path) -> None:
+    """The database and what lies beside it can be read by nobody else: it will hold secrets."""
+    store.add(make())
+    for file in path.parent.iterdir():
+        assert file.stat().st_mode & 0o077 == 0, file
+
+
+def unwritable(tmp_path: Path) -> Path:
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "timers.db"
+
+
+def no_database(tmp_path: Path) -> Path:
+    (tmp_path / "timers.db").write_text("This is a letter to my grandmother. " * 100)
+    return tmp_path / "timers.db"
+
+
+def newer(tmp_path: Path) -> Path:
+    with closing(sqlite3.connect(tmp_path / "timers.db")) as db:
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    return tmp_path / "timers.db"
+
+
+@pytest.mark.parametrize(
+    ("make_file", "sentence"),
+    [
+        (unwritable, "can't be written: Not a directory"),
+        (lambda tmp_path: tmp_path, "can't be written: Is a directory"),
+        (no_database, "file is not a database"),
+        (newer, "is from a newer version of Timers"),
+    ],
+)
+def test_says_why_it_can_not_be_used(tmp_path: Path, make_file: object, sentence: str) -> None:
+    """A file that can't be used is one sentence, and stays as it was."""
+    path: Path = make_file(tmp_path)  # type: ignore[operator]
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(CommandError, match=sentence) as caught:
+        SqliteTimerStore(path)
+    assert str(caught.value).count("\n") == 0
+    assert before is None or path.read_bytes() == before
+
+
+def test_read_only_database_is_refused_at_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that can be read but not written shows when it is opened, not at the first timer."""
+    SqliteTimerStore(path).close()
+    connect = sqlite3.connect
+
+    def read_only(database: object, **options: object) -> sqlite3.Connection:
+        options["uri"] = True
+        return connect(f"file:{database}?mode=ro", **options)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    with pytest.raises(CommandError, match="readonly"):
+        SqliteTimerStore(path)
+
+
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS) + 1))
+def test_opens_databases_of_every_version(tmp_path: Path, version: int) -> None:
+    """A database of each released version is brought up to date with all its timers."""
+    path = tmp_path / "timers.db"
+    shutil.copy(DATA / f"timers-v{version}.db", path)
+    with closing(SqliteTimerStore(path)) as store:
+        assert store._read("PRAGMA user_version", ())[0][0] == len(MIGRATIONS)
+        rows = store._read("SELECT id, status FROM timers", ())
+        assert {status for _, status in rows} == set(Status)
+        for id, status in rows:
+            timer = store.get(DEFAULT_TENANT, id)
+            assert isinstance(timer, Timer)
+            assert timer.status == status
+
+
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS) + 1))
+def test_lists_timers_of_every_version(tmp_path: Path, version: int) -> None:
+    """Timers stored by each released version are listed where they belong, to the microsecond."""
+    path = tmp_path / "timers.db"
+    shutil.copy(DATA / f"timers-v{version}.db", path)
+    if version < 3:  # those files have whole seconds only
+        moments = [START + timedelta(microseconds=it) for it in (1, 999_999, 500_000, 0, 70)]
+        moments.append(START - timedelta(days=30_000, microseconds=1))
+        with closing(sqlite3.connect(path)) as db, db:
+            sql = "UPDATE timers SET timer = json_set(timer, '$.created_at', ?) WHERE id LIKE ?"
+            for number, moment in enumerate(moments, 1):
+                text = msgspec.json.encode(moment).decode().strip('"')
+                assert db.execute(sql, (text, f"%{number}")).rowcount == 1
+    with closing(SqliteTimerStore(path)) as store:
+        stored = [sqlite._decode(row[0]) for row in store._read("SELECT timer FROM timers", ())]
+        assert len({timer.created_at for timer in stored}) == len(stored) == len(Status)
+        assert walk(store) == newest_first(stored)
+        for timer in stored:
+            until = timer.created_at + timedelta(microseconds=1)
+            assert walk(store, TimerFilter(since=timer.created_at, until=until)) == [timer]
+            if timer.label is not None:
+                assert walk(store, TimerFilter(label=timer.label)) == [timer]
+
+
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS) + 1))
+def test_hosts_of_every_version(tmp_path: Path, version: int) -> None:
+    """Timers that wait in a database of each released version take turns by their hosts."""
+    path = tmp_path / "timers.db"
+    shutil.copy(DATA / f"timers-v{version}.db", path)
+    with closing(SqliteTimerStore(path)) as store:
+        wakeups = [wakeup for _, wakeup in store.waiting((0, ""), 10)]
+        assert [wakeup.host for wakeup in wakeups] == ["example.com"] * 3
+
+
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS) + 1))
+def test_every_version_comes_to_the_same_schema(tmp_path: Path, version: int) -> None:
+    """A database that was brought up to date is made as a new one is."""
+
+    def schema(path: Path) -> list[Any]:
+        with closing(SqliteTimerStore(path)) as store:
+            return store._read("SELECT type, name, sql FROM sqlite_master ORDER BY name", ())
+
+    path = tmp_path / "timers.db"
+    shutil.copy(DATA / f"timers-v{version}.db", path)
+    assert schema(path) == schema(tmp_path / "new.db")
+
+
+def test_migration_is_all_or_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that fails leaves the database as it was, to be opened by the version before."""
+    SqliteTimerStore(path).close()
+    broken = (*MIGRATIONS, "CREATE TABLE extra (x); SELECT * FROM nowhere;")
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite, "MIGRATIONS", broken)
+        with pytest.raises(CommandError, match="nowhere"):
+            SqliteTimerStore(path)
+    with closing(SqliteTimerStore(path)) as store:
+        assert store._read("SELECT name FROM sqlite_master WHERE name = 'extra'", ()) == []
+
+
+def test_moments_keep_their_microseconds() -> None:
+    """A column holds a moment exactly, also before 1970 and centuries ahead."""
+    for moment in (START, START.replace(microsecond=999_999), START.replace(year=1969, day=1)):
+        assert sqlite._moment(micros(moment)) == moment
+    assert micros(START + timedelta(microseconds=1)) == micros(START) + 1
+
+
+def test_closed_is_unavailable(path: Path) -> None:
+    """Whoever writes to a closed store is told, and not kept waiting."""
+    store = SqliteTimerStore(path)
+    store.close()
+    with pytest.raises(Unavailable, match="closed"):
+        store.add(make())
+
+
+def test_closing_waits_for_what_is_written(path: Path) -> None:
+    """A write that was handed in before `close` is done before the file is let go."""
+    store = SqliteTimerStore(path)
+    go = held(store)
+    with ThreadPoolExecutor(2) as clients:
+        added = clients.submit(store.add, make())
+        wait_for_queue(store, 1)
+        closing_store = clients.submit(store.close)
+        go.set()
+        assert added.result()
+        closing_store.result()
+    assert os.path.exists(path)  # noqa: PTH110
+
+
+def test_short_lived_threads_leave_no_files_open(store: SqliteTimerStore) -> None:
+    """However many threads have read, as many connections stay as were needed at one time."""
+    for _ in range(20):
+        in_threads([partial(store.get, DEFAULT_TENANT, "nobody")] * 8)
+    assert 1 <= len(store._readers) <= 8

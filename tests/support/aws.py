@@ -1,0 +1,172 @@
+"""An AWS account in moto: what the template makes, and every call that is made to it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import yaml
+from botocore.config import Config
+from moto import mock_aws
+
+from chalicelib.aws.scheduler import Addresses
+from tests.support.fakes import START
+from tests.support.processes import ROOT
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_scheduler import EventBridgeSchedulerClient
+    from mypy_boto3_sqs import SQSClient
+
+REGION = "eu-central-1"
+ACCOUNT = "123456789012"
+STAGE = "test"
+NAME = f"timers-{STAGE}"
+TENANTS = f"{NAME}-tenants"
+
+_LOCK = RLock()
+
+
+@dataclass
+class Account:
+    """Clients of one empty account, and what was called through them."""
+
+    dynamodb: "DynamoDBClient"
+    scheduler: "EventBridgeSchedulerClient"
+    sqs: "SQSClient"
+    addresses: Addresses
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    done: list[tuple[str, dict[str, Any], datetime]] = field(default_factory=list)
+    """Those of the calls that took effect, and when by `clock`."""
+    clock: Callable[[], datetime] = lambda: START
+    before: Callable[[str], object] = lambda operation: None
+    """Runs before each call takes effect; may raise."""
+    after: Callable[[str], object] = lambda operation: None
+    """Runs after each call took effect; may raise."""
+
+    def queue_url(self) -> str:
+        """Return the URL of the queue."""
+        return f"{self.sqs.meta.endpoint_url}/{self.addresses.queue_path}"
+
+    def names(self) -> list[str]:
+        """Return the operations called, in their order."""
+        return [operation for operation, _ in self.calls]
+
+    def schedules(self) -> list[str]:
+        """Return the names of all schedules there are."""
+        with self.unobserved():
+            pages = self.scheduler.get_paginator("list_schedules").paginate(GroupName=NAME)
+            return sorted(item["Name"] for page in pages for item in page["Schedules"])
+
+    @contextmanager
+    def unobserved(self) -> Iterator[None]:
+        """Make calls that are neither counted nor disturbed."""
+        kept = self.calls, self.done, self.before, self.after
+        self.calls, self.done, self.before, self.after = [], [], lambda _: None, lambda _: None
+        try:
+            yield
+        finally:
+            self.calls, self.done, self.before, self.after = kept
+
+
+@cache
+def _clients() -> tuple[Any, ...]:
+    # A client takes half a second to make: one set serves all tests.
+    session = boto3.Session("testing", "testing", region_name=REGION)
+    settings = Config(max_pool_connections=40, retries={"total_max_attempts": 1})
+    names: list[Any] = ["dynamodb", "scheduler", "sqs"]
+    clients = [session.client(name, config=settings) for name in names]
+    for client in clients:
+        client._make_api_call = _one_at_a_time(client._make_api_call)
+    return tuple(clients)
+
+
+def _one_at_a_time(call: Callable[..., Any]) -> Callable[..., Any]:
+    # DynamoDB makes a conditional write in one step; moto can be overtaken between check and write.
+    def locked(*args: Any) -> Any:
+        with _LOCK:
+            return call(*args)
+
+    return locked
+
+
+@contextmanager
+def account() -> Iterator[Account]:
+    """Give an account with the tables, the schedule group and the queue of stage `test`."""
+    with mock_aws():
+        dynamodb, scheduler, sqs = _clients()
+        for table in ("Timers", "Tenants"):
+            create_table(dynamodb, table)
+        scheduler.create_schedule_group(Name=NAME)
+        url = sqs.create_queue(QueueName=NAME)["QueueUrl"]
+        addresses = Addresses(
+            group=NAME,
+            fire_arn=f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{NAME}-fire",
+            role_arn=f"arn:aws:iam::{ACCOUNT}:role/{NAME}-scheduler",
+            dead_letter_arn=f"arn:aws:sqs:{REGION}:{ACCOUNT}:{NAME}-dead",
+            queue_path=url.partition("amazonaws.com/")[2],
+        )
+        made = Account(dynamodb, scheduler, sqs, addresses)
+        with _observed(made):
+            yield made
+
+
+@contextmanager
+def _observed(made: Account) -> Iterator[None]:
+    def before(params: dict[str, Any], model: Any, **_: Any) -> None:
+        made.calls.append((model.name, params))
+        made.before(model.name)
+
+    def after(model: Any, parsed: Any, **_: Any) -> None:
+        if "Error" not in parsed:
+            made.done.append((*made.calls[-1], made.clock()))
+        made.after(model.name)
+
+    clients = [made.dynamodb, made.scheduler, made.sqs]
+    for client in clients:
+        client.meta.events.register("provide-client-params", before, unique_id="before")
+        client.meta.events.register("after-call", after, unique_id="after")
+    try:
+        yield
+    finally:
+        for client in clients:
+            client.meta.events.unregister("provide-client-params", before, unique_id="before")
+            client.meta.events.unregister("after-call", after, unique_id="after")
+
+
+def create_table(client: "DynamoDBClient", name: str) -> None:
+    """Make a table as the template has it under this name, as far as moto goes."""
+    wanted = TEMPLATE["Resources"][name]["Properties"]
+    kept = ("BillingMode", "KeySchema", "AttributeDefinitions", "GlobalSecondaryIndexes")
+    parts = {part: wanted[part] for part in kept if part in wanted}
+    client.create_table(TableName=in_stage(wanted["TableName"], STAGE), **parts)
+
+
+def in_stage(text: str, stage: str) -> str:
+    """Return a text of the template as it is in a stage."""
+    return text.replace("${Stage}", stage)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads CloudFormation's short forms as what they hold: `!Sub x` as `x`."""
+
+
+def _plain(loader: Any, _: str, node: yaml.Node) -> Any:
+    match node:
+        case yaml.ScalarNode():
+            return loader.construct_scalar(node)
+        case yaml.SequenceNode():
+            return loader.construct_sequence(node, deep=True)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_multi_constructor("!", _plain)
+
+TEMPLATE: dict[str, Any] = yaml.load(
+    (ROOT / "infra/template.yaml").read_text(),
+    Loader=_Loader,  # noqa: S506  # a SafeLoader
+)

@@ -1,0 +1,118 @@
+"""What AWS does with schedules and messages, on a moto account and a clock that is moved."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from chalicelib.aws import scheduler
+from chalicelib.aws.scheduler import AwsScheduler
+from chalicelib.aws.timer_store import DynamoTimerStore
+from chalicelib.core.timer import DEFAULT_TENANT, Timer, Webhook, timer_id
+from chalicelib.service.service import Service, one_by_one
+from tests.support.aws import NAME, Account
+from tests.support.fakes import Clock, FakeSender, created
+
+FUNCTION_TIMEOUT = timedelta(seconds=60)
+
+
+def moment(expression: str) -> datetime:
+    """Return the moment of `at(…)`, the only expression there may be."""
+    match = re.fullmatch(r"at\((\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\)", expression)
+    assert match, expression
+    return datetime.fromisoformat(match[1]).replace(tzinfo=UTC)
+
+
+class Cloud:
+    """The deployed service: each invocation is a new process."""
+
+    def __init__(self, aws: Account) -> None:
+        self.aws = aws
+        self.clock = aws.clock = Clock()
+        self.sender = FakeSender()
+        self.chance: Callable[[], float] = lambda: 0.5
+        self._ids = 0
+        self._seen = 0
+        self._messages: list[tuple[datetime, str]] = []
+
+    @property
+    def service(self) -> Service:
+        clock = self.clock
+        scheduler = AwsScheduler(
+            lambda: self.aws.scheduler, lambda: self.aws.sqs, self.aws.addresses, clock, one_by_one
+        )
+        store = DynamoTimerStore(self.aws.dynamodb, NAME)
+        return Service(
+            store,
+            scheduler,
+            self.sender,
+            clock=clock,
+            new_id=self._new_id,
+            pause=self._pause,
+            chance=self.chance,
+        )
+
+    def create(self, seconds: float) -> Timer:
+        return created(self.service, Webhook(url="https://example.com/hook"), seconds)
+
+    def read(self, timer_id: str) -> Timer:
+        with self.aws.unobserved():
+            return self.service.get(DEFAULT_TENANT, timer_id)
+
+    def sweep(self) -> int:
+        return self.service.sweep(self.clock.now + timedelta(seconds=50))
+
+    def messages(self) -> list[tuple[datetime, str]]:
+        """Return the messages on their way, with the moment at which each becomes visible."""
+        for operation, request, sent_at in self.aws.done[self._seen :]:
+            if operation == "SendMessageBatch":
+                for entry in request["Entries"]:
+                    at = sent_at + timedelta(seconds=entry["DelaySeconds"])
+                    self._messages.append((at, entry["MessageBody"]))
+        self._seen = len(self.aws.done)
+        return self._messages
+
+    def lose_messages(self) -> None:
+        """Let no message on its way arrive."""
+        self.messages().clear()
+
+    def turn(self, seconds: float = 0) -> None:
+        """Let time pass; then all that is due goes off, and again what that sets off."""
+        self.clock.forward(seconds)
+        for text in self.schedules_due():
+            self.fire(text)
+        while due := self.messages_due():
+            for text in due:
+                self.deliver(text)
+
+    def fire(self, text: str) -> None:
+        """Be invoked by a schedule."""
+        self.service.fire(scheduler.decode_wakeup(text))
+
+    def deliver(self, text: str) -> None:
+        """Be invoked with a message."""
+        self.service.deliver(scheduler.decode_wakeup(text), self.clock.now + FUNCTION_TIMEOUT)
+
+    def schedules_due(self) -> list[str]:
+        """Take the schedules that are due away; return what they say."""
+        due: list[str] = []
+        for name in self.aws.schedules():
+            with self.aws.unobserved():
+                schedule = self.aws.scheduler.get_schedule(GroupName=NAME, Name=name)
+                if moment(schedule["ScheduleExpression"]) <= self.clock.now:
+                    self.aws.scheduler.delete_schedule(GroupName=NAME, Name=name)
+                    due.append(schedule["Target"]["Input"])
+        return due
+
+    def messages_due(self) -> list[str]:
+        """Take the messages that are due away; return what they say."""
+        due = [entry for entry in self.messages() if entry[0] <= self.clock.now]
+        for entry in due:
+            self._messages.remove(entry)
+        return [text for _, text in due]
+
+    def _pause(self, seconds: float) -> None:
+        self.clock.forward(seconds)
+
+    def _new_id(self) -> str:
+        self._ids += 1
+        return timer_id(self.clock.now, self._ids.to_bytes(10, "big"))

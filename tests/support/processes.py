@@ -1,0 +1,206 @@
+"""The standalone server as its own process, and a receiver that remembers what arrives."""
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Self
+
+import requests
+
+ROOT = Path(__file__).parents[2]
+
+TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+"""A PATH on which the commands come first that are installed for the tests."""
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """Return this process's environment without Timers' settings but for those given.
+
+    Nor does it tell a `make` in it that another one stands above.
+    """
+    ours = {"HOST", "PORT", "AUTH", "RATE", "RETENTION", "TIMERS_DB", "ALLOWED_TARGETS"}
+    makes = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+    kept = {name: value for name, value in os.environ.items() if name not in ours | makes}
+    return {**kept, **settings}
+
+
+def tenants(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command for keys and secrets, on the database TIMERS_DB if nothing else is said."""
+    return subprocess.run(
+        [sys.executable, "-m", "cli.keys", *arguments],
+        cwd=ROOT,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+class Standalone:
+    """`python -m standalone` on a database and a free port; killed at the end if still running."""
+
+    def __init__(self, database: Path, settings: Mapping[str, str] | None = None) -> None:
+        self._settings = {"TIMERS_DB": str(database), "PORT": "0", **(settings or {})}
+        self.url = ""
+        self.lines: list[str] = []
+
+    def __enter__(self) -> Self:
+        self.spawn()
+        self.wait_until_ready()
+        return self
+
+    def spawn(self) -> None:
+        """Start the process, and go on while it is starting."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "standalone"],
+            cwd=ROOT,
+            env=environment(PYTHONWARNINGS="default", **self._settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._ready: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def wait_until_ready(self) -> None:
+        """Wait for the line that says so; fail if it ends before, or is silent for a minute."""
+        ready = self._ready.get(timeout=60)
+        assert ready is not None, f"The server did not start: {self.lines}"
+        self.url = ready
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+            if match := re.match(r"Timers is ready at (http://\S+)\. ", line):
+                self._ready.put(match[1])
+        self._ready.put(None)
+
+    def create(self, seconds: int, url: str) -> dict[str, Any]:
+        """Return the timer that POST /timers answers with."""
+        body = {"seconds": seconds, "url": url}
+        answer = requests.post(f"{self.url}/timers", json=body, timeout=30)
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+    def read(self, timer_id: str) -> dict[str, Any]:
+        """Return the timer that GET /timers/{id} answers with."""
+        answer = requests.get(f"{self.url}/timers/{timer_id}", timeout=30)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def kill(self) -> None:
+        """Kill -9, and wait until it is gone."""
+        self.process.kill()
+        self._wait()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ask it to stop; return its exit status."""
+        self.process.send_signal(number)
+        return self._wait()
+
+    def _wait(self) -> int:
+        status = self.process.wait(60)
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return status
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One request that the receiver got."""
+
+    at: datetime
+    id: str
+    path: str
+    body: bytes
+    headers: dict[str, str]
+    status: int
+    """What it was answered with; 0 for nothing."""
+
+
+class Receiver:
+    """An HTTP server on a free port, of loopback.
+
+    `hold` runs before each answer. That has the status which `answer` returns for a path and the
+    number of the attempt; at 0 the connection is cut instead.
+    """
+
+    def __init__(
+        self,
+        hold: Callable[[], object] = lambda: None,
+        listen: str = "127.0.0.1",
+        answer: Callable[[str, int], int] = lambda path, attempt: 200,
+    ) -> None:
+        self.arrivals: list[Arrival] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # so that connections are kept
+
+            def handle(self) -> None:
+                with suppress(ConnectionError):  # the sender was killed meanwhile
+                    super().handle()
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                now = datetime.now(UTC)
+                id = headers.get("webhook-id", "")
+                status = answer(self.path, int(headers.get("timer-attempt", "1")))
+                receiver.arrivals.append(Arrival(now, id, self.path, body, headers, status))
+                hold()
+                if not status:
+                    self.close_connection = True
+                    return
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 1000
+            daemon_threads = True
+
+        self._server = Server((listen, 0), Handler)
+        self.port = self._server.server_port
+        self.url = f"http://{listen}:{self.port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def ids(self) -> list[str]:
+        """Return the webhook-id of each arrival, in order."""
+        return [arrival.id for arrival in self.arrivals]
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Return as soon as the condition holds; fail the test if it does not in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "It did not happen in time."
+        time.sleep(0.01)

@@ -1,0 +1,134 @@
+"""The routes over a service on fakes, called as API Gateway calls them."""
+
+import json
+from datetime import timedelta
+from http import HTTPStatus
+from typing import Any
+
+from chalice.test import Client, HTTPResponse
+
+from app import app
+from chalicelib.core import api_keys
+from chalicelib.core.api_keys import Role
+from chalicelib.core.timer import DEFAULT_TENANT
+from tests.support.fakes import START, FakeApiKeys, OnFakes
+
+URL = "http://localhost/hook"
+JSON = {"Content-Type": "application/json"}
+LEASE = timedelta(minutes=5)
+
+CLIENT = Client(app)
+
+TOKEN, KEY = api_keys.mint(DEFAULT_TENANT, Role.FULL, START, bytes(api_keys.KEY_ENTROPY))
+BEARER = f"Bearer {TOKEN}"
+
+
+class Api(OnFakes):
+    """The routes over a service on fakes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys = FakeApiKeys()
+        self.keys.add(KEY)
+
+    def ask(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> HTTPResponse:
+        return CLIENT.http.request(method, path, {"authorization": BEARER} | (headers or {}), body)
+
+    def post(self, body: bytes, headers: dict[str, str] = JSON) -> HTTPResponse:
+        return self.ask("POST", "/timers", body, headers)
+
+    def send(
+        self, method: str, path: str, body: object, headers: dict[str, str] | None = None
+    ) -> HTTPResponse:
+        """Make a request with this as its JSON."""
+        return self.ask(method, path, json.dumps(body).encode(), JSON | (headers or {}))
+
+    def create(self, seconds: int = 60, url: str = URL) -> dict[str, Any]:
+        answer = self.post(json.dumps({"seconds": seconds, "url": url}).encode())
+        assert answer.status_code == 201, answer.body
+        return dict(answer.json_body)
+
+    def read(self, id: str) -> dict[str, Any]:
+        answer = self.ask("GET", f"/timers/{id}")
+        assert answer.status_code == 200, answer.body
+        return dict(answer.json_body)
+
+    def wakeup(self) -> None:
+        self.service.deliver(self.scheduler.wakeups[-1], self.clock.now + LEASE)
+
+    def delivering(self) -> str:
+        """Return the id of a timer whose webhook is being sent."""
+        id = str(self.create(0)["id"])
+        assert self.store.claim(self.scheduler.wakeups[-1], self.clock.now, self.clock.now + LEASE)
+        return id
+
+    def retrying(self) -> str:
+        """Return the id of a timer whose worker was lost a second after its deadline."""
+        id = self.delivering()
+        self.clock.forward(1)
+        self.service.reclaim(self.store.timers[id])
+        return id
+
+
+def problem(status: int, kind: object, content: bytes) -> dict[str, Any]:
+    """Return the members of an error; fail if it is not one as RFC 9457 and the house have it."""
+    assert kind == "application/problem+json"
+    body: dict[str, Any] = json.loads(content)
+    assert set(body) - {"pointer"} == {"title", "status", "detail"}
+    assert body["status"] == status
+    assert body["title"] == HTTPStatus(status).phrase
+    sentence = body["detail"]
+    assert sentence.endswith(".")
+    assert not sentence.endswith("..")
+    assert ". " not in sentence
+    return body
+
+
+def refused(answer: HTTPResponse, status: int) -> dict[str, Any]:
+    """Return the members of the problem that an answer has to be."""
+    assert answer.status_code == status, answer.body
+    return problem(answer.status_code, answer.headers.get("Content-Type"), answer.body)
+
+
+def members(text: str) -> bytes:
+    """Return a body with a good URL and these members more."""
+    return f'{{"url": "{URL}", {text}}}'.encode()
+
+
+ROUTES = [
+    (method, path.replace("{timer_id}", "x"))
+    for path, methods in app.routes.items()
+    for method in methods
+]
+"""All of them, with a timer's id in the place of a variable."""
+
+PAGES = {
+    ("GET", path)
+    for path in (
+        "/openapi.json",
+        "/api-docs",
+        "/api-docs/{name}",
+        "/console",
+        "/console/{name}",
+    )
+}
+"""Those that are files, with no service behind them."""
+
+SERVED = [route for route in ROUTES if route not in PAGES]
+
+WANTING = [route for route in SERVED if route != ("GET", "/health")]
+"""Those that want a key."""
+
+MANY = {("POST", "/timers/batch"), ("POST", "/timers/cancel"), ("POST", "/timers/retry")}
+"""Those that answer 200 with a result for each timer."""
+
+BODIES = {
+    ("POST", "/timers"): members('"seconds": 1'),
+    ("PATCH", "/timers/x"): b'{"label": "x"}',
+    ("POST", "/timers/batch"): b'{"timers": [' + members('"seconds": 1') + b"]}",
+    ("POST", "/timers/cancel"): b'{"ids": ["x"]}',
+    ("POST", "/timers/retry"): b'{"ids": ["x"]}',
+}
+"""A good body for each that wants one."""

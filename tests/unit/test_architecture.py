@@ -1,0 +1,116 @@
+"""The architecture keeps its own rules: which room imports which, and what a cold start loads."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ROOT
+
+MAY_IMPORT = {
+    "chalicelib.core": set[str](),
+    "chalicelib.service": {"chalicelib.core"},
+    "chalicelib.webhook": {"chalicelib.core", "chalicelib.service"},
+    "chalicelib.http": {"chalicelib.core", "chalicelib.service"},
+    "chalicelib.aws": {"chalicelib.core", "chalicelib.service", "chalicelib.webhook"},
+    "standalone": {
+        "app",
+        "chalicelib.aws",
+        "chalicelib.core",
+        "chalicelib.http",
+        "chalicelib.service",
+        "chalicelib.webhook",
+    },
+}
+"""The rooms that each room may import, besides itself. app.py, cli and infra may import all."""
+
+READ_THE_ENVIRONMENT = {"chalicelib/aws/bootstrap.py", "standalone/bootstrap.py"}
+"""The composition roots."""
+
+INFRASTRUCTURE = {"boto3", "botocore", "requests", "urllib3", "sqlite3", "chalice"}
+
+SOURCES = [
+    path for room in ("chalicelib", "standalone") for path in sorted((ROOT / room).rglob("*.py"))
+]
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> set[str]:
+    """Return the dotted names that a file imports, at any depth."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(module: str) -> str:
+    """Return the room of a dotted name: `chalicelib.core.timer` is in `chalicelib.core`."""
+    parts = module.split(".")
+    return ".".join(parts[: 2 if parts[0] == "chalicelib" else 1])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_imports_point_inwards(path: Path) -> None:
+    """core ← service ← webhook, http, aws, standalone ← app.py, cli."""
+    own = room(name(path).removesuffix(".py").replace("/", "."))
+    ours = {room(it) for it in imports(path) if room(it) in {*MAY_IMPORT, "app", "cli", "infra"}}
+    assert ours <= MAY_IMPORT.get(own, set(MAY_IMPORT)) | {own}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_the_core_knows_no_infrastructure(path: Path) -> None:
+    """The core and the service are free of AWS, SQLite, HTTP clients and frameworks."""
+    if path.parent.name in ("core", "service"):
+        assert not {it.split(".")[0] for it in imports(path)} & INFRASTRUCTURE
+
+
+@pytest.mark.parametrize("path", [ROOT / "app.py", *SOURCES], ids=name)
+def test_only_composition_roots_read_the_environment_and_the_clock(path: Path) -> None:
+    """All else is given its settings and its clock."""
+    if name(path) not in READ_THE_ENVIRONMENT:
+        assert not re.search(r"\bos\.environ|\bgetenv|datetime\.now|utcnow", path.read_text())
+
+
+def test_a_cold_start_loads_no_aws_library() -> None:
+    """Importing the application loads neither AWS's libraries nor what only some requests need."""
+    late = ("boto", "requests", "urllib3", "aws_lambda_powertools", "chalicelib.http.openapi")
+    program = f"import sys, app; print([m for m in sys.modules if m.startswith({late})])"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip() == "[]"
+
+
+FIRST_DECODING = """
+import sys
+import msgspec
+from chalicelib.core import timer
+from chalicelib.http import requests
+
+for type in {types}:
+    called = set()
+    sys.setprofile(lambda frame, *_: called.add(frame.f_code.co_name))
+    try:
+        msgspec.json.decode(b"{{}}", type=type)
+    except msgspec.ValidationError:
+        pass
+    sys.setprofile(None)
+    assert "get_class_annotations" not in called, type
+"""
+
+
+def test_types_are_inspected_before_there_are_threads() -> None:
+    """msgspec inspects a type when it first decodes one; two threads at once crash the process."""
+    bodies = ["NewTimer", "TimerChange", "BatchEntry", "Batch", "Ids", "Query"]
+    types = [f"requests.{body}" for body in bodies] + ["timer.Timer", "timer.Wakeup"]
+    program = FIRST_DECODING.format(types=", ".join(types))
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -1,0 +1,66 @@
+"""The documents name everything there is: routes, settings, make targets; the bundle is small."""
+
+import json
+import re
+
+from tests.support.processes import ROOT
+
+
+def source(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def documents() -> str:
+    return "\n".join(path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def settings(name: str) -> set[str]:
+    """Return the environment variables that a composition root reads."""
+    return set(re.findall(r"""environ\.get\(['"](\w+)""", source(name)))
+
+
+def test_every_route_is_documented() -> None:
+    """The documents name every route of app.py."""
+    routes = re.findall(r'@app\.route\("([^"]+)", methods=\["(\w+)"\]', source("app.py"))
+    assert routes
+    text = documents()
+    for path, method in routes:
+        shown = path.replace("{timer_id}", "{id}")
+        assert f"{method} {shown}" in text, f"{method} {shown} is documented nowhere"
+
+
+def test_every_setting_is_documented() -> None:
+    """The documents name every environment variable that the composition roots read."""
+    names = settings("standalone/bootstrap.py") | settings("chalicelib/aws/bootstrap.py")
+    assert names >= {"STAGE", "AUTH"}
+    assert not [name for name in names if f"`{name}`" not in documents()]
+
+
+def test_every_setting_of_a_stage_is_read() -> None:
+    """config.json sets only what the functions read."""
+    stages = json.loads(source(".chalice/config.json"))["stages"].values()
+    names = {name for stage in stages for name in stage["environment_variables"]}
+    assert names - settings("chalicelib/aws/bootstrap.py") == {"RES_OPTIONS"}  # glibc reads it
+    assert not [name for name in names if f"`{name}`" not in documents()]
+
+
+def test_every_make_target_is_documented() -> None:
+    """The documents name every target of the Makefile."""
+    targets = re.findall(r"^(\w[\w-]*):.*##", source("Makefile"), re.MULTILINE)
+    assert targets
+    assert not [target for target in targets if f"make {target}" not in documents()]
+
+
+def test_the_bundle_holds_no_framework() -> None:
+    """Lambda has botocore, and Chalice adds itself; in the bundle they would only be weight."""
+    pins = [line.split("==")[0] for line in source("requirements.txt").splitlines()]
+    assert not set(pins) & {"chalice", "boto3", "botocore"}
+
+
+def test_npm_packages_are_pinned() -> None:
+    """The measured peer is the same everywhere, to the last dependency, from any registry."""
+    wanted = json.loads(source("bench/package.json"))["dependencies"]
+    packages = json.loads(source("bench/package-lock.json"))["packages"]
+    assert packages.pop("")["dependencies"] == wanted
+    assert {name: packages[f"node_modules/{name}"]["version"] for name in wanted} == wanted
+    assert all(it["integrity"] and "resolved" not in it for it in packages.values())

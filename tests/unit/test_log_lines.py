@@ -1,0 +1,89 @@
+"""What the terminal shows: one line for each event, whatever comes from outside."""
+
+import io
+import logging
+import queue
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from chalicelib.core.timer import Outcome
+from standalone.log_lines import _Gathering, _Lines, _Listener
+from tests.support.fakes import NO_CONTENT, START
+from tests.unit.test_timer import delivering, scheduled
+
+
+def line(event: str, **fields: Any) -> str:
+    """Return the line of an event without its time."""
+    record = logging.makeLogRecord({"msg": event, "levelno": logging.INFO, **fields})
+    return _Lines().format(record).partition(" ")[2]
+
+
+def test_a_line_for_each_event() -> None:
+    """People read what happened to which timer, how late, and why it failed."""
+    at = START + timedelta(hours=1, milliseconds=3)
+    good = delivering().record(NO_CONTENT, at, None)
+    bad = delivering().record(Outcome(error="connect", detail="refused"), at, None)
+    assert line("timer created", state=scheduled()).endswith(" → https://example.com/{id}")
+    assert line("webhook delivered", state=good) == (
+        "webhook delivered: id-1 (HTTP 204 in 10 ms, 3 ms late)"
+    )
+    assert line("webhook failed", state=bad) == (
+        "webhook failed: id-1 (connect: refused in 0 ms, 3 ms late)"
+    )
+    assert line("timer cancelled", state=scheduled()) == "timer cancelled: id-1"
+    received = {"method": "POST", "path": "/_receiver/x"}
+    assert line("webhook received", lateness=1.26, **received) == (
+        "webhook received: POST /_receiver/x, 1.3 s after its deadline"
+    )
+    assert line("webhook received", lateness=None, **received) == (
+        "webhook received: POST /_receiver/x"
+    )
+    assert (
+        line("delivery postponed", timer="id-1", error="disk") == "delivery postponed: id-1: disk"
+    )
+    assert line("wake-up ignored", timer="id-1") == "wake-up ignored: id-1"
+
+
+@pytest.mark.parametrize("evil", ["\x1b[2J", "\r", "\n", "\x07", "\u202e", "\x9b"])
+def test_nothing_from_outside_moves_the_cursor(evil: str) -> None:
+    """Control characters in a path or an error are shown as text."""
+    shown = line("webhook received", method="POST", path=f"/_receiver/{evil}x", lateness=None)
+    assert shown.isprintable()
+    assert evil not in shown
+
+
+class Terminal(io.StringIO):
+    """Counts how often it was written to."""
+
+    writes = 0
+
+    def flush(self) -> None:
+        self.writes += 1
+
+
+def test_what_comes_together_is_written_together() -> None:
+    """A burst of events costs few writes, and the end loses none of them."""
+    terminal = Terminal()
+    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    for number in range(1000):
+        records.put(logging.makeLogRecord({"msg": str(number)}))
+    listener = _Listener(records, _Gathering(terminal))
+    listener.start()
+    listener.stop()
+    assert terminal.getvalue().split() == [str(number) for number in range(1000)]
+    assert terminal.writes < 5
+
+
+class Gone(io.StringIO):
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+def test_a_terminal_that_is_gone() -> None:
+    """It keeps nobody from going on."""
+    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    listener = _Listener(records, _Gathering(Gone()))
+    listener.start()
+    listener.stop()

@@ -1,0 +1,164 @@
+"""The token buckets: how many pass, when, and what is kept of whom."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations_with_replacement
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from standalone.rate_limit import (
+    BURST_SECONDS,
+    DEFAULT_RATE,
+    MAX_RATE,
+    MIN_BUCKETS_SWEPT,
+    RateLimiter,
+)
+
+SECOND = 1_000_000_000
+
+
+class Nanoseconds:
+    """A clock that stands until it is moved; it counts as time.monotonic_ns does."""
+
+    def __init__(self) -> None:
+        self.now = 7 * SECOND  # where it begins says nothing
+
+    def __call__(self) -> int:
+        return self.now
+
+    def forward(self, seconds: float) -> None:
+        self.now += round(seconds * SECOND)
+
+
+def passed(limit: RateLimiter, asked: int, caller: str = "a") -> int:
+    return sum(limit.take(caller) for _ in range(asked))
+
+
+TABLE = {
+    "one a second": (1, [(0, 5, 2), (0.999, 1, 0), (0.001, 2, 1), (0.5, 1, 0), (0.5, 2, 1)]),
+    "as on AWS": (
+        DEFAULT_RATE,
+        [(0, 2000, 1000), (0.002, 9, 1), (0.001, 9, 0), (0.999, 2000, 500)],
+    ),
+    "idle": (10, [(0, 20, 20), (1, 20, 10), (3600, 50, 20), (0, 1, 0)]),
+    "half used": (10, [(0, 10, 10), (0, 20, 10), (0.5, 9, 5)]),
+    "steadily below": (4, [(0.25, 1, 1)] * 50),
+    "steadily above": (4, [(0, 8, 8)] + [(0.125, 1, 0), (0.125, 1, 1)] * 20),
+    "no whole nanoseconds": (3, [(0, 9, 6), (0.999999999, 9, 2), (0.000000003, 9, 1)]),
+    "most": (MAX_RATE, [(0, 3 * MAX_RATE, 2 * MAX_RATE), (0.00001, 2, 1)]),
+}
+"""Rate, and steps: seconds that go by, how many then ask at once, and how many of them pass."""
+
+
+@pytest.mark.parametrize(("rate", "steps"), TABLE.values(), ids=TABLE)
+def test_table(rate: int, steps: list[tuple[float, int, int]]) -> None:
+    """At first two seconds' worth pass at once, then as many as the rate lets come back."""
+    clock = Nanoseconds()
+    limit = RateLimiter(rate, clock)
+    for seconds, asked, expected in steps:
+        clock.forward(seconds)
+        assert passed(limit, asked) == expected
+
+
+@given(
+    st.integers(1, 50),
+    st.lists(st.tuples(st.integers(0, SECOND), st.integers(0, 60)), max_size=20),
+)
+def test_never_more_than_burst_and_rate(rate: int, steps: list[tuple[int, int]]) -> None:
+    """Between any two moments no more pass than a full bucket and what came back meanwhile; and who
+    is turned away finds a token within a second."""
+    clock = Nanoseconds()
+    limit = RateLimiter(rate, clock)
+    seen: list[tuple[int, int]] = []
+    for nanoseconds, asked in steps:
+        clock.now += nanoseconds
+        seen.append((clock.now, passed(limit, asked)))
+    for first, last in combinations_with_replacement(range(len(seen)), 2):
+        elapsed = (seen[last][0] - seen[first][0]) / SECOND
+        assert sum(count for _, count in seen[first : last + 1]) <= rate * (BURST_SECONDS + elapsed)
+    passed(limit, BURST_SECONDS * rate)
+    clock.forward(1)
+    assert limit.take("a")
+
+
+def test_each_has_a_bucket() -> None:
+    """What one caller took, no other one misses."""
+    limit = RateLimiter(5, Nanoseconds())
+    assert passed(limit, 50, "a") == 10
+    assert passed(limit, 50, "b") == 10
+    assert passed(limit, 50, "a") == 0
+
+
+def test_full_buckets_are_forgotten() -> None:
+    """However many callers come and go, only those of the last seconds are remembered."""
+    clock = Nanoseconds()
+    limit = RateLimiter(1, clock)
+    for number in range(20 * MIN_BUCKETS_SWEPT):
+        assert limit.take(str(number))
+        clock.forward(0.01)  # a hundred a second, each with a bucket that is full in one
+        assert len(limit._full_at) <= MIN_BUCKETS_SWEPT + 1
+
+
+def test_a_bucket_in_use_is_never_forgotten() -> None:
+    """No crowd of others gives a caller a new bucket."""
+    clock = Nanoseconds()
+    limit = RateLimiter(1, clock)
+    assert passed(limit, 3, "a") == 2
+    for number in range(5 * MIN_BUCKETS_SWEPT):
+        assert limit.take(str(number))
+    assert not limit.take("a")
+    assert len(limit._full_at) == 5 * MIN_BUCKETS_SWEPT + 1
+    clock.forward(2)
+    for number in range(10 * MIN_BUCKETS_SWEPT):  # the look comes less often, but it comes
+        limit.take(f"later {number}")
+        clock.forward(0.01)
+    assert len(limit._full_at) <= 2 * MIN_BUCKETS_SWEPT
+
+
+class Hesitant(dict[str, int]):
+    """A dict that lets other threads run between a look into it and what follows."""
+
+    def get(self, caller: str, default: Any = None) -> Any:
+        found = super().get(caller, default)
+        time.sleep(0.0001)
+        return found
+
+
+def test_threads_share_a_bucket() -> None:
+    """Threads that ask at the same moment get a full bucket together, to the last token."""
+    limit = RateLimiter(20, Nanoseconds())
+    limit._full_at = Hesitant()
+    together = threading.Barrier(8)
+
+    def ask(_: int) -> int:
+        together.wait(60)
+        return passed(limit, 40)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(ask, range(8))) == 40
+
+
+def test_threads_while_time_goes_by() -> None:
+    """Threads on the real clock never get more than a full bucket and what came back."""
+    rate = 100
+    began = time.monotonic_ns()
+    limit = RateLimiter(rate, time.monotonic_ns)
+    limit._full_at = Hesitant()
+
+    def ask(_: int) -> int:
+        count = 0
+        while time.monotonic_ns() < began + SECOND // 2:
+            count += limit.take("a")
+        return count
+
+    with ThreadPoolExecutor(8) as pool:
+        count = sum(pool.map(ask, range(8)))
+    assert (
+        BURST_SECONDS * rate
+        <= count
+        <= rate * (BURST_SECONDS + (time.monotonic_ns() - began) / SECOND)
+    )

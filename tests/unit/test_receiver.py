@@ -1,0 +1,231 @@
+"""The built-in receiver: what it remembers of what came, and whom it shows it to."""
+
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from msgspec import json
+
+from chalicelib.core import signing
+from chalicelib.core.timer import DEFAULT_TENANT
+from standalone.receiver import (
+    MAX_ARRIVALS,
+    MAX_BODY_KEPT,
+    MAX_BODY_SHOWN,
+    TIMESTAMP_TOLERANCE,
+    Receiver,
+)
+from tests.support.fakes import START, Clock
+from tests.support.processes import Standalone, tenants, wait_until
+
+SECRET, OTHER = (signing.new_secret(bytes([number]) * 32) for number in (1, 2))
+
+SECRETS = {DEFAULT_TENANT: [SECRET], "acme": [OTHER], "nobody": []}
+
+
+@pytest.fixture
+def receiver() -> Receiver:
+    return Receiver(Clock(), SECRETS.__getitem__)
+
+
+def signed(body: bytes = b"", secret: str = SECRET, at: datetime = START) -> dict[str, str]:
+    """Return the headers that a webhook with this body has."""
+    timestamp = int(at.timestamp())
+    return {
+        "webhook-id": "t1",
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": signing.sign([secret], "t1", timestamp, body),
+    }
+
+
+SIGNATURE = signed(b"{}")["webhook-signature"]
+
+
+def shown(receiver: Receiver, tenant: str = DEFAULT_TENANT, **ways: bool) -> list[dict[str, Any]]:
+    """Return what the receiver shows."""
+    answer = receiver.show(tenant, **{"signed_only": False, **ways})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
+    return list(json.decode(answer.body)["arrivals"])
+
+
+def test_shows_what_came(receiver: Receiver) -> None:
+    """All of a request, and whether Timers has signed it."""
+    headers = {**signed(b"{}"), "timer-scheduled-at": "2026-01-31T11:59:58.500000Z"}
+    assert receiver.take("PUT", "/_receiver/a?b=c", headers, b"{}").status_code == 204
+    assert shown(receiver) == [
+        {
+            "at": "2026-01-31T12:00:00Z",
+            "method": "PUT",
+            "path": "/_receiver/a?b=c",
+            "headers": headers,
+            "body": "{}",
+            "size": 2,
+            "lateness": 1.5,
+            "signature": "valid",
+        }
+    ]
+
+
+def test_secrets_are_masked(receiver: Receiver) -> None:
+    """Who may only read learns no more of a webhook here than from its timer."""
+    receiver.take("POST", "/_receiver/x", {"authorization": "Bearer sesame"}, b"")
+    assert "sesame" not in str(shown(receiver))
+
+
+def test_newest_first(receiver: Receiver) -> None:
+    """So many are remembered, and older ones forgotten."""
+    for number in range(MAX_ARRIVALS + 1):
+        receiver.take("POST", f"/_receiver/{number}", {}, b"")
+    paths = [arrival["path"] for arrival in shown(receiver)]
+    assert paths == [f"/_receiver/{number}" for number in range(MAX_ARRIVALS, 0, -1)]
+
+
+@pytest.mark.parametrize(
+    ("headers", "signature"),
+    [
+        (signed(b"{}"), "valid"),
+        (signed(b"{}", at=START + TIMESTAMP_TOLERANCE), "valid"),
+        (
+            signed(b"{}") | {"webhook-signature": "v1,x " + signed(b"{}")["webhook-signature"]},
+            "valid",
+        ),
+        (signed(b"{}", at=START + TIMESTAMP_TOLERANCE + timedelta(seconds=1)), "invalid"),
+        (signed(b"{}", at=START - TIMESTAMP_TOLERANCE - timedelta(seconds=1)), "invalid"),
+        (signed(b"{} "), "invalid"),
+        (signed(b"{}", secret=OTHER), "invalid"),
+        (signed(b"{}") | {"webhook-id": "t2"}, "invalid"),
+        (signed(b"{}") | {"webhook-timestamp": "²" * 5}, "invalid"),
+        (signed(b"{}") | {"webhook-timestamp": "9" * 5000}, "invalid"),
+        (signed(b"{}") | {"webhook-signature": "v1,\xff"}, "invalid"),
+        (signed(b"{}") | {"webhook-signature": ""}, "invalid"),
+        ({"webhook-id": "t1"}, "missing"),
+    ],
+)
+def test_signatures(receiver: Receiver, headers: dict[str, str], signature: str) -> None:
+    """Valid is what one of the tenant's secrets has made of this very request, just now."""
+    receiver.take("POST", "/_receiver/x", headers, b"{}")
+    assert [arrival["signature"] for arrival in shown(receiver)] == [signature]
+
+
+def test_without_secrets_nothing_is_valid(receiver: Receiver) -> None:
+    """A tenant without secrets has signed nothing."""
+    receiver.take("POST", "/_receiver/x", signed(), b"")
+    assert shown(receiver, "nobody")[0]["signature"] == "invalid"
+
+
+def test_what_is_anothers(receiver: Receiver) -> None:
+    """Who is one of many sees what came from the own timers, and nothing else."""
+    for secret in (SECRET, OTHER):
+        receiver.take("POST", "/_receiver/x", signed(secret.encode(), secret), secret.encode())
+    receiver.take("POST", "/_receiver/x", {}, b"unsigned")
+    (arrival,) = shown(receiver, "acme", signed_only=True)
+    assert arrival["body"] == OTHER
+
+
+def test_bodies(receiver: Receiver) -> None:
+    """What is not text is shown as far as it is; what is too large is not kept, but told of."""
+    receiver.take("POST", "/_receiver/x", {}, b"a\xff")
+    receiver.take("POST", "/_receiver/x", {}, bytes(MAX_BODY_KEPT + 1))
+    large, binary = shown(receiver)
+    assert (binary["body"], binary["size"]) == ("a\ufffd", 2)
+    assert (large["body"], large["size"]) == ("", MAX_BODY_KEPT + 1)
+
+
+def test_the_list_is_small(receiver: Receiver) -> None:
+    """Of a long body the beginning is shown, its size, and what the whole was signed with; so a
+    hundred of the largest, of characters that JSON writes as six, are a list of a megabyte."""
+    body = b"\x01" * MAX_BODY_KEPT
+    for _ in range(MAX_ARRIVALS):
+        receiver.take("POST", "/_receiver/x", signed(body), body)
+    arrivals = shown(receiver)
+    assert len(json.encode(arrivals)) < 2**21
+    assert (arrivals[0]["body"], arrivals[0]["size"]) == ("\x01" * MAX_BODY_SHOWN, MAX_BODY_KEPT)
+    assert arrivals[0]["signature"] == "valid"
+
+
+LATE = [
+    ("2026-01-31T12:00:00Z", 1.5),
+    ("2026-01-31T12:00:01.500000Z", 0.0),
+    ("2026-01-31T12:00:02Z", -0.5),
+    ("2026-01-31T13:00:00+01:00", 1.5),
+    *(
+        (text, (START - datetime.fromisoformat(text)).total_seconds() + 1.5)
+        for text in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00")
+    ),
+    *(
+        (text, None)
+        for text in ("", "soon", "2026-01-31", "2026-01-31T12:00:00", "0", "9" * 5000, "\xff")
+    ),
+    ("2026-13-01T00:00Z", None),
+]
+
+
+@pytest.mark.parametrize(("scheduled_at", "lateness"), LATE)
+def test_lateness(
+    caplog: pytest.LogCaptureFixture, scheduled_at: str, lateness: float | None
+) -> None:
+    """It is the time from `timer-scheduled-at` to the arrival, in seconds; without a usable one it
+    is unknown. It is logged with method and path."""
+    caplog.set_level(logging.INFO, "standalone.receiver")
+    receiver = Receiver(Clock(START + timedelta(seconds=1.5)), SECRETS.__getitem__)
+    headers = {"timer-scheduled-at": scheduled_at}
+    receiver.take("POST", "/_receiver/hello?x=y", headers, b"")
+    assert shown(receiver)[0]["lateness"] == lateness
+    (event,) = map(vars, caplog.records)
+    logged = (event["msg"], event["method"], event["path"], event["lateness"])
+    assert logged == ("webhook received", "POST", "/_receiver/hello?x=y", lateness)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standalone]:
+    with Standalone(tmp_path_factory.mktemp("received") / "timers.db") as running:
+        yield running
+
+
+def arrivals(server: Standalone, path: str = "/_receiver", **headers: str) -> Any:
+    return requests.get(server.url + path, headers=headers, timeout=30)
+
+
+@pytest.mark.e2e
+def test_a_webhook_of_ours(server: Standalone) -> None:
+    """What this server sends to its own receiver is shown there, and its signature is valid."""
+    before = datetime.now(UTC)
+    timer = server.create(0, f"{server.url}/_receiver/{{id}}")
+    path = f"/_receiver/{timer['id']}"
+    wait_until(lambda: path in arrivals(server).text)
+    (found,) = [it for it in arrivals(server).json()["arrivals"] if it["path"] == path]
+    assert (found["method"], found["signature"], found["body"]) == ("POST", "valid", "")
+    assert found["headers"]["webhook-id"] == timer["id"]
+    assert datetime.fromisoformat(found["at"]) >= before
+    assert found["lateness"] >= 0
+
+
+@pytest.mark.e2e
+def test_the_list_is_for_this_machine(server: Standalone) -> None:
+    """Web pages of others get none of it, under no name; and it has no other methods."""
+    assert arrivals(server, Host="evil.example").status_code == 421
+    assert arrivals(server, Origin="https://evil.example").status_code == 403
+    assert "access-control-allow-origin" not in arrivals(server).headers
+    assert requests.post(f"{server.url}/_receiver", timeout=30).status_code == 404
+
+
+@pytest.mark.e2e
+def test_the_list_wants_a_key(tmp_path: Path) -> None:
+    """With keys each tenant sees its own webhooks, and who has no key none."""
+    database = tmp_path / "timers.db"
+    with Standalone(database, {"AUTH": "keys"}) as server:
+        mine, theirs = (
+            "Bearer " + tenants("add", "--tenant", name, TIMERS_DB=str(database)).stdout.strip()
+            for name in ("acme", "zeta")
+        )
+        body = {"seconds": 0, "url": f"{server.url}/_receiver/x"}
+        headers = {"Authorization": mine}
+        made = requests.post(f"{server.url}/timers", json=body, headers=headers, timeout=30)
+        assert made.status_code == 201
+        wait_until(lambda: made.json()["id"] in arrivals(server, Authorization=mine).text)
+        assert arrivals(server, Authorization=theirs).json() == {"arrivals": []}
+        assert arrivals(server).status_code == 401

@@ -1,0 +1,904 @@
+"""JSON ↔ values and errors: the routes on fakes, called as API Gateway calls them."""
+
+import json
+import logging
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from chalice.app import Request, Response
+from chalice.local import LambdaContext
+from chalice.test import Client, HTTPResponse
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app import app
+from chalicelib.aws import bootstrap
+from chalicelib.core import errors
+from chalicelib.core.errors import InvalidRequest, ScheduleRefused, TimersError, Unavailable
+from chalicelib.core.targets import MAX_URL_LENGTH, Targets
+from chalicelib.core.timer import (
+    DEFAULT_TENANT,
+    MAX_DELAY,
+    RETENTION,
+    Outcome,
+    Status,
+    Timer,
+    TimerSpec,
+    Webhook,
+    new_timer,
+)
+from chalicelib.http import responses
+from chalicelib.http.requests import MAX_WEBHOOK_BYTES
+from chalicelib.service.service import Created, Service
+from standalone import server
+from tests.support.fakes import START
+from tests.support.routes import BODIES, JSON, MANY, SERVED, URL, Api, members, problem, refused
+
+YEARS = int(MAX_DELAY.total_seconds())
+TEXT = "text/plain; charset=utf-8"
+CONTEXT = LambdaContext("timers", 512)
+
+
+@pytest.mark.parametrize(
+    ("when", "seconds"),
+    [
+        ('"hours": 1', 3600),
+        ('"minutes": 2', 120),
+        ('"seconds": 3', 3),
+        ('"hours": 1, "minutes": 2, "seconds": 3', 3723),
+        ('"hours": 0, "minutes": 0, "seconds": 0', 0),
+        ('"seconds": 0', 0),
+        ('"seconds": -0', 0),
+        ('"minutes": 90', 5400),
+        ('"seconds": 100000', 100000),
+        (f'"seconds": {YEARS}', YEARS),
+        (f'"hours": {YEARS // 3600}', YEARS),
+        (f'"hours": {YEARS // 3600 - 1}, "minutes": 59, "seconds": 60', YEARS),
+        ('"seconds": 1, "seconds": 2', 2),
+    ],
+)
+def test_delay(api_on_fakes: Api, when: str, seconds: int) -> None:
+    """Hours, minutes and seconds add up to the delay; of a repeated member the last counts."""
+    answer = api_on_fakes.post(members(when))
+    assert answer.status_code == 201
+    timer = api_on_fakes.store.timers[answer.json_body["id"]]
+    assert timer.deadline - timer.created_at == timedelta(seconds=seconds)
+
+
+DIGITS = "9" * 5000
+
+BAD_BODIES = {
+    "empty": (b"", "", "not valid JSON"),
+    "blank": (b" \n", "", "not valid JSON"),
+    "null": (b"null", "", "Expected `object`, got `null` in the body"),
+    "boolean": (b"true", "", "Expected `object`, got `bool` in the body"),
+    "number": (b"1", "", "Expected `object`, got `int` in the body"),
+    "string": (b'"x"', "", "Expected `object`, got `str` in the body"),
+    "array": (b"[]", "", "Expected `object`, got `array` in the body"),
+    "array of one": (b"[" + members('"seconds": 1') + b"]", "", "Expected `object`"),
+    "cut off": (members('"seconds": 1')[:-1], "", "truncated"),
+    "two documents": (members('"seconds": 1') * 2, "", "trailing characters"),
+    "trailing comma": (members('"seconds": 1,'), "", "trailing comma"),
+    "single quotes": (b"{'seconds': 1}", "", "not valid JSON"),
+    "comment": (members('"seconds": 1 /* soon */'), "", "not valid JSON"),
+    "BOM": (b"\xef\xbb\xbf" + members('"seconds": 1'), "", "invalid character (byte 0)"),
+    "UTF-16": (members('"seconds": 1').decode().encode("utf-16"), "", "not valid JSON"),
+    "invalid UTF-8": (b'{"seconds": 1, "url": "http://localhost/\xff"}', "", "UTF-8"),
+    "invalid UTF-8 in a name": (b'{"\xff": 1}', "", "UTF-8"),
+    "surrogate as bytes": (b'{"url": "\xed\xa0\x80"}', "", "UTF-8"),
+    "lone high surrogate": (members('"x": "\\ud800"'), "/x", "unknown field `x`"),
+    "lone high surrogate in url": (
+        b'{"seconds": 1, "url": "http://local\\ud800host"}',
+        "",
+        "surrogate",
+    ),
+    "lone low surrogate in url": (b'{"seconds": 1, "url": "http://\\udc00"}', "", "surrogate"),
+    "lone surrogate in a name": (b'{"\\ud800": 1}', "", "not valid JSON"),
+    "deep array": (b"[" * 100_000, "", "Expected `object`, got `array`"),
+    "deep array in a member": (b'{"url": ' + b"[" * 100_000, "/url", "got `array` in /url"),
+    "deep object in a member": (b'{"url": ' + b'{"a":' * 50_000, "/url", "got `object`"),
+    "deep array in a number": (members('"hours": ' + "[" * 100_000), "/hours", "got `array`"),
+    "deep array in an unknown member": (b'{"x": ' + b"[" * 100_000, "/x", "unknown field `x`"),
+    "boolean seconds": (members('"seconds": true'), "/seconds", "Expected `int`, got `bool`"),
+    "string minutes": (members('"minutes": "1"'), "/minutes", "Expected `int`, got `str`"),
+    "null hours": (members('"hours": null'), "/hours", "Expected `int`, got `null`"),
+    "object seconds": (members('"seconds": {}'), "/seconds", "Expected `int`, got `object`"),
+    "float": (members('"seconds": 1.5'), "/seconds", "Expected `int`, got `float`"),
+    "whole float": (members('"seconds": 1.0'), "/seconds", "Expected `int`, got `float`"),
+    "exponent": (members('"seconds": 1e3'), "/seconds", "Expected `int`, got `float`"),
+    "float zero": (members('"seconds": -0.0'), "/seconds", "Expected `int`, got `float`"),
+    "float out of range": (members('"seconds": 1e400'), "/seconds", "out of range"),
+    "NaN": (members('"seconds": NaN'), "", "not valid JSON"),
+    "Infinity": (members('"seconds": Infinity'), "", "not valid JSON"),
+    "minus Infinity": (members('"seconds": -Infinity'), "", "not valid JSON"),
+    "negative": (members('"seconds": -1'), "/seconds", "Expected `int` >= 0 in /seconds"),
+    "negative part": (members('"hours": 1, "minutes": -1'), "/minutes", ">= 0"),
+    "negative of 30 digits": (members(f'"seconds": -{DIGITS[:30]}'), "/seconds", ">= 0"),
+    "leading zero": (members('"seconds": 01'), "", "not valid JSON"),
+    "hexadecimal": (members('"seconds": 0x1'), "", "not valid JSON"),
+    "plus sign": (members('"seconds": +1'), "", "not valid JSON"),
+    "19 digits": (members(f'"seconds": {DIGITS[:19]}'), "", "more than 5 years"),
+    "20 digits": (members(f'"hours": {DIGITS[:20]}'), "", "more than 5 years"),
+    "4,000 digits": (members(f'"hours": {DIGITS[:4000]}'), "", "more than 5 years"),
+    "5,000 digits": (members(f'"hours": {DIGITS}'), "/hours", "out of range in /hours"),
+    "a second too far": (members(f'"seconds": {YEARS + 1}'), "", "more than 5 years"),
+    "together too far": (members(f'"hours": {YEARS // 3600}, "seconds": 1'), "", "more than 5"),
+    "no moment": (
+        members("").replace(b", }", b"}"),
+        "",
+        "give hours, minutes and seconds, or delay, or fire_at",
+    ),
+    "no url": (b'{"seconds": 1}', "/url", "missing required field `url` in the body"),
+    "empty object": (b"{}", "/url", "missing required field `url`"),
+    "unknown member": (members('"second": 1'), "/second", "unknown field `second` in the body"),
+    "upper case": (members('"Seconds": 1'), "/Seconds", "unknown field `Seconds`"),
+    "empty name": (members('"": 1'), "/", "unknown field ``"),
+    "name with ~ and /": (members('"~a/b~1": 1'), "/~0a~1b~01", "unknown field `~a/b~1`"),
+    "name with a line break": (members('"a\\nb": 1'), "/a\nb", "unknown field `a\nb`"),
+    "name with dots": (members('"a.b[0]": 1'), "/a.b[0]", "unknown field `a.b[0]`"),
+    "name beyond ASCII": (members('"sécondes": 1'), "/sécondes", "unknown field `sécondes`"),
+    "number as url": (b'{"seconds": 1, "url": 1}', "/url", "Expected `str`, got `int` in /url"),
+    "null as url": (b'{"seconds": 1, "url": null}', "/url", "Expected `str`, got `null`"),
+}
+
+
+@pytest.mark.parametrize(("body", "pointer", "fragment"), BAD_BODIES.values(), ids=BAD_BODIES)
+def test_bad_body(api_on_fakes: Api, body: bytes, pointer: str, fragment: str) -> None:
+    """A body that is no timer is a 400 that says what is wrong and where."""
+    answer = refused(api_on_fakes.post(body), 400)
+    assert answer["pointer"] == pointer
+    assert fragment in answer["detail"]
+    assert not api_on_fakes.store.timers
+
+
+@pytest.mark.parametrize(
+    ("url", "fragment"),
+    [
+        ("", "must begin with http"),
+        ("localhost", "must begin with http"),
+        ("//localhost/", "must begin with http"),
+        ("ftp://localhost/", "must begin with http"),
+        ("javascript:alert(1)", "must begin with http"),
+        ("file:///etc/passwd", "must begin with http"),
+        ("{id}://localhost/", "must begin with http"),
+        ("http://", "no valid host"),
+        ("http:///path", "no valid host"),
+        ("http://:80/", "no valid host"),
+        ("http://localhost:0/", "no valid host and port"),
+        ("http://localhost:65536/", "can't be understood"),
+        ("http://localhost:x/", "can't be understood"),
+        ("http://localhost:{id}/", "can't be understood"),
+        ("http://[::1/", "can't be understood"),
+        ("http://user@localhost/", "user name"),
+        ("http://user:secret@localhost/", "user name"),
+        ("http://localhost@example.com/", "user name"),
+        ("http://localhost/a b", "space"),
+        (" http://localhost/", "space"),
+        ("http://localhost/ ", "space"),
+        ("http://localhost/\n", "control character"),
+        ("http://localhost/\r\nX: y", "control character"),
+        ("http://localhost/\t", "control character"),
+        ("http://localhost/\0", "control character"),
+        ("http://localhost/\x7f", "control character"),
+        ("http://localhost/\u202e", "control character"),
+        ("http://localhost\\@example.com/", "backslash"),
+        ("http://localhost/" + "a" * MAX_URL_LENGTH, "longer than 2,048 characters"),
+        ("http://10.0.0.1/", "not allowed here (ALLOWED_TARGETS)"),
+        ("http://169.254.169.254/latest/meta-data", "not allowed here"),
+    ],
+)
+def test_impossible_url(api_on_fakes: Api, url: str, fragment: str) -> None:
+    """A URL that no webhook could ever go to is refused at creation, with its pointer."""
+    body = json.dumps({"seconds": 1, "url": url}).encode()
+    answer = refused(api_on_fakes.post(body), 400)
+    assert answer["pointer"] == "/url"
+    assert fragment in answer["detail"]
+    assert not api_on_fakes.store.timers
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost",
+        "HTTP://LOCALHOST:8080/hook?a=1&b=2#part",
+        "http://127.0.0.1:9/{id}",
+        "http://[::1]:9/",
+        "https://example.com/{id}/{id}",
+        "https://{id}.example.com/",
+        "https://bücher.example/straße?ü=😀",
+        "http://localhost/" + "a" * (MAX_URL_LENGTH - len("http://localhost/")),
+    ],
+)
+def test_url_is_kept_as_given(api_on_fakes: Api, url: str) -> None:
+    """A possible URL, with {id} or without, is shown just as it was given."""
+    created = api_on_fakes.create(url=url)
+    assert created["url"] == url
+    assert api_on_fakes.read(created["id"])["url"] == url
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/json",
+        "Application/JSON",
+        "application/json; charset=utf-8",
+        "application/json;charset=UTF-8",
+        "application/json ; x=y",
+    ],
+)
+def test_declared_as_json(api_on_fakes: Api, kind: str) -> None:
+    """application/json is accepted in any case and with any parameter."""
+    answer = api_on_fakes.post(members('"seconds": 1'), {"content-type": kind})
+    assert answer.status_code == 201
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        *(
+            {"Content-Type": kind}
+            for kind in (
+                "",
+                "text/plain",
+                "text/plain; charset=utf-8",
+                "text/plain, application/json",
+                "application/json, text/plain",
+                "text/plain; application/json",
+                "application/x-www-form-urlencoded",
+                "multipart/form-data; boundary=x",
+                "application/problem+json",
+                "application/jsonp",
+                "application",
+                "*/*",
+                "application/octet-stream",
+                "image/png",
+                "é",
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_not_declared_as_json(api_on_fakes: Api, headers: dict[str, str]) -> None:
+    """A body declared as anything else is a 415 that says what to declare, whatever it is."""
+    answer = refused(api_on_fakes.post(members('"seconds": 1'), headers), 415)
+    assert "Content-Type: application/json" in answer["detail"]
+    assert not api_on_fakes.store.timers
+
+
+def test_largest_body(api_on_fakes: Api) -> None:
+    """A body of 256 KB is read."""
+    answer = api_on_fakes.post(members('"seconds": 1').ljust(256 * 1024))
+    assert answer.status_code == 201
+
+
+def test_body_too_large(api_on_fakes: Api) -> None:
+    """A body of a byte more than 256 KB is a 413."""
+    answer = refused(api_on_fakes.post(members('"seconds": 1').ljust(256 * 1024 + 1)), 413)
+    assert "larger than 262,144 bytes" in answer["detail"]
+
+
+def request(body: str | None) -> Request:
+    """Return a request with its body as API Gateway hands it over: as text, or null."""
+    return Request(
+        {
+            "multiValueQueryStringParameters": None,
+            "headers": JSON,
+            "pathParameters": {},
+            "requestContext": {"httpMethod": "POST", "resourcePath": "/timers"},
+            "body": body,
+            "stageVariables": None,
+        }
+    )
+
+
+def test_body_as_text() -> None:
+    """API Gateway hands over text, and it is read like bytes."""
+    body = '{"seconds": 1, "url": "https://bücher.example/"}'
+    order = responses.read_order(request(body), Targets(), START)
+    webhook = Webhook(url="https://bücher.example/")
+    assert order == TimerSpec(webhook=webhook, deadline=START + timedelta(seconds=1))
+
+
+def test_body_in_bytes_not_characters() -> None:
+    """The limit counts the bytes of a body that comes as text."""
+    with pytest.raises(errors.BodyTooLarge):
+        responses.read_order(request("é" * (responses.MAX_BODY_BYTES // 2 + 1)), Targets(), START)
+
+
+def test_no_body_at_all() -> None:
+    """API Gateway hands over null for an empty body: it is refused like an empty one."""
+    with pytest.raises(InvalidRequest) as caught:
+        responses.read_order(request(None), Targets(), START)
+    assert caught.value.pointer == ""
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=10,
+)
+names = st.sampled_from(["url", "hours", "minutes", "seconds"]) | st.text(max_size=5)
+on_one_api = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+@on_one_api
+@given(st.binary() | st.dictionaries(names, anything).map(lambda value: json.dumps(value).encode()))
+def test_any_body_is_answered(api_on_fakes: Api, body: bytes) -> None:
+    """Whatever the body, the answer is a timer or a problem that is the client's."""
+    answer = api_on_fakes.post(body)
+    if answer.status_code != 201:
+        assert json.loads(answer.body)["detail"]
+        assert answer.status_code in (400, 413)
+
+
+@on_one_api
+@given(anything | st.integers(-2, 2) | st.integers(YEARS - 2, YEARS + 2))
+def test_only_a_count_is_a_moment(api_on_fakes: Api, value: Any) -> None:
+    """`seconds` is an integer from 0 to 5 years, and nothing else is."""
+    answer = api_on_fakes.post(members(f'"seconds": {json.dumps(value)}'))
+    possible = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= YEARS
+    assert answer.status_code == (201 if possible else 400)
+
+
+@on_one_api
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_unknown_member_can_be_found(api_on_fakes: Api, name: str) -> None:
+    """The pointer to an unknown member leads to it, whatever its name."""
+    name += "?"
+    answer = refused_anyhow(api_on_fakes.post(json.dumps({"url": URL, name: 1}).encode()))
+    assert answer["pointer"].startswith("/")
+    assert answer["pointer"][1:].replace("~1", "/").replace("~0", "~") == name
+
+
+def refused_anyhow(answer: HTTPResponse) -> dict[str, Any]:
+    """Return the members of a 400 whose detail quotes what may hold any punctuation."""
+    assert answer.status_code == 400
+    return dict(answer.json_body)
+
+
+@on_one_api
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_unknown_id_is_not_found(api_on_fakes: Api, id: str) -> None:
+    """No timer has an id that was not given out, whatever it looks like."""
+    path = f"/timers/{quote(id, safe='')}"
+    if id not in ("", "batch", "cancel", "retry"):  # those are routes of their own
+        assert (
+            refused(api_on_fakes.ask("GET", path), 404)["detail"]
+            == "There is no timer with this id."
+        )
+        refused(api_on_fakes.ask("DELETE", path), 404)
+
+
+def test_created_timer_can_be_read(api_on_fakes: Api) -> None:
+    """201 has a Location, and what is there is the timer of the answer."""
+    answer = api_on_fakes.post(members('"seconds": 1'))
+    assert answer.status_code == 201
+    read = api_on_fakes.ask("GET", answer.headers["Location"])
+    assert read.status_code == 200
+    assert read.json_body == answer.json_body
+
+
+def test_location_keeps_the_stage() -> None:
+    """On API Gateway the path begins with the stage, and so does the Location."""
+    event = {
+        "multiValueQueryStringParameters": None,
+        "headers": {},
+        "pathParameters": {},
+        "requestContext": {"httpMethod": "POST", "resourcePath": "/timers", "path": "/api/timers"},
+        "body": None,
+        "stageVariables": None,
+    }
+    timer = new_timer("id-1", DEFAULT_TENANT, Webhook(url="https://example.com"), START, START)
+    answer = responses.created(Created(timer, is_new=True), START, Request(event))
+    assert answer.headers["Location"] == "/api/timers/id-1"
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_only_creation_has_a_location(api_on_fakes: Api, method: str) -> None:
+    """A 200 has no Location."""
+    id = api_on_fakes.create()["id"]
+    assert "Location" not in api_on_fakes.ask(method, f"/timers/{id}").headers
+
+
+def test_timer_as_json(api_on_fakes: Api) -> None:
+    """A new timer has these members and values, all times in UTC."""
+    assert api_on_fakes.create(90) == {
+        "id": "timer-0",
+        "status": "scheduled",
+        "time_left": 90,
+        "url": URL,
+        "method": "POST",
+        "headers": {},
+        "body": "",
+        "timeout": 30,
+        "retry": {"max_attempts": 8, "initial_delay": 10, "max_delay": 43200},
+        "on_failure": None,
+        "label": None,
+        "metadata": {},
+        "fire_at": "2026-01-31T12:01:30Z",
+        "created_at": "2026-01-31T12:00:00Z",
+        "next_attempt_at": "2026-01-31T12:01:30Z",
+        "failure": None,
+        "attempts": [],
+    }
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 86_400, YEARS])
+def test_fire_at_is_created_at_and_the_delay(api_on_fakes: Api, seconds: int) -> None:
+    """The deadline lies the delay after the creation, to the microsecond."""
+    api_on_fakes.clock.forward(0.123456)
+    timer = api_on_fakes.create(seconds)
+    moments = [datetime.fromisoformat(timer[name]) for name in ("created_at", "fire_at")]
+    assert moments == [api_on_fakes.clock.now, api_on_fakes.clock.now + timedelta(seconds=seconds)]
+
+
+@pytest.mark.parametrize(
+    ("passed", "left"),
+    [
+        (0, 60),
+        (0.000001, 60),
+        (0.999999, 60),
+        (1, 59),
+        (59, 1),
+        (59.999999, 1),
+        (60, 0),
+        (61, 0),
+        (1e9, 0),
+        (-1, 61),
+    ],
+)
+def test_time_left(api_on_fakes: Api, passed: float, left: int) -> None:
+    """Of 60 seconds the time left is rounded up to whole seconds, and 0 once due."""
+    id = api_on_fakes.create(60)["id"]
+    api_on_fakes.clock.forward(passed)
+    assert api_on_fakes.read(id)["time_left"] == left
+
+
+def test_no_time_is_left_to_a_cancelled_timer(api_on_fakes: Api) -> None:
+    """A cancelled timer has no time left and no next attempt, though its deadline is to come."""
+    id = api_on_fakes.create(60)["id"]
+    api_on_fakes.ask("DELETE", f"/timers/{id}")
+    timer = api_on_fakes.read(id)
+    assert (timer["time_left"], timer["next_attempt_at"]) == (0, None)
+
+
+def test_delivered_timer_as_json(api_on_fakes: Api) -> None:
+    """A delivered timer shows its attempt: when, how late, how long and with what answer."""
+    id = api_on_fakes.create(60)["id"]
+    api_on_fakes.clock.forward(60.25)
+    api_on_fakes.sender.outcome = Outcome(status=200, duration=0.5, answer="thanks")
+    api_on_fakes.wakeup()
+    timer = api_on_fakes.read(id)
+    assert (timer["status"], timer["failure"], timer["next_attempt_at"]) == (
+        "delivered",
+        None,
+        None,
+    )
+    assert timer["attempts"] == [
+        {
+            "number": 1,
+            "at": "2026-01-31T12:01:00.250000Z",
+            "lateness": 0.25,
+            "duration": 0.5,
+            "status": 200,
+            "error": None,
+            "detail": "",
+            "answer": "thanks",
+        }
+    ]
+
+
+def test_retrying_timer_as_json(api_on_fakes: Api) -> None:
+    """A retrying timer shows the error of its attempt, and a next one later than the deadline."""
+    timer = api_on_fakes.read(api_on_fakes.retrying())
+    assert (timer["status"], timer["failure"], timer["time_left"]) == ("retrying", None, 0)
+    assert timer["next_attempt_at"] > timer["fire_at"]
+    assert (timer["attempts"][0]["status"], timer["attempts"][0]["error"]) == (None, "worker lost")
+
+
+def test_failed_timer_as_json(api_on_fakes: Api) -> None:
+    """A failed timer says why."""
+    id = api_on_fakes.create(0)["id"]
+    api_on_fakes.sender.outcome = Outcome(status=404)
+    api_on_fakes.wakeup()
+    timer = api_on_fakes.read(id)
+    assert (timer["status"], timer["failure"]) == ("failed", "HTTP 404")
+
+
+def test_delete_may_be_repeated(api_on_fakes: Api) -> None:
+    """DELETE of a timer answers with the timer, cancelled, each time."""
+    id = api_on_fakes.create()["id"]
+    for _ in range(2):
+        answer = api_on_fakes.ask("DELETE", f"/timers/{id}")
+        assert (answer.status_code, answer.json_body["status"]) == (200, "cancelled")
+
+
+def test_delete_while_retrying(api_on_fakes: Api) -> None:
+    """A timer that waits for its next attempt can be cancelled."""
+    answer = api_on_fakes.ask("DELETE", f"/timers/{api_on_fakes.retrying()}")
+    assert (answer.status_code, answer.json_body["status"]) == (200, "cancelled")
+
+
+@pytest.mark.parametrize(("status", "word"), [(204, "delivered"), (404, "failed")])
+def test_delete_too_late(api_on_fakes: Api, status: int, word: str) -> None:
+    """DELETE of a timer that is over is a 409 that says so, and does not ask to try again."""
+    id = api_on_fakes.create(0)["id"]
+    api_on_fakes.sender.outcome = Outcome(status=status)
+    api_on_fakes.wakeup()
+    answer = api_on_fakes.ask("DELETE", f"/timers/{id}")
+    assert word in refused(answer, 409)["detail"]
+    assert "Retry-After" not in answer.headers
+    assert api_on_fakes.read(id)["status"] == word
+
+
+def test_delete_while_delivering(api_on_fakes: Api) -> None:
+    """DELETE of a timer whose webhook is being sent is a 409 that asks to try again."""
+    id = api_on_fakes.delivering()
+    answer = api_on_fakes.ask("DELETE", f"/timers/{id}")
+    assert "is being sent" in refused(answer, 409)["detail"]
+    assert answer.headers["Retry-After"] == "1"
+
+
+def test_strangers_timer_is_not_found(api_on_fakes: Api) -> None:
+    """A timer of another tenant is a 404, like one that does not exist."""
+    api_on_fakes.store.add(new_timer("theirs", "stranger", Webhook(url=URL), START, START))
+    for method in ("GET", "DELETE"):
+        refused(api_on_fakes.ask(method, "/timers/theirs"), 404)
+
+
+def test_finished_timer_is_forgotten(api_on_fakes: Api) -> None:
+    """After the retention a finished timer is a 404."""
+    id = api_on_fakes.create()["id"]
+    api_on_fakes.ask("DELETE", f"/timers/{id}")
+    api_on_fakes.clock.forward(RETENTION.total_seconds())
+    refused(api_on_fakes.ask("GET", f"/timers/{id}"), 404)
+
+
+def test_healthy(api_on_fakes: Api) -> None:
+    """GET /health is 200 when the store and the alarm work."""
+    answer = api_on_fakes.ask("GET", "/health")
+    assert (answer.status_code, answer.json_body) == (
+        200,
+        {"status": "ok", "auth": "keys", "receiver": None},
+    )
+
+
+def test_unhealthy_without_a_store(api_on_fakes: Api) -> None:
+    """GET /health is 503 when the store does not work."""
+    api_on_fakes.store.down = True
+    answer = api_on_fakes.ask("GET", "/health")
+    assert refused(answer, 503)["detail"] == "The fake store is down."
+
+
+def test_unhealthy_when_nothing_fires(api_on_fakes: Api) -> None:
+    """GET /health is 503 when the firing loop is stuck."""
+    api_on_fakes.scheduler.failure = Unavailable("The firing loop does not respond.")
+    answer = api_on_fakes.ask("GET", "/health")
+    assert refused(answer, 503)["detail"] == "The firing loop does not respond."
+
+
+@pytest.mark.parametrize(("method", "path"), SERVED)
+def test_unavailable(api_on_fakes: Api, method: str, path: str) -> None:
+    """While the store does not answer every route is a 503 that asks to try again.
+
+    Of a request for many, each of its results is one.
+    """
+    api_on_fakes.store.down = True
+    answer = api_on_fakes.ask(method, path, BODIES.get((method, path), b""), JSON)
+    if (method, path) in MANY:
+        assert [it["problem"]["status"] for it in answer.json_body["results"]] == [503]
+    else:
+        refused(answer, 503)
+        assert answer.headers["Retry-After"] == "1"
+
+
+def test_refused_alarm(api_on_fakes: Api) -> None:
+    """If the alarm is refused, POST is a 503 and no timer is left."""
+    api_on_fakes.scheduler.failure = ScheduleRefused("The schedule may not be made.")
+    answer = refused(api_on_fakes.post(members('"seconds": 1')), 503)
+    assert answer["detail"] == "The schedule may not be made."
+    assert not api_on_fakes.store.timers
+
+
+@pytest.mark.parametrize(("method", "path"), SERVED)
+def test_not_configured(monkeypatch: pytest.MonkeyPatch, method: str, path: str) -> None:
+    """Without a service behind it every route is a 503 that says what to do."""
+    monkeypatch.setattr(bootstrap, "_installed", None)
+    client = Client(app)
+    client.http._local_gateway._authorizer = server.ApiKeyAuthorizer(app)
+    answer = refused(client.http.request(method, path, JSON), 503)
+    assert "make run" in answer["detail"]
+
+
+@pytest.mark.parametrize(("method", "path"), SERVED)
+def test_fault_of_ours(
+    api_on_fakes: Api,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+) -> None:
+    """An unexpected exception is a 500 that gives nothing away, and is logged with all of it."""
+
+    def broken(*_: object) -> Timer:
+        raise KeyError("secret")
+
+    for name in vars(Service):
+        if not name.startswith("_") and name != "now":
+            monkeypatch.setattr(Service, name, broken)
+    answer = api_on_fakes.ask(method, path, BODIES.get((method, path), b""), JSON)
+    assert refused(answer, 500)["detail"] == "This is a fault of the service."
+    assert b"secret" not in answer.body
+    assert [record.getMessage() for record in caplog.records] == ["view crashed"]
+    assert "secret" in caplog.text
+
+
+def below(kind: type[TimersError]) -> list[type[TimersError]]:
+    """Return all classes that come from this one."""
+    return [found for child in kind.__subclasses__() for found in (child, *below(child))]
+
+
+@pytest.mark.parametrize("kind", below(TimersError), ids=lambda kind: kind.__name__)
+def test_every_error_has_a_status(kind: type[TimersError]) -> None:
+    """Every error of the domain becomes a problem with its sentence, and none of them a 500."""
+
+    @responses.problems
+    def view() -> Response:
+        raise kind("This is the reason.")
+
+    answer = view()
+    body = problem(answer.status_code, answer.headers["Content-Type"], answer.body.encode())
+    assert body["detail"] == "This is the reason."
+    assert answer.status_code == 503 or 400 <= answer.status_code < 500
+
+
+def test_every_status_belongs_to_an_error() -> None:
+    """The table holds only errors that exist, and the nearest class above decides."""
+    assert set(responses.STATUS_OF_ERROR) <= set(below(TimersError))
+
+    @responses.problems
+    def view() -> Response:
+        raise errors.BodyTooLarge("It is a special InvalidRequest.")
+
+    assert view().status_code == 413
+
+
+@pytest.mark.parametrize(("method", "path"), [("PUT", "/timers"), ("POST", "/health")])
+def test_methods_of_a_route(api_on_fakes: Api, method: str, path: str) -> None:
+    """What Chalice itself refuses is a problem, and keeps the headers of the refusal."""
+    answer = api_on_fakes.ask(method, path)
+    assert method in refused(answer, 405)["detail"]
+    assert answer.headers["Allow"]
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        Response({"Code": "X", "Message": "It broke."}, {}, 500),
+        Response({"Code": "X", "Message": "It broke"}, {}, 500),
+        Response({"message": None}, {}, 500),
+        Response("Traceback: secret", {"Content-Type": "text/plain"}, 500),
+        Response(None, {"content": "nothing"}, 404),
+    ],
+)
+def test_errors_of_chalice(response: Response) -> None:
+    """An error that Chalice made has the form of ours, whatever it looked like."""
+    answer = responses.finished(response, CONTEXT)
+    assert answer.status_code == response.status_code
+    body = problem(answer.status_code, answer.headers["Content-Type"], answer.body.encode())
+    assert "secret" not in body["detail"]
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 302])
+def test_success_is_left_alone(status: int) -> None:
+    """What is no error goes out as the view made it."""
+    response = Response("x", {"Content-Type": "text/html"}, status)
+    assert responses.finished(response, CONTEXT) is response
+    assert response.headers[responses.REQUEST_ID_HEADER] == CONTEXT.aws_request_id
+
+
+def test_status_words() -> None:
+    """The words of the states are those of the documents; clients compare with them."""
+    words = {"scheduled", "delivering", "delivered", "retrying", "failed", "cancelled"}
+    assert {status.value for status in Status} == words
+
+
+def test_a_log_of_bad_requests_is_not_kept(
+    api_on_fakes: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mistake of the client is no event in the service's log."""
+    caplog.set_level(logging.INFO)
+    refused(api_on_fakes.post(b"{"), 400)
+    refused(api_on_fakes.ask("GET", f"/timers/{DEFAULT_TENANT}"), 404)
+    assert not caplog.records
+
+
+def asked(api: Api, members_: dict[str, Any]) -> HTTPResponse:
+    return api.post(json.dumps({"seconds": 60, "url": URL, **members_}).encode())
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({"body": "hello"}, {"body": "hello", "headers": {"Content-Type": TEXT}}),
+        ({"body": ""}, {"body": "", "headers": {}}),
+        ({"body": None}, {"body": "", "headers": {}}),
+        ({"body": {"b": 1, "a": [1.0]}}, {"body": '{"b": 1, "a": [1.0]}'}),
+        ({"body": [1]}, {"body": "[1]", "headers": {"Content-Type": "application/json"}}),
+        ({"body": False}, {"body": "false"}),
+        ({"body": 12345678901234567890}, {"body": "12345678901234567890"}),
+        (
+            {"body": {}, "headers": {"content-type": "application/x-y"}},
+            {"body": "{}", "headers": {"content-type": "application/x-y"}},
+        ),
+        (
+            {"headers": {"X-A": "1", "User-Agent": "mine"}},
+            {"headers": {"X-A": "1", "User-Agent": "mine"}},
+        ),
+        ({"headers": {"X-A": ""}}, {"headers": {"X-A": ""}}),
+        *(
+            ({"method": name}, {"method": name})
+            for name in ("POST", "PUT", "PATCH", "DELETE", "GET")
+        ),
+        ({"on_failure": URL}, {"on_failure": URL}),
+        ({"on_failure": None}, {"on_failure": None}),
+        ({"timeout": 1}, {"timeout": 1}),
+        ({"timeout": 30}, {"timeout": 30}),
+        (
+            {"retry": {"max_attempts": 15}},
+            {"retry": {"max_attempts": 15, "initial_delay": 10, "max_delay": 43200}},
+        ),
+        (
+            {"retry": {"max_attempts": 1, "initial_delay": 5, "max_delay": 5}},
+            {"retry": {"max_attempts": 1, "initial_delay": 5, "max_delay": 5}},
+        ),
+    ],
+)
+def test_what_is_sent_is_as_asked(api_on_fakes: Api, given: Any, shown: dict[str, Any]) -> None:
+    """Method, headers, body, timeout and retry policy are the owner's; JSON goes as it was written,
+    and says what it is."""
+    created = asked(api_on_fakes, given)
+    assert created.status_code == 201, created.body
+    timer = api_on_fakes.read(created.json_body["id"])
+    assert {name: timer[name] for name in shown} == shown
+    stored = api_on_fakes.store.timers[timer["id"]]
+    assert (stored.body, stored.headers) == (timer["body"], timer["headers"])
+
+
+@pytest.mark.parametrize(
+    ("given", "pointer"),
+    [
+        ({"method": "HEAD"}, "/method"),
+        ({"method": "post"}, "/method"),
+        ({"method": "POST\r\nX: y"}, "/method"),
+        ({"method": "GET", "body": "x"}, "/body"),
+        ({"headers": {"X A": "1"}}, "/headers/X A"),
+        ({"headers": {"": "1"}}, "/headers/"),
+        ({"headers": {"X/A~": "1\n"}}, "/headers/X~1A~0"),
+        ({"headers": {"X": "a\r\nHost: evil"}}, "/headers/X"),
+        ({"headers": {"X\r\nHost": "evil"}}, "/headers/X\r\nHost"),
+        ({"headers": {"X": " a"}}, "/headers/X"),
+        ({"headers": {"X": "a "}}, "/headers/X"),
+        ({"headers": {"X": "\x00"}}, "/headers/X"),
+        ({"headers": {"X": "\x7f"}}, "/headers/X"),
+        ({"headers": {"X": "€"}}, "/headers/X"),
+        *(({"headers": {"X": f"{blank}a"}}, "/headers/X") for blank in "\x85\xa0\u2028\u3000"),
+        *(({"headers": {"X": f"a{blank}b"}}, "/headers/X") for blank in "\x85\xa0"),
+        ({"headers": {"X": 1}}, "/headers"),
+        ({"headers": {"X-A": "1", "x-a": "2"}}, "/headers"),
+        ({"headers": {f"X-{n}": "1" for n in range(51)}}, "/headers"),
+        *(
+            ({"headers": {name: "1"}}, f"/headers/{name}")
+            for name in (
+                "Host",
+                "content-length",
+                "Transfer-Encoding",
+                "connection",
+                "TE",
+                "Trailer",
+                "Upgrade",
+                "Expect",
+                "Keep-Alive",
+                "Proxy-Authorization",
+                "Accept-Encoding",
+                "webhook-id",
+                "Webhook-Signature",
+                "timer-attempt",
+                "Webhook_Id",
+                "Timer_Attempt",
+                "Content_Length",
+                "Proxy",
+                "HTTP2-Settings",
+            )
+        ),
+        ({"on_failure": "http://10.0.0.1/"}, "/on_failure"),
+        ({"on_failure": "mailto:me"}, "/on_failure"),
+        ({"timeout": 0}, "/timeout"),
+        ({"timeout": 31}, "/timeout"),
+        ({"timeout": 1.5}, "/timeout"),
+        ({"retry": {"max_attempts": 0}}, "/retry/max_attempts"),
+        ({"retry": {"max_attempts": 16}}, "/retry/max_attempts"),
+        ({"retry": {"initial_delay": 0}}, "/retry/initial_delay"),
+        ({"retry": {"initial_delay": 60, "max_delay": 59}}, "/retry/max_delay"),
+        ({"retry": {"max_delay": 9}}, "/retry/max_delay"),
+        ({"retry": {"max_delay": 86_401}}, "/retry/max_delay"),
+        ({"retry": {"jitter": 1}}, "/retry/jitter"),
+        ({"body": "x" * MAX_WEBHOOK_BYTES}, "/body"),
+        ({"body": ["x" * MAX_WEBHOOK_BYTES]}, "/body"),
+        ({"headers": {"X": "x" * MAX_WEBHOOK_BYTES}}, "/body"),
+    ],
+)
+def test_what_can_not_be_sent(api_on_fakes: Api, given: Any, pointer: str) -> None:
+    """What no webhook may be is refused when it is asked for, and nothing is stored."""
+    assert refused(asked(api_on_fakes, given), 400)["pointer"] == pointer
+    assert not api_on_fakes.store.timers
+
+
+def test_a_body_that_is_no_utf8(api_on_fakes: Api) -> None:
+    """It could not be signed, nor shown."""
+    whole = b'{"seconds": 1, "url": "http://localhost/", "body": ["\xff"]}'
+    assert refused(api_on_fakes.post(whole), 400)["pointer"] in ("", "/body")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hidden"),
+    [
+        ("Authorization", "Bearer abc", True),
+        ("X-Api-Key", "abc", True),
+        ("x-auth", "abc", True),
+        ("Cookie", "a=b", True),
+        ("X-Hub-Signature-256", "abc", True),
+        ("X-JWT", "abc", True),
+        ("X-Webhook-Pass", "abc", True),
+        ("X-Whatever", "Basic YTpi", True),
+        ("X-Whatever", "bearer abc", True),
+        ("X-Request", "abc", False),
+        ("Content-Type", "application/json", False),
+    ],
+)
+def test_secrets_are_sent_and_not_shown(
+    api_on_fakes: Api, name: str, value: str, hidden: bool
+) -> None:
+    """A header that looks like a secret is masked in every answer; it is stored as it is."""
+    created = asked(api_on_fakes, {"headers": {name: value}}).json_body
+    for timer in (created, api_on_fakes.read(created["id"])):
+        assert timer["headers"] == {name: "•••" if hidden else value}
+    assert api_on_fakes.store.timers[created["id"]].headers == {name: value}
+
+
+def test_retry_puts_a_failed_timer_back(api_on_fakes: Api) -> None:
+    """202, due now, with all its attempts ahead; not while it is anything else than failed."""
+    id = str(api_on_fakes.create(0)["id"])
+    assert refused(api_on_fakes.ask("POST", f"/timers/{id}/retry"), 409)
+    api_on_fakes.sender.outcome = Outcome(status=410)
+    api_on_fakes.wakeup()
+    assert api_on_fakes.read(id)["failure"] == "HTTP 410"
+    api_on_fakes.clock.forward(3600)
+    answer = api_on_fakes.ask("POST", f"/timers/{id}/retry")
+    assert (answer.status_code, answer.json_body["status"]) == (202, "scheduled")
+    assert datetime.fromisoformat(answer.json_body["fire_at"]) == api_on_fakes.clock.now
+    api_on_fakes.sender.outcome = Outcome(status=200)
+    api_on_fakes.wakeup()
+    timer = api_on_fakes.read(id)
+    assert (timer["status"], len(timer["attempts"])) == ("delivered", 2)
+    assert refused(api_on_fakes.ask("POST", f"/timers/{id}/retry"), 409)
+    assert refused(api_on_fakes.ask("POST", "/timers/nobody/retry"), 404)
+
+
+def test_attempts_are_shown(api_on_fakes: Api) -> None:
+    """Each with its moment, lateness, outcome and duration; the next one's moment beside them."""
+    id = str(api_on_fakes.create(0)["id"])
+    api_on_fakes.sender.outcome = Outcome(status=503, answer="a" * 1024, duration=0.5)
+    for _ in range(2):
+        api_on_fakes.clock.now = api_on_fakes.scheduler.wakeups[-1].due_at + timedelta(seconds=0.25)
+        api_on_fakes.wakeup()
+    timer = api_on_fakes.read(id)
+    assert timer["status"] == "retrying"
+    assert timer["next_attempt_at"] > timer["attempts"][-1]["at"]
+    assert [len(attempt["answer"]) for attempt in timer["attempts"]] == [200, 1024]
+    last = timer["attempts"][-1]
+    shown = {name: last[name] for name in ("number", "lateness", "status", "error", "duration")}
+    assert shown == {"number": 2, "lateness": 0.25, "status": 503, "error": None, "duration": 0.5}

@@ -1,0 +1,500 @@
+"""Which URLs and addresses a webhook may go to, as tables."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from chalicelib.core.errors import CommandError, InvalidRequest
+from chalicelib.core.targets import (
+    LOOPBACK_TARGETS,
+    MAX_URL_LENGTH,
+    Entry,
+    Targets,
+    is_public,
+    split_url,
+)
+
+NOTHING_ADDED = Targets()
+
+
+def refusal(url: str, targets: Targets = NOTHING_ADDED) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        targets.check_url(url, "/url")
+    return caught.value
+
+
+# ALLOWED_TARGETS
+
+
+@pytest.mark.parametrize(
+    ("text", "entries"),
+    [
+        ("", []),
+        (" , ,", []),
+        ("internal.example", [Entry("internal.example", None, None)]),
+        ("Internal.Example.:8080", [Entry("internal.example", None, 8080)]),
+        ("bücher.example", [Entry("xn--bcher-kva.example", None, None)]),
+        ("10.0.0.0/8", [Entry(None, ip_network("10.0.0.0/8"), None)]),
+        ("10.0.0.0/8:8080", [Entry(None, ip_network("10.0.0.0/8"), 8080)]),
+        ("10.1.2.3", [Entry(None, ip_network("10.1.2.3"), None)]),
+        ("10.1.2.3:443", [Entry(None, ip_network("10.1.2.3"), 443)]),
+        ("::1", [Entry(None, ip_network("::1"), None)]),
+        ("[::1]", [Entry(None, ip_network("::1"), None)]),
+        ("[::1]:9000", [Entry(None, ip_network("::1"), 9000)]),
+        ("fd00::/8", [Entry(None, ip_network("fd00::/8"), None)]),
+        ("[fd00::/8]:65535", [Entry(None, ip_network("fd00::/8"), 65535)]),
+        (
+            " a.example:1,, 10.0.0.0/8 ,",
+            [Entry("a.example", None, 1), Entry(None, ip_network("10.0.0.0/8"), None)],
+        ),
+    ],
+)
+def test_entries(text: str, entries: list[Entry]) -> None:
+    """Entries are hosts or networks, each with an optional port; empty ones do not count."""
+    assert Targets.parse(text).entries == tuple(entries)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "10.0.0.1/8",
+        "10.0.0.0/33",
+        "10.0.0.0/8:0",
+        "[fd00::]/8:80",
+        "[::1]:65536",
+        "[::1]:http",
+        "host:0",
+        "host:65536",
+        "host:http",
+        "host:８０",
+        pytest.param("host:" + "9" * 5000, id="host:999…"),
+        "host:",
+        ":80",
+        "8080",
+        "http://host",
+        "host/path",
+        "*.example.com",
+        "two words",
+        "a..b",
+        "user@host",
+        "☃.example",
+        "a" * 64,
+    ],
+)
+def test_bad_entries(entry: str) -> None:
+    """An entry that can't be understood is refused in one sentence that repeats it."""
+    with pytest.raises(CommandError) as caught:
+        Targets.parse(f"localhost, {entry}")
+    sentence = str(caught.value)
+    assert sentence.startswith("ALLOWED_TARGETS has ")
+    assert repr(entry) in sentence
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+
+
+@settings(deadline=None)
+@given(st.text() | st.text("[]:/.,0123456789af"))
+def test_any_entry(text: str) -> None:
+    """Whatever the operator writes is understood or refused with InvalidTargets."""
+    with suppress(CommandError):
+        Targets.parse(text)
+
+
+# URLs
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [
+        ("http://example.com", "example.com", 80),
+        ("https://example.com", "example.com", 443),
+        ("https://example.com:80/", "example.com", 80),
+        ("http://example.com:443/", "example.com", 443),
+        ("http://example.com:/", "example.com", 80),
+        ("HTTPS://EXAMPLE.COM/Hook", "example.com", 443),
+        ("https://example.com./", "example.com", 443),
+        ("https://a_b.example.com/hooks/1?timer=2&x=%20#top", "a_b.example.com", 443),
+        ("https://example.com?timer=2", "example.com", 443),
+        ("https://bücher.example/ü?q=ü", "xn--bcher-kva.example", 443),
+        ("https://FAß.example/", "xn--fa-hia.example", 443),
+        ("https://xn--bcher-kva.example/", "xn--bcher-kva.example", 443),
+        (f"https://{'a' * 63}.example/", f"{'a' * 63}.example", 443),
+        ("https://example.com/" + "a" * (MAX_URL_LENGTH - 20), "example.com", 443),
+        ("http://8.8.8.8/", "8.8.8.8", 80),
+        ("https://1.1.1.1/", "1.1.1.1", 443),
+        ("https://[2606:4700:4700::1111]/", "2606:4700:4700::1111", 443),
+        ("https://[2606:4700:4700::1111]:80/", "2606:4700:4700::1111", 80),
+    ],
+)
+def test_good_urls(url: str, host: str, port: int) -> None:
+    """Names and public addresses on ports 80 and 443 can be posted to over http and https."""
+    NOTHING_ADDED.check_url(url, "/url")
+    assert split_url(url) == (host, port)
+
+
+SCHEME = "The URL must begin with http:// or https://."
+HOST = "The URL has no valid host and port."
+LONG = "The URL is longer than 2,048 characters."
+USER = "The URL must not hold a user name or password."
+CHARACTER = "The URL has a space, a control character or a backslash in it."
+UNCLEAR = "The URL can't be understood: "
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("", SCHEME),
+        ("example.com/hook", SCHEME),
+        ("//example.com/hook", SCHEME),
+        ("ftp://example.com/", SCHEME),
+        ("file:///etc/passwd", SCHEME),
+        ("gopher://example.com/", SCHEME),
+        ("javascript:alert(1)", SCHEME),
+        ("http+unix://%2Fvar%2Frun%2Fdocker.sock/", SCHEME),
+        ("http:", HOST),
+        ("http://", HOST),
+        ("http:///hook", HOST),
+        ("http:/example.com", HOST),
+        ("https://:443/", HOST),
+        ("https://?timer=1", HOST),
+        ("https://./", HOST),
+        ("https://a..example/", HOST),
+        ("https://.example/", HOST),
+        ("https://example..", HOST),
+        (f"https://{'a' * 64}.example/", HOST),
+        (f"https://{'ü' * 64}.example/", HOST),
+        ("https://" + "a." * 127 + "example/", HOST),
+        ("https://☃.example/", HOST),
+        ("https://%31%32%37.0.0.1/", HOST),
+        ("https://a,b.example/", HOST),
+        ("https://*.example/", HOST),
+        ("https://example.com:0/", HOST),
+        ("https://[::1]example.com/", HOST),
+        ("https://example.com[::1]/", HOST),
+        ("https://[2606:4700:4700::1111%25eth0]/", HOST),
+        ("https://[v1.a:b]/", HOST),
+        ("https://[v1.example]/", HOST),
+        ("https://[::1/", UNCLEAR),
+        ("https://[example.com]/", UNCLEAR),
+        ("https://[127.0.0.1]/", UNCLEAR),
+        ("https://example.com:99999/", UNCLEAR),
+        ("https://example.com:abc/", UNCLEAR),
+        ("https://example.com:-1/", UNCLEAR),
+        ("https://example.com:+80/", UNCLEAR),
+        ("https://example.com:８０/", UNCLEAR),
+        ("https://example.com:80:80/", UNCLEAR),
+        ("https://user@example.com/", USER),
+        ("https://user:password@example.com/", USER),
+        ("https://@example.com/", USER),
+        ("https://8.8.8.8@127.0.0.1/", USER),
+        (" https://example.com/", CHARACTER),
+        ("https://example.com/ ", CHARACTER),
+        ("https://exam ple.com/", CHARACTER),
+        ("https://example.com/a b", CHARACTER),
+        ("https://example.com/\r\nHost: other", CHARACTER),
+        ("https://example.com/\t", CHARACTER),
+        ("ht\ntps://example.com/", CHARACTER),
+        ("https://example.com/\x00", CHARACTER),
+        ("https://example.com/\x7f", CHARACTER),
+        ("https://example.com/\x85", CHARACTER),
+        ("https://example.com/\xa0", CHARACTER),
+        ("https://example.com/\u202egpj", CHARACTER),
+        ("https://exam\u200bple.com/", CHARACTER),
+        ("https://exam\u00adple.com/", CHARACTER),
+        ("https://example.com/\ufeff", CHARACTER),
+        ("https://example.com/\ud800", CHARACTER),
+        ("https://example.com\\@127.0.0.1/", CHARACTER),
+        ("https:\\\\example.com/", CHARACTER),
+        ("https://example.com/" + "a" * (MAX_URL_LENGTH - 19), LONG),
+    ],
+)
+def test_malformed_urls(url: str, sentence: str) -> None:
+    """A URL that is none is refused at its pointer, in a sentence that says what is wrong."""
+    error = refusal(url)
+    assert error.pointer == "/url"
+    assert str(error).startswith(sentence)
+    assert str(error).endswith(".")
+
+
+INNER_HOSTS = [
+    "127.0.0.1",
+    "127.0.0.1.",
+    "127.1",
+    "0x7f000001",
+    "0X7F000001",
+    "0x7f.1",
+    "2130706433",
+    "017700000001",
+    "0177.0.0.1",
+    "127。0。0。1",
+    "１２７.0.0.1",
+    "localhost",
+    "LOCALHOST",
+    "LocalHost.",
+    "ｌｏｃａｌｈｏｓｔ",
+    "foo.localhost",
+    "169.254.169.254",
+    "2852039166",
+    "168.63.129.16",
+    "10.0.0.1",
+    "10.255.255.255",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.168.1.1",
+    "100.64.0.1",
+    "100.100.100.200",
+    "0.0.0.0",  # noqa: S104  # not to bind to, but to refuse
+    "0",
+    "0.1.2.3",
+    "192.0.0.192",
+    "192.0.2.1",
+    "192.88.99.1",
+    "198.18.0.1",
+    "198.51.100.1",
+    "203.0.113.1",
+    "224.0.0.1",
+    "239.255.255.250",
+    "240.0.0.1",
+    "255.255.255.255",
+    "[::1]",
+    "[0:0:0:0:0:0:0:1]",
+    "[::]",
+    "[::ffff:127.0.0.1]",
+    "[::FFFF:7F00:1]",
+    "[::ffff:8.8.8.8]",
+    "[::127.0.0.1]",
+    "[::ffff:0:127.0.0.1]",
+    "[64:ff9b::7f00:1]",
+    "[64:ff9b:1::1]",
+    "[2002:7f00:1::]",
+    "[2001::1]",
+    "[2001:0:7f00:1::]",
+    "[2001:4860::5efe:7f00:1]",
+    "[2001:4860::200:5efe:7f00:1]",
+    "[2001:10::1]",
+    "[2001:20::1]",
+    "[2001:db8::1]",
+    "[3fff::1]",
+    "[5f00::1]",
+    "[100::1]",
+    "[fc00::1]",
+    "[fd00:ec2::254]",
+    "[fe80::1]",
+    "[fec0::1]",
+    "[ff02::1]",
+]
+
+
+@pytest.mark.parametrize("host", INNER_HOSTS)
+def test_inner_hosts(host: str) -> None:
+    """A literal address that is not public is refused in whatever way it is written."""
+    error = refusal(f"http://{host}/hook")
+    assert error.pointer == "/url"
+    assert str(error).endswith(" on port 80 are not allowed here (ALLOWED_TARGETS).")
+
+
+@pytest.mark.parametrize("host", ["example.com", "8.8.8.8", "[2606:4700:4700::1111]"])
+@pytest.mark.parametrize("port", [1, 22, 79, 81, 444, 8080, 65535])
+def test_other_ports(host: str, port: int) -> None:
+    """Ports other than 80 and 443 are refused even on public hosts, with the port in the words."""
+    assert f" on port {port} are not allowed here" in str(refusal(f"http://{host}:{port}/"))
+
+
+@settings(deadline=None)
+@given(
+    st.text()
+    | st.text().map("http://{}".format)
+    | st.text("[]:%.@/v1fx。").map("https://{}".format)
+    | st.tuples(st.text(), st.text()).map("http://{0[0]}.example:{0[1]}/".format)
+)
+@example("http://[")
+@example("http://xn--\u0660")
+@example("http://\u2100.example")
+def test_any_url(url: str) -> None:
+    """Whatever the text, checking it as a URL ends well or with InvalidRequest."""
+    with suppress(InvalidRequest):
+        Targets.parse(LOOPBACK_TARGETS).check_url(url, "/url")
+
+
+# What ALLOWED_TARGETS adds
+
+
+@pytest.mark.parametrize(
+    ("targets", "url"),
+    [
+        ("internal.example", "http://internal.example:8080/"),
+        ("internal.example", "http://INTERNAL.example.:22/"),
+        ("INTERNAL.EXAMPLE.", "http://internal.example:8080/"),
+        ("internal.example:8080", "http://internal.example:8080/"),
+        ("bücher.example", "http://BÜCHER.example:8080/"),
+        ("bücher.example", "http://xn--bcher-kva.example:8080/"),
+        ("localhost:8080", "http://localhost:8080/"),
+        ("10.0.0.0/8", "http://10.1.2.3:9000/"),
+        ("10.0.0.0/8", "http://167838211:9000/"),
+        ("10.0.0.0/8:9000", "http://10.1.2.3:9000/"),
+        ("10.1.2.3", "http://10.1.2.3/"),
+        ("127.0.0.0/8", "http://localhost:8080/"),
+        ("[::1]:9000", "http://[::1]:9000/"),
+        ("fd00::/8", "http://[fd12::1]:9000/"),
+        (LOOPBACK_TARGETS, "http://127.0.0.1:8000/"),
+        (LOOPBACK_TARGETS, "http://127.9.9.9:1/"),
+        (LOOPBACK_TARGETS, "http://localhost:8000/"),
+        (LOOPBACK_TARGETS, "http://[::1]:8000/"),
+        # This name may have an address in there.
+        ("10.0.0.0/8", "http://internal.example:8080/"),
+        ("10.0.0.0/8:8080", "http://internal.example:8080/"),
+    ],
+)
+def test_added_urls(targets: str, url: str) -> None:
+    """A URL that an entry may allow is accepted, however its host is written."""
+    Targets.parse(targets).check_url(url, "/url")
+
+
+@pytest.mark.parametrize(
+    ("targets", "url"),
+    [
+        ("internal.example", "http://other.example:8080/"),
+        ("internal.example", "http://sub.internal.example:8080/"),
+        ("internal.example", "http://internal.example.com:8080/"),
+        ("internal.example", "http://10.0.0.1/"),
+        ("internal.example:8080", "http://internal.example:8081/"),
+        ("localhost:8080", "http://localhost/"),
+        ("localhost:8080", "http://foo.localhost:8080/"),
+        ("localhost:8080", "http://127.0.0.1:8080/"),
+        ("10.0.0.0/8", "http://11.0.0.1:9000/"),
+        ("10.0.0.0/8", "http://192.168.0.1/"),
+        ("10.0.0.0/8", "http://[::ffff:10.1.2.3]/"),
+        ("10.0.0.0/8:9000", "http://10.1.2.3/"),
+        ("10.0.0.0/8:9000", "http://internal.example:8080/"),
+        ("10.1.2.3", "http://10.1.2.4/"),
+        ("[::1]:9000", "http://[::1]:9001/"),
+        ("[::1]:9000", "http://[::2]:9000/"),
+        ("fd00::/8", "http://[fc00::1]/"),
+        (LOOPBACK_TARGETS, "http://8.8.8.8:8080/"),
+        (LOOPBACK_TARGETS, "http://10.0.0.1/"),
+        (LOOPBACK_TARGETS, "http://[::ffff:127.0.0.1]/"),
+    ],
+)
+def test_urls_not_added(targets: str, url: str) -> None:
+    """An entry adds nothing but what it says: no other host, network or port."""
+    assert "not allowed here" in str(refusal(url, Targets.parse(targets)))
+
+
+@pytest.mark.parametrize(
+    ("targets", "host", "address", "port", "allowed"),
+    [
+        ("", "example.com", "8.8.8.8", 80, True),
+        ("", "example.com", "8.8.8.8", 443, True),
+        ("", "example.com", "8.8.8.8", 8080, False),
+        ("", "example.com", "10.0.0.1", 443, False),
+        ("", "example.com", "2606:4700::1", 443, True),
+        ("", "example.com", "::1", 443, False),
+        ("a.example", "a.example", "10.0.0.1", 8080, True),
+        ("a.example", "b.example", "10.0.0.1", 8080, False),
+        ("a.example", "b.example", "8.8.8.8", 8080, False),
+        ("a.example:8080", "a.example", "10.0.0.1", 8080, True),
+        ("a.example:8080", "a.example", "10.0.0.1", 80, False),
+        ("10.0.0.0/8", "a.example", "10.0.0.1", 8080, True),
+        ("10.0.0.0/8", "a.example", "11.0.0.1", 8080, False),
+        ("10.0.0.0/8", "a.example", "192.168.0.1", 80, False),
+        ("10.0.0.0/8:8080", "a.example", "10.0.0.1", 8080, True),
+        ("10.0.0.0/8:8080", "a.example", "10.0.0.1", 443, False),
+        ("fd00::/8", "a.example", "fd00::1", 8080, True),
+        ("fd00::/8", "a.example", "fc00::1", 8080, False),
+        ("0.0.0.0/0", "a.example", "::1", 80, False),
+    ],
+)
+def test_allows(targets: str, host: str, address: str, port: int, allowed: bool) -> None:
+    """At the attempt the host's entry counts, or its address, each on its port."""
+    assert Targets.parse(targets).allows(host, ip_address(address), port) is allowed
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "1.1.1.1",
+        "8.8.8.8",
+        "100.63.255.255",
+        "100.128.0.0",
+        "169.253.255.255",
+        "172.15.255.255",
+        "172.32.0.0",
+        "223.255.255.255",
+        "2001:200::1",
+        "2001:4860:4860::8888",
+        "2003::1",
+        "2606:4700::1",
+        "2a00:1450:4001:800::200e",
+    ],
+)
+def test_public_addresses(address: str) -> None:
+    """Addresses of the public internet are public, up to the borders of the special networks."""
+    assert is_public(ip_address(address))
+
+
+INNER_NETWORKS = [
+    IPv4Network(network)
+    for network in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "168.63.129.16/32",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+    )
+]
+
+
+def inside(network: IPv4Network) -> st.SearchStrategy[int]:
+    first, last = int(network.network_address), int(network.broadcast_address)
+    return st.integers(first, last) | st.sampled_from((first, last))
+
+
+@settings(deadline=None)
+@given(st.sampled_from(INNER_NETWORKS).flatmap(inside))
+def test_inner_addresses(number: int) -> None:
+    """No IPv4 address of a private, loopback, link-local, multicast or reserved net is public."""
+    assert not is_public(IPv4Address(number))
+
+
+def prefixed(prefix: str, shift: int = 0) -> Callable[[int], IPv6Address]:
+    return lambda number: IPv6Address(int(IPv6Address(prefix)) | number << shift)
+
+
+EMBEDDED = {
+    "mapped": prefixed("::ffff:0:0"),
+    "compatible": prefixed("::"),
+    "translated": prefixed("::ffff:0:0:0"),
+    "nat64": prefixed("64:ff9b::"),
+    "local nat64": prefixed("64:ff9b:1::"),
+    "6to4": prefixed("2002::", shift=80),
+    "teredo server": prefixed("2001::", shift=64),
+    "teredo client": lambda number: prefixed("2001:0:808:808::")(number ^ 0xFFFFFFFF),
+    "isatap": prefixed("2001:4860:1:2:0:5efe::"),
+    "isatap, unique": prefixed("2a00:1450:1:2:200:5efe::"),
+}
+
+
+@pytest.mark.parametrize("form", EMBEDDED)
+@settings(deadline=None)
+@given(number=st.sampled_from(INNER_NETWORKS).flatmap(inside))
+def test_embedded_addresses(form: str, number: int) -> None:
+    """No IPv6 way to write such an IPv4 address is public either."""
+    assert not is_public(EMBEDDED[form](number))

@@ -1,0 +1,273 @@
+"""The deployed service, while calls to AWS fail before or after their effect and events go astray.
+
+In simulated time everything happens at once, as on AWS; on moto the real adapters make real calls,
+one after another. Both go by dice alone: the same seed makes the same run again, to the last call.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from datetime import datetime, timedelta
+from functools import partial
+from random import Random
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+from botocore.exceptions import ReadTimeoutError
+
+from chalicelib.aws import scheduler, timer_store
+from chalicelib.core import representation
+from chalicelib.core.errors import Unavailable
+from chalicelib.core.timer import (
+    DEFAULT_TENANT,
+    FINAL,
+    IdempotencyKey,
+    Outcome,
+    Timer,
+    TimerSpec,
+    Webhook,
+    keyed_id,
+)
+from tests.support.aws import NAME, Account, account
+from tests.support.cloud import Cloud
+from tests.support.fakes import NO_CONTENT
+from tools.chaos.ledger import Crash, Ledger, Request, Run, What
+from tools.chaos.ledger import Webhook as Sent
+from tools.simulation import VISIBILITY, Deployment, Killed, Weather, answered, client_error
+
+T = TypeVar("T")
+
+STORM = Weather(throttled=0.1, unanswered=0.02, deaths=0.01, duplicates=0.05, disorder=20.0)
+
+DELAYS = (5, 30, 300, 890, 901, 1200, 3600)
+"""Seconds from a request to the deadline that it asks for, at most: of both tiers of the alarm."""
+
+CHANGES = 3
+"""How often an owner changes a timer, at most."""
+
+FAULTS: tuple[Callable[[], BaseException], ...] = (
+    lambda: client_error("ThrottlingException", 429, ""),
+    lambda: ReadTimeoutError(endpoint_url="https://aws"),
+    Killed,
+)
+"""How a call ends that fails; the first only where it has no effect."""
+
+FAILING = 0.05
+"""How many of all calls on moto fail before their effect, and how many after it."""
+
+TROUBLED = (Outcome(status=500), Outcome(error="timeout"), NO_CONTENT, NO_CONTENT)
+"""What receivers answer."""
+
+STEPS = 40
+"""What happens on moto, one after another, before all is calm."""
+
+
+def simulated(seed: str, number: int = 150) -> Run:
+    """Timers that come within an hour and are cancelled and moved, in the worst weather."""
+    world = Deployment(seed, weather=STORM)
+    for _ in range(number):
+        delay = world.sim.dice.choice(DELAYS) * world.sim.dice.random()
+        world.create_at(world.sim.dice.uniform(0, 3600), delay, partial(_change, world, CHANGES))
+    world.sim.run(6 * 3600)
+    run = Run.of(world.ledger())
+    run.violations += [f"given up: {text}" for text in world.queue.dead]
+    return run
+
+
+def _change(world: Deployment, left: int, id: str) -> None:
+    """Have the owner of a timer change it some time from now, and then again, so often at most."""
+    dice, service = world.sim.dice, world.service
+    if not left or dice.random() < 0.5:
+        return
+    time = world.sim.time + dice.choice(DELAYS) * dice.random()
+    at = world.sim.moment(time + dice.choice(DELAYS) * dice.random())
+    changes: list[tuple[What, datetime | None, Callable[[], Timer]]] = [
+        ("cancel", None, partial(service.cancel, DEFAULT_TENANT, id)),
+        ("move", at, partial(service.change, DEFAULT_TENANT, id, at)),
+        ("move", world.sim.moment(time), partial(service.fire_now, DEFAULT_TENANT, id)),
+        ("read", None, partial(service.get, DEFAULT_TENANT, id)),
+    ]
+    what, deadline, call = dice.choice(changes)
+    world.ask_at(time, what, id, deadline, call, lambda _: _change(world, left - 1, id))
+
+
+class Storm(Cloud):
+    """The deployed service on moto, whose calls fail and whose events come late, twice, astray."""
+
+    def __init__(self, aws: Account, seed: str) -> None:
+        super().__init__(aws)
+        self.ledger = Ledger()
+        self.calm = False
+        self._dice = Random(seed)  # noqa: S311
+        self.chance = self._dice.random
+        self._orders: list[TimerSpec] = []
+        self._answers: list[int] = []
+        self.sender.during = self._answer
+        aws.before = lambda _: self._fail(FAULTS)
+        aws.after = lambda _: self._fail(FAULTS[1:])
+
+    def happen(self) -> None:
+        """Let one thing happen."""
+        draw = self._dice.random()
+        if draw < 0.25 or not self._orders:
+            key = str(len(self._orders))
+            self._orders.append(self._order(key))
+            self._create(self._orders[-1])
+        elif draw < 0.3:
+            self._create(self._dice.choice(self._orders))
+        elif draw < 0.5:
+            self._change(self._dice.choice(self._orders))
+        elif draw < 0.9:
+            self.turn(self._span())
+        else:
+            self._survive("", self.sweep)
+
+    def settle(self) -> Run:
+        """Let all faults be over and time pass; return how it went, and what was broken."""
+        self.calm = True
+        for order in self._orders:
+            self._create(order)
+        for _ in range(30):
+            self.turn(400)
+            self.sweep()
+            stored = [self.read(id) for id in self._stored()]
+            if all(timer.status in FINAL for timer in stored):
+                break
+        self.ledger.ends = {
+            timer.id: representation.represent(timer, self.clock.now) for timer in stored
+        }
+        self.ledger.ended = self.clock.now
+        self.ledger.webhooks = [
+            Sent(timer.id, at, timer.deadline, timer.attempt, answer)
+            for (timer, at), answer in zip(self.sender.sent, self._answers, strict=True)
+        ]
+        return Run.of(self.ledger)
+
+    def messages_due(self) -> list[str]:
+        """Take the messages that are due away, some twice, in any order; leave some for later."""
+        due = super().messages_due()
+        due += [text for text in due if self._strikes(STORM.duplicates)]
+        self._dice.shuffle(due)
+        late = [text for text in due if self._strikes(STORM.duplicates)]
+        for text in late:
+            due.remove(text)
+            self._come_again(text, self._span())
+        return due
+
+    def deliver(self, text: str) -> None:
+        if not self._survive(
+            scheduler.decode_wakeup(text).id, lambda: super(Storm, self).deliver(text)
+        ):
+            self._come_again(text, VISIBILITY)
+
+    def fire(self, text: str) -> None:
+        # Lambda tries it again twice; if that is in vain as well, the sweep has it.
+        for _ in range(3):
+            if self._survive("", lambda: super(Storm, self).fire(text)):
+                return
+
+    def _come_again(self, text: str, seconds: float) -> None:
+        self.messages().append((self.clock.now + timedelta(seconds=seconds), text))
+
+    def _survive(self, id: str, invocation: Callable[[], object]) -> bool:
+        """Invoke a function for a timer; say whether it came to its end."""
+        try:
+            invocation()
+        except Unavailable:
+            return False
+        except Killed:
+            self._bury(frozenset({id}))
+            return False
+        return True
+
+    def _bury(self, ids: frozenset[str]) -> None:
+        self.ledger.crashes.append(Crash(self.clock.now, self.clock.now, ids))
+
+    def _order(self, key: str) -> TimerSpec:
+        webhook = Webhook(url="https://example.com/hook")
+        return TimerSpec(
+            webhook=webhook, deadline=self._deadline(), idempotency_key=IdempotencyKey(key, "")
+        )
+
+    def _deadline(self) -> datetime:
+        return self.clock.now + timedelta(seconds=self._span())
+
+    def _span(self) -> float:
+        return self._dice.choice(DELAYS) * self._dice.random()
+
+    def _create(self, order: TimerSpec) -> None:
+        def create() -> Timer:
+            return self.service.create(DEFAULT_TENANT, order).timer
+
+        self._ask("create", _id(order), order.deadline, create)
+
+    def _change(self, order: TimerSpec) -> None:
+        id, at = _id(order), self._deadline()
+        draw = self._dice.random()
+        if draw < 0.4:
+            self._ask("cancel", id, None, lambda: self.service.cancel(DEFAULT_TENANT, id))
+        elif draw < 0.7:
+            self._ask("move", id, at, lambda: self.service.change(DEFAULT_TENANT, id, at))
+        else:
+            now = self.clock.now
+            self._ask("move", id, now, lambda: self.service.fire_now(DEFAULT_TENANT, id))
+
+    def _ask(
+        self, what: What, id: str, deadline: datetime | None, call: Callable[[], Timer]
+    ) -> None:
+        now = self.clock.now
+        request = Request(what, id, now, now, None, deadline)
+        try:
+            request = answered(request, call)
+        except Killed:
+            self._bury(frozenset())
+        self.ledger.requests.append(request)
+
+    def _stored(self) -> list[str]:
+        with self.aws.unobserved():
+            return [item["id"]["S"] for item in self.aws.dynamodb.scan(TableName=NAME)["Items"]]
+
+    def _strikes(self, share: float) -> bool:
+        return not self.calm and self._dice.random() < share
+
+    def _fail(self, faults: tuple[Callable[[], BaseException], ...]) -> None:
+        if self._strikes(FAILING):
+            raise self._dice.choice(faults)()  # noqa: RSE102  # it makes one
+
+    def _answer(self) -> None:
+        self.sender.outcome = NO_CONTENT if self.calm else self._dice.choice(TROUBLED)
+        self._answers.append(self.sender.outcome.status or 0)
+        if self._strikes(FAILING):
+            raise Killed
+
+
+class InTurn(Executor):
+    """Makes each call when it is asked to: threads would throw the dice in any order."""
+
+    def __init__(self, threads: int) -> None:
+        pass
+
+    def submit(self, call: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
+        made: Future[T] = Future()
+        try:
+            made.set_result(call(*args, **kwargs))
+        except BaseException as error:
+            made.set_exception(error)
+        return made
+
+
+def _id(order: TimerSpec) -> str:
+    return keyed_id(DEFAULT_TENANT, order.idempotency_key.key if order.idempotency_key else "")
+
+
+def emulated(seed: str) -> Run:
+    """One thing after another happens on moto, while any call fails before or after its effect."""
+    # A sweep asks each shard: with 32 of them this would do little else.
+    with (
+        patch.object(timer_store, "DUE_SHARDS", 2),
+        patch.object(timer_store, "ThreadPoolExecutor", InTurn),
+        account() as aws,
+    ):
+        storm = Storm(aws, seed)
+        for _ in range(STEPS):
+            storm.happen()
+        return storm.settle()

@@ -1,0 +1,131 @@
+"""The whole contract against the real server: with what it allows, and with what it does not.
+
+Schemathesis makes the requests of /openapi.json and judges the answers. `make fuzz` sends thousands
+and prints the figures. The same seed makes the same requests again, but for the ids and moments
+that the server thinks of.
+"""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+from chalicelib.core.api_keys import Role
+from cli.keys import new_key
+from standalone.sqlite import tenants_in
+from tests.support.processes import ROOT, Standalone, environment, wait_until
+
+HERE = Path(__file__).parent
+
+NOTHING_BUT_LOOPBACK = str(HERE / "loopback")
+"""In PYTHONPATH, it keeps a process from reaching beyond this machine, or asking for a name."""
+
+TENANTS = ("acme", "zeta")
+
+LIMIT = 3600
+"""Seconds after which a run is ended."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of it."""
+
+    passed: bool
+    said: str
+    """What Schemathesis printed, unless the terminal got it."""
+    answers: dict[str, Counter[int]]
+    """How many of each status each operation has answered."""
+    excused: dict[str, int]
+    """How many failures were none, by the reason."""
+    fault: str
+    """The first traceback of the server, behind an answer or not; "" if there is none."""
+
+    def __str__(self) -> str:
+        lines = [f"{'Requests':>8}  Operation, and its answers"]
+        for operation, statuses in self.answers.items():
+            told = ", ".join(f"{number} × {status}" for status, number in sorted(statuses.items()))
+            lines.append(f"{statuses.total():>8}  {operation:<29} {told}")
+        lines.append(f"{sum(map(Counter.total, self.answers.values())):>8}  in all")
+        lines += ["", f"{'Excused':>8}  What the schema can't say, or Schemathesis can't know"]
+        lines += [f"{number:>8}  {reason}" for reason, number in sorted(self.excused.items())]
+        return "\n".join([*lines, "", self.fault]).rstrip()
+
+
+def fuzz(folder: Path, examples: int, seed: int, *, shown: bool = False) -> Run:
+    """Start the server on a new database in this folder, and send it that many requests for each
+    operation, as many chains of them, and some hundreds at boundaries; `shown` as they go."""
+    database = folder / "timers.db"
+    settings = {"AUTH": "keys", "RATE": "100000", "PYTHONPATH": NOTHING_BUT_LOOPBACK}
+    with Standalone(database, settings) as server:
+        ended = subprocess.run(
+            _command(server.url, examples, seed),
+            cwd=folder,
+            env=_environment(folder, server.url, _headers(database)),
+            stdout=None if shown else subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=LIMIT,
+        )
+        assert server.process.poll() is None, f"The server has died: {server.lines[-20:]}"
+    return _run(folder, ended, server.lines)
+
+
+def _command(url: str, examples: int, seed: int) -> list[str]:
+    program = [sys.executable, "-m", "schemathesis.cli", "--no-color"]
+    settings = ["--config-file", str(HERE / "schemathesis.toml")]
+    wanted = ["--max-examples", str(examples), "--seed", str(seed)]
+    return [*program, *settings, "run", f"{url}/openapi.json", *wanted]
+
+
+def _environment(folder: Path, url: str, headers: Mapping[str, str]) -> dict[str, str]:
+    tenants = folder / "tenants.json"
+    tenants.write_text(json.dumps({"auth": [_named(*it) for it in headers.items()]}))
+    failed = [id for header in headers.values() for id in _failed(url, header)]
+    return environment(
+        PYTHONPATH=f"{NOTHING_BUT_LOOPBACK}:{ROOT}",
+        FUZZ_SERVER=url,
+        FUZZ_TENANTS=str(tenants),
+        FUZZ_FAILED=" ".join(failed),
+        FUZZ_FIGURES=str(folder / "figures.json"),
+    )
+
+
+def _named(tenant: str, authorization: str) -> dict[str, object]:
+    """Return a tenant as Schemathesis wants to be told of it."""
+    return {"name": tenant, "fixedHeaders": [{"name": "Authorization", "value": authorization}]}
+
+
+def _headers(database: Path) -> dict[str, str]:
+    """Return the Authorization of each tenant: a new key."""
+    with tenants_in(database) as (kept, signed):
+        return {name: f"Bearer {new_key(kept, signed, name, Role.FULL)}" for name in TENANTS}
+
+
+def _failed(url: str, authorization: str) -> list[str]:
+    """Return timers that have failed, which hardly any request brings about by itself."""
+    with requests.Session() as session:
+        session.headers["Authorization"] = authorization
+        timer = {"seconds": 0, "url": f"{url}/nothing-there"}
+        made = session.post(f"{url}/timers/batch", json={"timers": [timer] * 5}, timeout=30)
+        ids = [result["id"] for result in made.json()["results"]]
+        failed = f"{url}/timers?status=failed"
+        wait_until(lambda: len(session.get(failed, timeout=30).json()["timers"]) == len(ids))
+    return ids
+
+
+def _run(folder: Path, ended: "subprocess.CompletedProcess[str]", lines: Sequence[str]) -> Run:
+    kept = folder / "figures.json"
+    assert kept.exists(), f"Schemathesis did not begin: {ended.stdout}"
+    figures = json.loads(kept.read_text())
+    answers: dict[str, Counter[int]] = {}
+    for operation, status, number in sorted(figures["answers"]):
+        answers.setdefault(operation, Counter())[status] = number
+    first = next((at for at, line in enumerate(lines) if line.startswith("Traceback")), len(lines))
+    fault = "\n".join(lines[first : first + 40])
+    return Run(ended.returncode == 0, ended.stdout or "", answers, figures["excused"], fault)

@@ -1,0 +1,25 @@
+"""`python -m tools.fuzz [--examples N] [--seed N]`: many requests, their figures, the failures."""
+
+import argparse
+import sys
+from pathlib import Path
+from random import SystemRandom
+from tempfile import TemporaryDirectory
+
+from tools.fuzz import fuzz
+
+
+def main() -> None:
+    """Run it and print what came; end with status 1 if there was a failure."""
+    parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description=__doc__)
+    parser.add_argument("--examples", type=int, default=500, help="requests for each operation")
+    parser.add_argument("--seed", type=int, default=SystemRandom().randrange(2**32))
+    given = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        run = fuzz(Path(folder), given.examples, given.seed, shown=True)
+    print(f"\n{run}\n\nAgain: make fuzz EXAMPLES={given.examples} SEED={given.seed}")  # noqa: T201
+    sys.exit(not run.passed or bool(run.fault))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""What Schemathesis can't know of this API, loaded into its process."""
+
+import json
+import os
+import re
+from atexit import register
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import schemathesis
+from hypothesis import strategies as st
+from schemathesis.core.failures import AcceptedNegativeData, Failure
+from schemathesis.openapi.checks import RejectedPositiveData, UseAfterFree
+
+from chalicelib.http import requests
+
+TARGET = "webhook-target"
+"""The format that URLs of webhooks are given here, which the document has no name for."""
+
+BEYOND_SCHEMA = (
+    r"The deadline is more than 5 years ahead\.",
+    r"It is shorter than the first delay, \d+ s\.",
+    r"A GET has no body\.",
+    r"URLs, headers and body are [\d,]+ bytes; 65,536 are possible\.",
+    r"The metadata is [\d,]+ bytes; 4,096 are possible\.",
+    r"The header \S+ is set by the service alone\.",
+    r"Two headers differ in upper and lower case only\.",
+    r"The parameter `cursor` is not what a list has given\.",
+)
+"""Why a request may be refused that keeps to the schema: what a JSON Schema can't say."""
+
+NO_INTEGER = r"Expected `int( \| str)?`, got `float` in .*"
+"""Why 5.0 is refused, which JSON Schema takes for an integer."""
+
+NO_MOMENT = r"(?:In `(from|to)`: )?There is no such moment\."
+"""Why a date-time is refused that RFC 3339 allows …"""
+
+EDGE_OF_TIME = re.compile("000[01]-|9999-|.*:60")
+"""… which is one of those that Python can't hold: in year 0, or in UTC; or a leap second."""
+
+answers: Counter[tuple[str, int]] = Counter()
+"""How many of each status each operation has answered."""
+
+excused: Counter[str] = Counter()
+"""How many failures of each kind were none."""
+
+_numbers = count()
+
+
+@schemathesis.hook
+def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
+    """Have URLs made that lead nowhere but to this machine, and name timers that have failed."""
+    schemathesis.openapi.format(TARGET, _targets(os.environ["FUZZ_SERVER"]))
+    for schema in _schemas(raw_schema):
+        if schema.get("pattern") == requests.URL_PATTERN:
+            schema["format"] = TARGET
+    (timer_id,) = raw_schema["paths"]["/timers/{timer_id}/retry"]["post"]["parameters"]
+    timer_id["examples"] = {id: {"value": id} for id in os.environ["FUZZ_FAILED"].split()}
+
+
+def _targets(server: str) -> st.SearchStrategy[str]:
+    """Return URLs that arrive, that are answered with an error, and that nobody listens at."""
+    bases = [f"{server}/_receiver/", f"{server}/nothing/{{id}}/", "HTTP://localhost:9/"]
+    path = st.text("abcXYZ019-._~!$&'()*+,;=:@/%?#{}äß€", max_size=20)
+    return st.builds("{}{}".format, st.sampled_from(bases), path)
+
+
+def _schemas(document: object) -> Iterator[dict[str, Any]]:
+    if isinstance(document, dict):
+        yield document
+        document = list(document.values())
+    if isinstance(document, list):
+        for it in document:
+            yield from _schemas(it)
+
+
+@schemathesis.hook
+def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
+    """Let requests be new ones that would be repetitions, by the key of the example or in a chain.
+
+    Hypothesis gives chains up once the same request is answered in another way.
+    """
+    key = (case.headers or {}).get("Idempotency-Key")
+    if key == "order-4711" or (key is not None and case.meta.phase.name == "stateful"):
+        case.headers["Idempotency-Key"] = f"order-{next(_numbers)}"
+
+
+@schemathesis.hook
+def after_call(context: Any, case: Any, response: Any) -> None:
+    """Count the answer."""
+    answers[case.operation.label, response.status_code] += 1
+
+
+@schemathesis.check
+def each_of_many(context: Any, response: Any, case: Any) -> None:
+    """Of a right request for many timers each is served, or its status does not allow it."""
+    if response.status_code != 200 or not case.meta or not case.meta.generation.mode.is_positive:
+        return
+    for result in response.json().get("results", ()):
+        assert result["status"] in (200, 201, 404, 409) or _excuse(result["problem"], case), result
+
+
+@schemathesis.hook
+def filter_failure(context: Any, failure: Failure, case: Any, response: Any) -> bool:
+    """Say whether it is a failure here as well."""
+    reason = _why_none(failure, case, response)
+    if reason is not None:
+        excused[reason] += 1
+    return reason is None
+
+
+def _why_none(failure: Failure, case: Any, response: Any) -> str | None:
+    if isinstance(failure, RejectedPositiveData) and response.status_code == 400:
+        return _excuse(response.json(), case)
+    if isinstance(failure, AcceptedNegativeData) and case.operation.label == "POST /timers/batch":
+        # What is wrong with one keeps none of the others from being made.
+        refused = any(it["status"] >= 400 for it in response.json()["results"])
+        return "A batch says of each timer what is wrong." if refused else None
+    if isinstance(failure, UseAfterFree) and response.json().get("status") == "cancelled":
+        return "A timer can be read after it was cancelled."
+    return None
+
+
+def _excuse(problem: dict[str, Any], case: Any) -> str | None:
+    detail = problem["detail"]
+    if any(re.fullmatch(pattern, detail) for pattern in BEYOND_SCHEMA):
+        return re.sub(r"\d[\d,]*", "…", detail)
+    if re.fullmatch(NO_INTEGER, detail) and _at(problem["pointer"], case.body).is_integer():
+        return "An integer is written without a decimal point."
+    if found := re.fullmatch(NO_MOMENT, detail):
+        text = case.query[found[1]] if found[1] else _at(problem["pointer"], case.body)
+        return "No leap second, and the years 1 to 9999 only." if EDGE_OF_TIME.match(text) else None
+    return None
+
+
+def _at(pointer: str, body: Any) -> Any:
+    for step in pointer.split("/")[1:]:
+        body = body[int(step) if isinstance(body, list) else step]
+    return body
+
+
+@register
+def _tell() -> None:
+    told = {
+        "answers": [[label, status, number] for (label, status), number in answers.items()],
+        "excused": dict(excused),
+    }
+    Path(os.environ["FUZZ_FIGURES"]).write_text(json.dumps(told))

@@ -1,0 +1,682 @@
+"""The deployed service in simulated time: the real service and alarm, between fake clients.
+
+The clients do what AWS documents, and the worst of it: the Scheduler fires anywhere in its minute,
+twice at times, and no faster than its quota; SQS holds messages back by whole seconds and gives
+some twice; Lambda's poller starts with 5 batches at once and adds 300 a minute, a batch is held
+until its slowest POST ends; functions start cold and their errors are retried.
+
+Each invocation is a greenlet that sleeps in simulated time, so all interleave as they would.
+`make simulate` runs it at full size and prints the lateness of each scenario.
+"""
+
+import heapq
+import logging
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from itertools import count
+from typing import Any, TypeVar
+
+from botocore.exceptions import ClientError, ReadTimeoutError
+from greenlet import getcurrent, greenlet
+
+from chalicelib.aws import scheduler
+from chalicelib.aws.scheduler import Addresses, AwsScheduler
+from chalicelib.core import representation
+from chalicelib.core.errors import Conflict, TimerNotFound, Unavailable
+from chalicelib.core.timer import (
+    DEFAULT_TENANT,
+    IdempotencyKey,
+    Outcome,
+    Timer,
+    TimerSpec,
+    Wakeup,
+    Webhook,
+    keyed_id,
+    new_timer,
+    timer_id,
+)
+from chalicelib.service.service import Service
+from tests.support.cloud import moment
+from tests.support.fakes import NO_CONTENT, START, FakeStore
+from tools.chaos.ledger import Crash, Ledger, Request, What
+from tools.chaos.ledger import Webhook as Sent
+
+T = TypeVar("T")
+
+WEBHOOK = Webhook(url="https://example.com/x")
+
+PRECISION = 60.0
+"""Seconds within which the Scheduler fires."""
+
+INVOCATIONS = 1000
+"""How many schedules it fires a second."""
+
+POLLERS, RAMP, MOST_POLLERS = 5, 5.0, 1000
+"""Batches that Lambda's poller starts with, how many it adds a second, and has at most."""
+
+BATCH = 10
+VISIBILITY = 360.0
+RECEIVES = 5
+FUNCTION_TIMEOUT = 60.0
+
+TRIES = 3
+"""How often a call is made that is throttled."""
+
+COLD = (0.4, 1.2)
+"""Seconds that a cold start takes."""
+
+CALL = (0.003, 0.012)
+"""Seconds that a call to DynamoDB, SQS or the Scheduler takes."""
+
+POST = (0.02, 0.3)
+"""Seconds that a receiver takes; one in a hundred takes ten times as long."""
+
+
+@dataclass(frozen=True)
+class Weather:
+    """How many of all calls and events take the worse turn; shares of 1."""
+
+    throttled: float = 0.03
+    """Calls that are refused before they have any effect."""
+    unanswered: float = 0.0
+    """Calls whose effect is there, and whose answer never comes."""
+    deaths: float = 0.0
+    """Calls and POSTs that end with the death of their process, before or after the effect."""
+    duplicates: float = 0.002
+    """Messages and schedules that come twice."""
+    disorder: float = 0.05
+    """Seconds that a message may come later than one sent after it."""
+
+
+class Killed(BaseException):
+    """The process of this invocation died."""
+
+
+class Process:
+    """What the greenlets of one invocation share: they live and die together."""
+
+    def __init__(self) -> None:
+        self.alive = True
+        self.sent: set[str] = set()
+        """The timers whose webhooks it has sent."""
+
+
+class Simulation:
+    """Simulated time, and greenlets that sleep in it."""
+
+    def __init__(self, seed: int | str, weather: Weather) -> None:
+        self.dice = random.Random(seed)  # noqa: S311
+        self.weather = weather
+        self.time = 0.0
+        self.crashes: list[Crash] = []
+        self._hub = getcurrent()
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = count()
+        self._processes: dict[greenlet, Process] = {}
+
+    def clock(self) -> datetime:
+        return self.moment(self.time)
+
+    def moment(self, time: float) -> datetime:
+        return START + timedelta(seconds=time)
+
+    def seconds(self, at: datetime) -> float:
+        return (at - START).total_seconds()
+
+    def at(self, time: float, do: Callable[[], object], process: Process | None = None) -> None:
+        """Start `do` at that time, where it may sleep; in a process of its own if none is given."""
+
+        def run() -> None:
+            self._processes[getcurrent()] = process or Process()
+            try:
+                do()
+            except Killed:
+                pass
+            finally:
+                del self._processes[getcurrent()]
+
+        self._wake(max(time, self.time), greenlet(run, self._hub))
+
+    def sleep(self, seconds: float) -> None:
+        self._wake(self.time + max(0.0, seconds), getcurrent())
+        self._wait()
+
+    @property
+    def process(self) -> Process:
+        """The one that this runs in."""
+        return self._processes[getcurrent()]
+
+    def may_die(self) -> None:
+        """Let the process that this runs in die at times, here and wherever else it is."""
+        if self.dice.random() < self.weather.deaths:
+            self.process.alive = False
+            # All that it has sent may be sent again.
+            self.crashes.append(Crash(self.clock(), self.clock(), frozenset(self.process.sent)))
+            raise Killed
+
+    def _wake(self, time: float, task: greenlet) -> None:
+        heapq.heappush(self._events, (time, next(self._numbers), task.switch))
+
+    def _wait(self) -> None:
+        self._hub.switch()
+        if not self.process.alive:
+            raise Killed
+
+    def take(self, span: tuple[float, float]) -> None:
+        self.sleep(self.dice.uniform(*span))
+
+    def call(self, operation: str) -> None:
+        """Make a call to AWS with the retries that wiring.py sets; raise when all are throttled."""
+        self.may_die()
+        for tries in range(TRIES):
+            self.take(CALL)
+            if self.dice.random() >= self.weather.throttled:
+                return
+            self.sleep(self.dice.uniform(0, 2**tries))
+        raise client_error("ThrottlingException", 429, operation)
+
+    def answer(self) -> None:
+        """Answer a call that took effect, if the answer comes and somebody lives to hear it."""
+        self.may_die()
+        if self.dice.random() < self.weather.unanswered:
+            raise ReadTimeoutError(endpoint_url="https://aws")
+
+    def side_by_side(self, calls: Sequence[Callable[[], object]]) -> list[BaseException | None]:
+        """Run the calls at the same time; see `service.threads`."""
+        faults: list[BaseException | None] = [None] * len(calls)
+        if not calls:
+            return faults
+        left = len(calls)
+        parent = getcurrent()
+
+        def run(number: int) -> None:
+            nonlocal left
+            try:
+                calls[number]()
+            except Exception as fault:
+                faults[number] = fault
+            finally:
+                left -= 1
+                if left == 0:
+                    self._wake(self.time, parent)
+
+        process = self.process
+        for number in range(len(calls)):
+            self.at(self.time, partial(run, number), process)
+        self._wait()
+        return faults
+
+    def run(self, until: float) -> None:
+        """Let time pass."""
+        while self._events and self._events[0][0] <= until:
+            self.time, _, resume = heapq.heappop(self._events)
+            resume()
+        self.time = until
+
+
+@dataclass
+class Message:
+    """One message in the queue."""
+
+    body: str
+    visible_at: float
+    handle: str
+    receives: int = 0
+    deleted: bool = False
+
+
+class Queue:
+    """SQS and the poller that invokes `deliver`."""
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        deliver: Callable[[Sequence[tuple[str, str]]], None],
+        rate: float | None,
+    ) -> None:
+        self._sim = simulation
+        self._deliver = deliver
+        self._rate = rate
+        self._next_slot = 0.0
+        self._visible: deque[Message] = deque()
+        self._messages: dict[str, Message] = {}
+        self._handles = count()
+        self._running = 0
+        self._pollers = float(POLLERS)
+        self._looked_at = 0.0
+        self._poll_is_set = False
+        self._warm = 0
+        self.sent = 0
+        self.dead: list[str] = []
+        self._depth = (0.0, 0)
+        self.meta = self
+        self.endpoint_url = "https://sqs"
+
+    def send_message_batch(self, **request: Any) -> dict[str, Any]:
+        self._sim.call("SendMessageBatch")
+        assert 0 < len(request["Entries"]) <= 10
+        for entry in request["Entries"]:
+            delay = entry["DelaySeconds"]
+            assert isinstance(delay, int)
+            assert 0 <= delay <= 900
+            self.sent += 1
+            copies = 1 + (self._sim.dice.random() < self._sim.weather.duplicates)
+            for _ in range(copies):
+                message = Message(entry["MessageBody"], 0, str(next(self._handles)))
+                late = self._sim.dice.uniform(0, self._sim.weather.disorder)
+                self._show(message, delay + late)
+        self._sim.answer()
+        return {}
+
+    def delete_message_batch(self, **request: Any) -> None:
+        self._sim.call("DeleteMessageBatch")
+        for entry in request["Entries"]:
+            self._messages.pop(entry["ReceiptHandle"], Message("", 0, "")).deleted = True
+        self._sim.answer()
+
+    def get_queue_attributes(self, **_: Any) -> Any:
+        self._sim.call("GetQueueAttributes")
+        if self._sim.time - self._depth[0] > 30:  # the figure is approximate, and old
+            self._depth = self._sim.time, len(self._visible)
+        return {"Attributes": {"ApproximateNumberOfMessages": str(self._depth[1])}}
+
+    def _show(self, message: Message, delay: float) -> None:
+        def show() -> None:
+            if not message.deleted:
+                self._visible.append(message)
+                self._poll()
+
+        self._sim.at(self._sim.time + delay, show)
+
+    def _poll(self) -> None:
+        elapsed = self._sim.time - self._looked_at
+        self._looked_at = self._sim.time
+        busy = self._running >= int(self._pollers)
+        grown = self._pollers + RAMP * elapsed if busy else max(POLLERS, self._pollers - elapsed)
+        self._pollers = min(MOST_POLLERS, grown)
+        while self._visible and self._running < int(self._pollers):
+            if self._rate and self._next_slot > self._sim.time:
+                self._poll_at(self._next_slot)
+                return
+            batch = [self._visible.popleft() for _ in range(min(BATCH, len(self._visible)))]
+            if self._rate:
+                self._next_slot = max(self._next_slot, self._sim.time) + len(batch) / self._rate
+            self._running += 1
+            self._sim.at(self._sim.time, lambda batch=batch: self._invoke(batch))  # type: ignore[misc]
+        if self._visible:
+            self._poll_at(self._sim.time + 0.1)
+
+    def _poll_at(self, time: float) -> None:
+        def poll() -> None:
+            self._poll_is_set = False
+            self._poll()
+
+        if not self._poll_is_set:
+            self._poll_is_set = True
+            self._sim.at(time, poll)
+
+    def _invoke(self, batch: Sequence[Message]) -> None:
+        self._sim.sleep(self._sim.dice.uniform(0.005, 0.03))
+        if self._running > self._warm:
+            self._warm = self._running
+            self._sim.take(COLD)
+        for message in batch:
+            message.receives += 1
+            self._messages[message.handle] = message
+        try:
+            self._deliver([(message.body, message.handle) for message in batch])
+        except (Exception, Killed):
+            for message in batch:
+                if not message.deleted and message.receives < RECEIVES:
+                    self._show(message, VISIBILITY)
+                elif not message.deleted:
+                    self.dead.append(message.body)
+        finally:
+            self._running -= 1
+        self._poll()
+
+
+class Scheduler:
+    """EventBridge Scheduler, which invokes `fire` asynchronously."""
+
+    def __init__(self, simulation: Simulation, fire: Callable[[str], None]) -> None:
+        self._sim = simulation
+        self._fire = fire
+        self._schedules: dict[str, str] = {}
+        self._next_slot = 0.0
+        self.needless = 0
+        """How often a schedule went off twice, or after it was deleted."""
+
+    def create_schedule(self, **request: Any) -> None:
+        self._sim.call("CreateSchedule")
+        at = self._sim.seconds(moment(request["ScheduleExpression"]))
+        assert at >= self._sim.time + 60
+        name = request["Name"]
+        if name in self._schedules:
+            raise client_error("ConflictException", 409, "CreateSchedule")
+        self._schedules[name] = request["Target"]["Input"]
+        text = self._schedules[name]
+        for _ in range(1 + (self._sim.dice.random() < self._sim.weather.duplicates)):
+            when = at + self._sim.dice.uniform(-0.5, PRECISION)
+            self._sim.at(when, lambda: self._go_off(name, text))
+        self._sim.answer()
+
+    def delete_schedule(self, **request: Any) -> None:
+        self._sim.call("DeleteSchedule")
+        if self._schedules.pop(request["Name"], None) is None:
+            raise client_error("ResourceNotFoundException", 404, "DeleteSchedule")
+        self._sim.answer()
+
+    def names(self) -> list[str]:
+        return list(self._schedules)
+
+    def _go_off(self, name: str, text: str) -> None:
+        if self._schedules.pop(name, None) is None:
+            # A deletion may come too late, and what went off may go off again.
+            if self._sim.dice.random() < 0.5:
+                return
+            self.needless += 1
+        self._next_slot = max(self._next_slot, self._sim.time) + 1 / INVOCATIONS
+        self._sim.sleep(self._next_slot - self._sim.time)
+        self._invoke(text, 0)
+
+    def _invoke(self, text: str, retries: int) -> None:
+        self._sim.take(COLD if self._sim.dice.random() < 0.1 else CALL)
+        try:
+            self._fire(text)
+        except (Exception, Killed):
+            if retries < 2:
+                wait = 60.0 * (retries + 1)
+                self._sim.at(self._sim.time + wait, lambda: self._invoke(text, retries + 1))
+
+
+class SlowStore(FakeStore):
+    """The fake store, each call taking its time first and then happening in one step."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__()
+        self._sim = simulation
+
+    def check(self) -> None:
+        try:
+            self._sim.call("PutItem")
+        except ClientError as error:
+            raise Unavailable("The simulated store is throttled.") from error
+
+    def add(self, timer: Timer) -> bool:
+        return self._answered(super().add(timer))
+
+    def get(self, tenant: str, timer_id: str) -> Timer | None:
+        return self._answered(super().get(tenant, timer_id))
+
+    def replace(self, timer: Timer, adding: Timer | None = None) -> bool:
+        self.check()
+        return self._answered(self._replace_now(timer))
+
+    def claim(self, wakeup: Wakeup, now: datetime, lease_until: datetime) -> Timer | None:
+        self.check()
+        stored = self.timers.get(wakeup.id)
+        claimed = stored.claim(wakeup, now, lease_until) if stored else None
+        got = claimed is not None and self._replace_now(claimed)
+        return self._answered(claimed if got else None)
+
+    def replace_all(self, changed: Sequence[Timer]) -> list[Timer]:
+        self.check()
+        return self._answered([timer for timer in changed if self._replace_now(timer)])
+
+    def remove(self, timer: Timer) -> bool:
+        self.check()
+        stored = self.timers.get(timer.id)
+        if stored is not None and stored.version == timer.version:
+            del self.timers[timer.id]
+        return self._answered(timer.id not in self.timers)
+
+    def _answered(self, result: T) -> T:
+        try:
+            self._sim.answer()
+        except ReadTimeoutError as error:
+            raise Unavailable("The simulated store does not answer.") from error
+        return result
+
+    def _replace_now(self, timer: Timer) -> bool:
+        stored = self.timers.get(timer.id)
+        if stored == timer:  # written before, without an answer
+            return True
+        if stored is None or stored.version != timer.version - 1:
+            return False
+        self.timers[timer.id] = timer
+        return True
+
+
+@dataclass
+class Deployment:
+    """The stage: one service, its functions, and what was sent."""
+
+    seed: int | str = 1
+    rate: float | None = None
+    """Messages a second that `deliver` gets at most."""
+    weather: Weather = Weather()
+    sent: list[tuple[Timer, datetime]] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sim = Simulation(self.seed, self.weather)
+        self.store = SlowStore(self.sim)
+        self.queue = Queue(self.sim, self._deliver, self.rate)
+        self.scheduler = Scheduler(self.sim, self._fire)
+        queue: Any = self.queue
+        scheduler: Any = self.scheduler
+        self._scheduler = AwsScheduler(
+            lambda: scheduler, lambda: queue, ADDRESSES, self.sim.clock, self.sim.side_by_side
+        )
+        self._keys = count(1)
+        self.service = Service(
+            self.store,
+            self._scheduler,
+            self,
+            clock=self.sim.clock,
+            new_id=lambda: "",  # each has a key
+            pause=self.sim.sleep,
+            side_by_side=self.sim.side_by_side,
+        )
+        self.sim.at(30.0, self._sweep)
+
+    def create_at(
+        self, time: float, delay: float, then: Callable[[str], object] = lambda _: None
+    ) -> None:
+        """Have a client create a timer at that time; told that it can't be, or nothing at all, it
+        asks again. Then call `then` with its id."""
+        key = str(next(self._keys))
+        id = keyed_id(DEFAULT_TENANT, key)
+        deadline = self.sim.moment(time + delay)
+        order = TimerSpec(
+            webhook=WEBHOOK, deadline=deadline, idempotency_key=IdempotencyKey(key, "")
+        )
+
+        def create() -> Timer:
+            return self.service.create(DEFAULT_TENANT, order).timer
+
+        def told(request: Request) -> None:
+            if request.granted:
+                then(id)
+            else:
+                self.ask_at(self.sim.time + 1, "create", id, deadline, create, told)
+
+        self.ask_at(time, "create", id, deadline, create, told)
+
+    def ask_at(
+        self,
+        time: float,
+        what: What,
+        id: str,
+        deadline: datetime | None,
+        call: Callable[[], Timer],
+        told: Callable[[Request], object],
+    ) -> None:
+        """Have a client make a request at that time, and write down what it is told."""
+
+        def ask() -> None:
+            began = self.sim.clock()
+            request = Request(what, id, began, began, None, deadline)
+            try:
+                request = answered(request, call)
+            finally:
+                request = request._replace(ended=self.sim.clock())
+                self.requests.append(request)
+                told(request)
+
+        self.sim.at(time, ask)
+
+    def send(self, timer: Timer, at: datetime) -> Outcome:
+        """Be the Sender: a receiver that takes its time."""
+        self.sim.may_die()
+        self.sim.process.sent.add(timer.id)
+        self.sent.append((timer, at))
+        slow = 10 if self.sim.dice.random() < 0.01 else 1
+        self.sim.sleep(slow * self.sim.dice.uniform(*POST))
+        self.sim.may_die()
+        return NO_CONTENT
+
+    def lateness(self) -> list[float]:
+        """Return how many seconds late each first attempt was, in order.
+
+        What fell due while all was down counts from the moment at which it is back.
+        """
+        first: dict[str, float] = {}
+        for timer, at in self.sent:
+            late = (at - max(timer.deadline, START)).total_seconds()
+            first.setdefault(timer.id, late)
+        return sorted(first.values())
+
+    def ledger(self) -> Ledger:
+        """Return what was promised, and what came of it until now."""
+        now = self.sim.clock()
+        webhooks = [
+            Sent(timer.id, at, timer.deadline, timer.attempt, 204) for timer, at in self.sent
+        ]
+        ends = {id: representation.represent(timer, now) for id, timer in self.store.timers.items()}
+        return Ledger(self.requests, webhooks, self.sim.crashes, ends, now)
+
+    def check(self) -> None:
+        """Fail unless every promise was kept."""
+        assert not self.ledger().violations()
+        assert not self.queue.dead
+
+    def _deliver(self, messages: Sequence[tuple[str, str]]) -> None:
+        ends_at = self.sim.clock() + timedelta(seconds=FUNCTION_TIMEOUT)
+        self._scheduler.answer(messages, lambda wakeup: self.service.deliver(wakeup, ends_at))
+
+    def _fire(self, text: str) -> None:
+        self.service.fire(scheduler.decode_wakeup(text))
+
+    def _sweep(self) -> None:
+        self.sim.at(self.sim.time + 60.0, self._sweep)
+        with suppress(Unavailable):  # Lambda logs it; the next one is a minute away
+            self.service.sweep(self.sim.clock() + timedelta(seconds=50))
+
+
+ADDRESSES = Addresses(
+    group="timers-sim",
+    fire_arn="arn:aws:lambda:eu-central-1:123456789012:function:timers-sim-fire",
+    role_arn="arn:aws:iam::123456789012:role/timers-sim-scheduler",
+    dead_letter_arn="arn:aws:sqs:eu-central-1:123456789012:timers-sim-dead",
+    queue_path="123456789012/timers-sim",
+)
+
+
+def answered(request: Request, call: Callable[[], Timer]) -> Request:
+    """Make the call that a request comes to; return the request with its answer."""
+    try:
+        timer = call()
+    except TimerNotFound as error:
+        return request._replace(status=404, why=str(error))
+    except Conflict as error:
+        return request._replace(status=409, why=str(error))
+    except Unavailable as error:
+        return request._replace(status=503, why=str(error))
+    made = timer.attempts[-1].number if timer.attempts else 0
+    return request._replace(status=200, deadline=timer.deadline, attempts=made)
+
+
+def client_error(code: str, status: int, operation: str) -> ClientError:
+    answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, operation)
+
+
+def steady(number: int, seed: int = 1) -> Deployment:
+    """Timers of mixed deadlines, up to two hours, created over an hour."""
+    world = Deployment(seed)
+    for _ in range(number):
+        delay = world.sim.dice.choice([5, 30, 300, 890, 901, 1200, 3600, 7200])
+        world.create_at(world.sim.dice.uniform(0, 3600), delay * world.sim.dice.random())
+    world.sim.run(4 * 3600)
+    return world
+
+
+def burst(number: int, seed: int = 1) -> Deployment:
+    """Timers created an hour ahead, all due within one second."""
+    world = Deployment(seed)
+    for _ in range(number):
+        created = world.sim.dice.uniform(0, 1800)
+        world.create_at(created, 3600 - created + world.sim.dice.random())
+    world.sim.run(2 * 3600)
+    return world
+
+
+def outage(number: int, rate: float = 500.0, seed: int = 1) -> Deployment:
+    """Timers that fell due during an outage in which every alarm was lost."""
+    world = Deployment(seed, rate)
+    for n in range(number):
+        due_at = START - timedelta(seconds=3600) + timedelta(seconds=3500 * n / number)
+        id = timer_id(START, n.to_bytes(10, "big"))
+        world.store.timers[id] = new_timer(id, DEFAULT_TENANT, WEBHOOK, due_at, due_at)
+        world.requests.append(Request("create", id, due_at, due_at, 200, due_at))
+    world.sim.run(max(3600.0, number / rate * 4))
+    return world
+
+
+def crashing(number: int, seed: int = 1) -> Deployment:
+    """Steady load in which one call in a thousand kills its process, and all that it was doing."""
+    world = Deployment(seed, weather=Weather(deaths=0.001))
+    for _ in range(number):
+        world.create_at(world.sim.dice.uniform(0, 3600), world.sim.dice.uniform(0, 1800))
+    world.sim.run(5 * 3600)
+    return world
+
+
+def report(title: str, world: Deployment) -> str:
+    """Check the promises; return a line with the lateness and the messages for each timer."""
+    world.check()
+    late = world.lateness()
+    figures = [late[min(len(late) - 1, int(len(late) * part))] for part in (0.5, 0.99, 1.0)]
+    messages = world.queue.sent / len(world.store.timers)
+    assert messages <= 1.1
+    return (
+        f"{title:<34} {len(late):>7} timers   late p50 {figures[0]:8.3f} s  p99 {figures[1]:8.3f} s"
+        f"  max {figures[2]:8.3f} s   {messages:.2f} messages each"
+    )
+
+
+def main(scale: float = 1.0) -> None:
+    """Run all scenarios and print a line for each."""
+    logging.disable()
+    assert steady(int(2_000 * scale)).lateness()[-int(20 * scale) - 1] < 1, "not to the second"
+    scenarios: list[tuple[str, Callable[[], Deployment]]] = [
+        ("steady load, mixed deadlines", lambda: steady(int(10_000 * scale))),
+        ("1,000 due in one second", lambda: burst(int(1_000 * scale))),
+        ("10,000 due in one second", lambda: burst(int(10_000 * scale))),
+        ("workers that die while sending", lambda: crashing(int(10_000 * scale))),
+        ("100,000 overdue after an outage", lambda: outage(int(100_000 * scale))),
+    ]
+    for title, scenario in scenarios:
+        print(report(title, scenario()), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0)
