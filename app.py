@@ -1,7 +1,9 @@
-"""Timers: the routes and the functions. Each parses, calls the service, renders."""
+"""Timers: the routes and the Lambda functions. Each view makes one call and returns its result."""
 
 from collections.abc import Callable
-from typing import Any
+from datetime import datetime
+from functools import wraps
+from typing import Any, NamedTuple
 
 from chalice.app import (
     AuthRequest,
@@ -14,13 +16,37 @@ from chalice.app import (
 )
 
 from chalicelib.aws import handlers
-from chalicelib.aws.bootstrap import STAGE_NAME, current, current_at
+from chalicelib.aws.bootstrap import STAGE_NAME
 from chalicelib.core.api_keys import Role
-from chalicelib.core.targets import Targets
-from chalicelib.http import responses, static
-from chalicelib.service.service import Service
+from chalicelib.core.errors import NotConfigured
+from chalicelib.http import requests, responses, static
+from chalicelib.http.responses import errors_as_problems
+from chalicelib.runtime import current, current_at
+from chalicelib.service.commands import Commands
 
 app = Chalice(app_name="timers", configure_logs=False)
+
+
+class Call(NamedTuple):
+    """A request about timers: everything that its view needs, looked up once."""
+
+    request: Request
+    tenant: str
+    now: datetime
+    commands: Commands
+
+
+def for_role(role: Role) -> Callable[[Callable[..., Response]], Callable[..., Response]]:
+    """Decorate a view that takes a Call from a client with this role."""
+
+    def decorate(view: Callable[..., Response]) -> Callable[..., Response]:
+        @wraps(view)
+        def respond(**parameters: str) -> Response:
+            return view(_call(role), **parameters)
+
+        return errors_as_problems(respond)
+
+    return decorate
 
 
 @app.middleware("http")
@@ -30,144 +56,137 @@ def finish(event: Request, get_response: Callable[[Request], Response]) -> Respo
 
 @app.authorizer(name="authorizer", ttl_seconds=60)
 def authorizer(request: AuthRequest) -> AuthResponse:
-    """Does this request carry a key?"""
+    """Does this request carry a valid API key?"""
     return handlers.authorize(current_at(request.method_arn), request.token)
 
 
 @app.route("/timers", methods=["POST"], authorizer=authorizer)
-@responses.problems
-def create_timer() -> Response:
-    owner = tenant(Role.FULL)
-    order = responses.read_order(app.current_request, targets(), service().now())
-    return responses.created(service().create(owner, order), service().now(), app.current_request)
+@for_role(Role.FULL)
+def create_timer(call: Call) -> Response:
+    spec = requests.timer_spec(call.request, call.now)
+    created = call.commands.create(call.tenant, spec, call.now)
+    return responses.created(created, call.now, call.request)
 
 
 @app.route("/timers", methods=["GET"], authorizer=authorizer)
-@responses.problems
-def list_timers() -> Response:
-    page = service().page(tenant(Role.READ), *responses.read_query(app.current_request))
-    return responses.listed(page, service().now())
+@for_role(Role.READ)
+def list_timers(call: Call) -> Response:
+    query = requests.list_query(call.request)
+    return responses.listed(call.commands.list_timers(call.tenant, query, call.now), call.now)
 
 
 @app.route("/timers/batch", methods=["POST"], authorizer=authorizer)
-@responses.problems
-def create_timers() -> Response:
-    owner = tenant(Role.FULL)
-    orders = responses.read_orders(app.current_request, targets(), service().now())
-    return responses.results(service().create_all(owner, orders), service().now())
+@for_role(Role.FULL)
+def create_timers(call: Call) -> Response:
+    specs = requests.timer_specs(call.request, call.now)
+    return responses.results(call.commands.create_all(call.tenant, specs, call.now), call.now)
 
 
 @app.route("/timers/cancel", methods=["POST"], authorizer=authorizer)
-@responses.problems
-def cancel_timers() -> Response:
-    owner = tenant(Role.FULL)
-    cancelled = service().cancel_all(owner, responses.read_ids(app.current_request))
-    return responses.results(cancelled, service().now())
+@for_role(Role.FULL)
+def cancel_timers(call: Call) -> Response:
+    ids = requests.ids(call.request)
+    return responses.results(call.commands.cancel_all(call.tenant, ids, call.now), call.now)
 
 
 @app.route("/timers/retry", methods=["POST"], authorizer=authorizer)
-@responses.problems
-def retry_timers() -> Response:
-    owner = tenant(Role.FULL)
-    retried = service().retry_all(owner, responses.read_ids(app.current_request))
-    return responses.results(retried, service().now())
+@for_role(Role.FULL)
+def retry_timers(call: Call) -> Response:
+    ids = requests.ids(call.request)
+    return responses.results(call.commands.retry_all(call.tenant, ids, call.now), call.now)
 
 
 @app.route("/timers/{timer_id}", methods=["GET"], authorizer=authorizer)
-@responses.problems
-def read_timer(timer_id: str) -> Response:
-    return responses.show(service().get(tenant(Role.READ), timer_id), service().now())
+@for_role(Role.READ)
+def read_timer(call: Call, timer_id: str) -> Response:
+    return responses.shown(call.commands.get(call.tenant, timer_id, call.now), call.now)
 
 
 @app.route("/timers/{timer_id}", methods=["PATCH"], authorizer=authorizer)
-@responses.problems
-def change_timer(timer_id: str) -> Response:
-    owner = tenant(Role.FULL)
-    change = responses.read_change(app.current_request, targets(), service().now())
-    return responses.show(service().change(owner, timer_id, *change), service().now())
+@for_role(Role.FULL)
+def change_timer(call: Call, timer_id: str) -> Response:
+    change = requests.timer_change(call.request, call.now)
+    return responses.shown(call.commands.change(call.tenant, timer_id, change, call.now), call.now)
 
 
 @app.route("/timers/{timer_id}", methods=["DELETE"], authorizer=authorizer)
-@responses.problems
-def cancel_timer(timer_id: str) -> Response:
-    return responses.show(service().cancel(tenant(Role.FULL), timer_id), service().now())
+@for_role(Role.FULL)
+def cancel_timer(call: Call, timer_id: str) -> Response:
+    return responses.shown(call.commands.cancel(call.tenant, timer_id, call.now), call.now)
 
 
 @app.route("/timers/{timer_id}/fire", methods=["POST"], authorizer=authorizer)
-@responses.problems
-def fire_timer(timer_id: str) -> Response:
-    return responses.accepted(service().fire_now(tenant(Role.FULL), timer_id), service().now())
+@for_role(Role.FULL)
+def fire_timer(call: Call, timer_id: str) -> Response:
+    return responses.accepted(call.commands.fire_now(call.tenant, timer_id, call.now), call.now)
 
 
 @app.route("/timers/{timer_id}/retry", methods=["POST"], authorizer=authorizer)
-@responses.problems
-def retry_timer(timer_id: str) -> Response:
-    return responses.accepted(service().retry(tenant(Role.FULL), timer_id), service().now())
+@for_role(Role.FULL)
+def retry_timer(call: Call, timer_id: str) -> Response:
+    return responses.accepted(call.commands.retry(call.tenant, timer_id, call.now), call.now)
 
 
 @app.route("/health", methods=["GET"])
-@responses.problems
+@errors_as_problems
 def health() -> Response:
-    service().check()
-    found = current(app.lambda_context)
-    return responses.healthy(found.anonymous, found.receiver)
+    dependencies = current(app.lambda_context)
+    dependencies.commands.check()
+    return responses.healthy(dependencies.anonymous, dependencies.receiver)
 
 
 @app.route("/openapi.json", methods=["GET"])
-@responses.problems
+@errors_as_problems
 def openapi() -> Response:
     return static.contract()
 
 
 @app.route("/api-docs", methods=["GET"])
-@responses.problems
+@errors_as_problems
 def api_docs() -> Response:
     return static.page("api-docs", app.current_request)
 
 
 @app.route("/api-docs/{name}", methods=["GET"])
-@responses.problems
-def api_docs_part(name: str) -> Response:
-    return static.part("api-docs", name, app.current_request)
+@errors_as_problems
+def api_docs_file(name: str) -> Response:
+    return static.file("api-docs", name, app.current_request)
 
 
 @app.route("/console", methods=["GET"])
-@responses.problems
+@errors_as_problems
 def console() -> Response:
     return static.page("console", app.current_request)
 
 
 @app.route("/console/{name}", methods=["GET"])
-@responses.problems
-def console_part(name: str) -> Response:
-    return static.part("console", name, app.current_request)
+@errors_as_problems
+def console_file(name: str) -> Response:
+    return static.file("console", name, app.current_request)
 
 
 @app.lambda_function(name="fire")
 def fire(event: Any, context: Any) -> None:
-    """A schedule went off."""
+    """Handle a schedule of EventBridge Scheduler."""
     handlers.fire(current(context), event)
 
 
 @app.on_sqs_message(queue=STAGE_NAME, batch_size=10, name="deliver")
 def deliver(event: SQSEvent) -> None:
-    """Timers are due: up to ten messages, answered side by side."""
+    """Handle up to ten messages of timers that are due."""
     handlers.deliver(current(event.context), event, event.context)
 
 
 @app.schedule("rate(1 minute)", name="sweep")
 def sweep(event: CloudWatchEvent) -> None:
-    """Look after what was forgotten."""
+    """Find forgotten timers."""
     handlers.sweep(current(event.context), event.context)
 
 
-def service() -> Service:
-    return current(app.lambda_context).service
-
-
-def tenant(role: Role) -> str:
-    return responses.tenant(app.current_request, role, current(app.lambda_context).anonymous)
-
-
-def targets() -> Targets:
-    return current(app.lambda_context).targets
+def _call(role: Role) -> Call:
+    request = app.current_request
+    if request is None:
+        raise NotConfigured("There is no request.")
+    dependencies = current(app.lambda_context)
+    tenant = requests.tenant(request, role, dependencies.anonymous)
+    return Call(request, tenant, dependencies.clock(), dependencies.commands)

@@ -23,7 +23,7 @@ import trustme
 from botocore.awsrequest import AWSPreparedRequest
 from moto.core.botocore_stubber import BotocoreStubber
 
-from chalicelib.aws import bootstrap
+from chalicelib import runtime
 from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core import api_keys, signing
 from chalicelib.core.api_keys import Role
@@ -49,7 +49,7 @@ class Busy:
         self._aws = aws
         self._url = receiver.url
         self._cloud = Cloud(aws)
-        self._cloud.clock.now = bootstrap.now()
+        self._cloud.clock.now = runtime.now()
         now, chance = self._cloud.clock.now, partial(token_bytes, api_keys.KEY_ENTROPY)
         self._key, key = api_keys.mint(DEFAULT_TENANT, Role.FULL, now, chance())
         DynamoApiKeys(aws.dynamodb, TENANTS).add(key)

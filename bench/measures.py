@@ -20,8 +20,8 @@ import requests
 
 from bench.engines import Engine, Timers
 from bench.load import Answer, Request, post, send
-from chalicelib.aws.bootstrap import new_id
 from chalicelib.core.timer import DEFAULT_TENANT, Webhook, new_timer
+from chalicelib.runtime import new_id
 from standalone.sqlite import SqliteTimerStore
 
 DAY = 86_400_000

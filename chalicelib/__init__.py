@@ -1,1 +1,3 @@
-"""Timers: the core and its AWS adapters; the part that goes into the Lambda bundle."""
+"""The application and its AWS adapters: everything that goes to Lambda."""
+
+__version__ = "0.2.0"

@@ -17,10 +17,10 @@ from pathlib import Path
 from secrets import token_bytes
 
 from chalicelib.core import api_keys, signing
-from chalicelib.core.api_keys import ApiKey, ApiKeys, Role
+from chalicelib.core.api_keys import ApiKey, Role
 from chalicelib.core.errors import CommandError, Unavailable
-from chalicelib.core.signing import Secrets
 from chalicelib.core.timer import DEFAULT_TENANT
+from chalicelib.service.ports import ApiKeys, Secrets
 from infra import stages
 from standalone.sqlite import DEFAULT_DATABASE, tenants_in
 

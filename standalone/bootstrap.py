@@ -18,16 +18,18 @@ from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
+from chalicelib import runtime
 from chalicelib.core.timer import DEFAULT_TENANT, RETENTION
 
 try:
     from app import app
-    from chalicelib.aws import bootstrap
-    from chalicelib.aws.bootstrap import Dependencies, new_id, now
     from chalicelib.core import signing
     from chalicelib.core.errors import CommandError, Unavailable
     from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
-    from chalicelib.service.service import Service, in_threads
+    from chalicelib.runtime import Dependencies, new_id, now
+    from chalicelib.service.commands import Commands
+    from chalicelib.service.concurrency import in_threads
+    from chalicelib.service.worker import Worker
     from chalicelib.webhook.sender import SecretsCache, WebhookSender
     from standalone import log_lines
     from standalone.greenlets import gather, run_in_thread
@@ -154,34 +156,29 @@ def run(settings: Settings, store: SqliteTimerStore, server: Server, stop: threa
         if run_in_thread(partial(stop.wait, seconds)):
             raise Unavailable("Timers is being stopped.")
 
-    service = Service(
-        store,
-        engine,
-        sender,
-        clock=now,
-        new_id=new_id,
-        pause=pause,
-        # What is written at the same time shares a commit.
-        side_by_side=partial(gather, elsewhere=in_threads),
+    concurrently = partial(gather, elsewhere=in_threads)  # writes at the same time share a commit
+    commands = Commands(
+        store, engine, targets=settings.targets, new_id=new_id, concurrently=concurrently
     )
+    worker = Worker(store, engine, sender, clock=now, pause=pause, concurrently=concurrently)
     anonymous = None if settings.keys else DEFAULT_TENANT
     receiver = RECEIVER_PATH if settings.is_local else None
-    bootstrap.install(
+    runtime.install(
         Dependencies(
-            service=service, targets=settings.targets, anonymous=anonymous, receiver=receiver
+            commands=commands, worker=worker, clock=now, anonymous=anonymous, receiver=receiver
         )
     )
     for timer in store.claimed():
-        service.reclaim(timer)
+        worker.reclaim(timer)
     while put_off := store.postponed(MAX_COMMIT_BATCH):
         store.replace_all([timer.with_next_check(timer.due_at) for timer in put_off])
 
     def upkeep() -> bool:
-        swept = service.sweep(now() + MAX_SWEEP)
+        swept = worker.sweep(now() + MAX_SWEEP)
         # As they are stored, all have the longest retention.
         return swept + store.purge(now() + RETENTION - settings.retention) > 0
 
-    engine.start(service.deliver, upkeep)
+    engine.start(worker.deliver, upkeep)
     http = threading.Thread(target=_serve, args=(server, stop), name="http", daemon=True)
     http.start()
     has_keys = settings.keys and bool(store.keys.all())

@@ -14,10 +14,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
 from greenlet import getcurrent, greenlet
+
+from chalicelib.service.concurrency import MapConcurrently, one_by_one
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,7 @@ MAX_BLOCKING_THREADS = 64
 """How many calls that take long are made at the same time, each in a thread."""
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Dispatcher:
@@ -184,24 +188,15 @@ def run_in_thread(call: Callable[[], T]) -> T:
     return wait(task.tasks.aside(call)) if isinstance(task, _Task) else call()
 
 
-Calls = Sequence[Callable[[], object]]
-Faults = list[BaseException | None]
-
-
-def gather(calls: Calls, elsewhere: Callable[[Calls], Faults]) -> Faults:
+def gather(
+    call: Callable[[T], R], items: Sequence[T], /, *, elsewhere: MapConcurrently
+) -> list[R | Exception]:
     """Make the calls at the same time; return what each has raised.
 
     In a task they are tasks as well, in any other thread it is done `elsewhere`.
     """
     task = getcurrent()
     if not isinstance(task, _Task):
-        return elsewhere(calls)
-    return [_fault(done) for done in [task.tasks.start(call) for call in calls]]
-
-
-def _fault(done: "Future[object]") -> BaseException | None:
-    try:
-        wait(done)
-    except Exception as fault:
-        return fault
-    return None
+        return elsewhere(call, items)
+    started = [task.tasks.start(partial(call, item)) for item in items]
+    return one_by_one(wait, started)

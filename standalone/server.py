@@ -27,9 +27,10 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask
 
 from chalicelib.core import errors
-from chalicelib.core.api_keys import ApiKey, ApiKeys, find
+from chalicelib.core.api_keys import ApiKey, find
 from chalicelib.core.timer import DEFAULT_TENANT
 from chalicelib.http import responses
+from chalicelib.service.ports import ApiKeys
 from standalone.greenlets import Dispatcher, wait
 from standalone.rate_limit import RateLimiter
 from standalone.receiver import RECEIVER_PATH, Receiver
@@ -316,7 +317,7 @@ def application(
         try:
             allowed = app.routes[routes.match_route(path).route]
         except ValueError:
-            return _told(errors.NotFound()).to_dict()
+            return responses.error_response(errors.NotFound()).to_dict()
         if method not in allowed:
             detail = f"{method} is not possible here."
             allow: responses.Headers = {"Allow": ", ".join(allowed)}
@@ -327,7 +328,7 @@ def application(
         try:
             response: dict[str, Any] = gateway.handle_request(method, path, headers, body)
         except errors.TimersError as error:
-            return _told(error).to_dict()
+            return responses.error_response(error).to_dict()
         return response
 
     def wsgi(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -351,13 +352,7 @@ def _with_id(headers: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-@responses.problems
-def _told(error: errors.TimersError) -> Response:
-    """Return what a view would answer to this."""
-    raise error
-
-
-@responses.problems
+@responses.errors_as_problems
 def _arrivals(receiver: Receiver, door: ApiKeyAuthorizer, headers: Mapping[str, str]) -> Response:
     key = door.admit(headers)
     tenant = DEFAULT_TENANT if key is None else key.tenant

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from chalicelib.aws import bootstrap
-from chalicelib.aws.bootstrap import Dependencies
-from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
+from chalicelib import runtime
 from tests.support.routes import Api
 
 
@@ -30,10 +28,8 @@ def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 def api_on_fakes(monkeypatch: pytest.MonkeyPatch) -> Api:
     made = Api()
     # What another test has installed comes back afterwards.
-    monkeypatch.setattr(bootstrap, "_installed", None)
-    bootstrap.install(
-        Dependencies(service=made.service, targets=Targets.parse(LOOPBACK_TARGETS), keys=made.keys)
-    )
+    monkeypatch.setattr(runtime, "_installed", None)
+    runtime.install(made.service.dependencies(keys=made.keys))
     return made
 
 

@@ -41,13 +41,14 @@ from chalicelib.core.timer import (
     new_timer,
     timer_id,
 )
-from chalicelib.service.service import Service
 from tests.support.cloud import moment
 from tests.support.fakes import NO_CONTENT, START, FakeStore
+from tests.support.service import Service
 from tools.chaos.ledger import Crash, Ledger, Request, What
 from tools.chaos.ledger import Webhook as Sent
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 WEBHOOK = Webhook(url="https://example.com/x")
 
@@ -187,30 +188,28 @@ class Simulation:
         if self.dice.random() < self.weather.unanswered:
             raise ReadTimeoutError(endpoint_url="https://aws")
 
-    def side_by_side(self, calls: Sequence[Callable[[], object]]) -> list[BaseException | None]:
-        """Run the calls at the same time; see `service.threads`."""
-        faults: list[BaseException | None] = [None] * len(calls)
-        if not calls:
-            return faults
-        left = len(calls)
+    def concurrently(self, call: Callable[[T], R], items: Sequence[T], /) -> list[R | Exception]:
+        """Call for each item at the same simulated time; see `MapConcurrently`."""
+        results: dict[int, R | Exception] = {}
+        over: list[int] = []
         parent = getcurrent()
 
         def run(number: int) -> None:
-            nonlocal left
             try:
-                calls[number]()
-            except Exception as fault:
-                faults[number] = fault
+                results[number] = call(items[number])
+            except Exception as error:
+                results[number] = error
             finally:
-                left -= 1
-                if left == 0:
+                over.append(number)
+                if len(over) == len(items):
                     self._wake(self.time, parent)
 
         process = self.process
-        for number in range(len(calls)):
+        for number in range(len(items)):
             self.at(self.time, partial(run, number), process)
-        self._wait()
-        return faults
+        if items:
+            self._wait()
+        return [results[number] for number in range(len(items))]
 
     def run(self, until: float) -> None:
         """Let time pass."""
@@ -473,7 +472,7 @@ class Deployment:
         queue: Any = self.queue
         scheduler: Any = self.scheduler
         self._scheduler = AwsScheduler(
-            lambda: scheduler, lambda: queue, ADDRESSES, self.sim.clock, self.sim.side_by_side
+            lambda: scheduler, lambda: queue, ADDRESSES, self.sim.clock, self.sim.concurrently
         )
         self._keys = count(1)
         self.service = Service(
@@ -483,7 +482,7 @@ class Deployment:
             clock=self.sim.clock,
             new_id=lambda: "",  # each has a key
             pause=self.sim.sleep,
-            side_by_side=self.sim.side_by_side,
+            concurrently=self.sim.concurrently,
         )
         self.sim.at(30.0, self._sweep)
 

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import msgspec
 from chalice.app import AuthResponse
 
-from chalicelib.aws.bootstrap import Dependencies
 from chalicelib.core import api_keys
 from chalicelib.core.errors import NotConfigured
 from chalicelib.core.timer import Wakeup
+from chalicelib.runtime import Dependencies
 
 SWEEP_RESERVE = timedelta(seconds=15)
 """How long before its end the sweep begins no further batch."""
@@ -38,7 +38,7 @@ def authorize(parts: Dependencies, authorization: str) -> AuthResponse:
 
 def fire(parts: Dependencies, event: Any) -> None:
     """Answer a schedule that went off; `event` is its target's Input."""
-    parts.service.fire(msgspec.convert(event, Wakeup))
+    parts.worker.fire(msgspec.convert(event, Wakeup))
 
 
 def deliver(parts: Dependencies, records: Iterable[Record], context: Any) -> None:
@@ -47,13 +47,13 @@ def deliver(parts: Dependencies, records: Iterable[Record], context: Any) -> Non
         raise NotConfigured("There are no queues here: the messages are nobody's.")
     ends_at = _ends_at(parts, context)
     messages = [(record.body, record.receipt_handle) for record in records]
-    parts.scheduler.answer(messages, lambda wakeup: parts.service.deliver(wakeup, ends_at))
+    parts.scheduler.answer(messages, lambda wakeup: parts.worker.deliver(wakeup, ends_at))
 
 
 def sweep(parts: Dependencies, context: Any) -> None:
     """Look after what was forgotten, as long as this invocation lasts."""
-    parts.service.sweep(_ends_at(parts, context) - SWEEP_RESERVE)
+    parts.worker.sweep(_ends_at(parts, context) - SWEEP_RESERVE)
 
 
 def _ends_at(parts: Dependencies, context: Any) -> datetime:
-    return parts.service.now() + timedelta(milliseconds=context.get_remaining_time_in_millis())
+    return parts.clock() + timedelta(milliseconds=context.get_remaining_time_in_millis())

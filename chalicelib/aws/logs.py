@@ -45,7 +45,7 @@ class JsonLines(LambdaPowertoolsFormatter):
         told = _told(log["message"], state) if isinstance(state, Timer) else {}
         return super().serialize(log | told)
 
-    def invocation(self, context: Any) -> None:
+    def set_invocation(self, context: Any) -> None:
         """Put the id of this Lambda invocation on the lines that follow."""
         self.append_keys(function_request_id=context.aws_request_id)
 

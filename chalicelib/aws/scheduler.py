@@ -28,7 +28,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from chalicelib.core.errors import ScheduleRefused, Unavailable
 from chalicelib.core.timer import MAX_DELAY, Timer, Wakeup
-from chalicelib.service.service import SideBySide, in_threads
+from chalicelib.service.concurrency import MapConcurrently, in_threads
 
 if TYPE_CHECKING:
     from mypy_boto3_scheduler import EventBridgeSchedulerClient
@@ -109,7 +109,7 @@ class AwsScheduler:
         sqs: Callable[[], "SQSClient"],
         addresses: Addresses,
         clock: Callable[[], datetime],
-        side_by_side: SideBySide = in_threads,
+        concurrently: MapConcurrently = in_threads,
         near: timedelta = SQS_MAX_DELAY,
     ) -> None:
         if not SCHEDULE_HEADROOM + REFUSE_BELOW <= near <= SQS_MAX_DELAY:
@@ -119,7 +119,7 @@ class AwsScheduler:
         self._sqs = sqs
         self._at = addresses
         self._clock = clock
-        self._side_by_side = side_by_side
+        self._concurrently = concurrently
 
     def schedule(self, timer: Timer) -> None:
         now = self._clock()
@@ -127,8 +127,8 @@ class AwsScheduler:
             self._schedule(timer, timer.due_at - _lead(timer.id, self._near))
             return
         late = max(timer.due_at + BACKSTOP_DELAY, now + MIN_SCHEDULE_AHEAD)
-        faults = self._side_by_side(
-            [lambda: self._send([timer.wakeup()]), lambda: self._schedule(timer, late)]
+        faults = self._concurrently(
+            _call, [lambda: self._send([timer.wakeup()]), lambda: self._schedule(timer, late)]
         )
         _raise_worst(faults)
 
@@ -144,7 +144,7 @@ class AwsScheduler:
                 log.error("wake-up dropped", extra=_about(wakeup))
         kept = [wakeup for wakeup in further if wakeup.hops <= MAX_HOPS]
         batches = [kept[start : start + 10] for start in range(0, len(kept), 10)]
-        _raise_worst(self._side_by_side([partial(self._send, batch) for batch in batches]))
+        _raise_worst(self._concurrently(self._send, batches))
 
     def is_behind(self) -> bool:
         """Say whether the queue is deep. The figure that SQS gives may be a minute old."""
@@ -162,7 +162,7 @@ class AwsScheduler:
         others come again.
         """
         calls = [partial(lambda text: deliver(decode_wakeup(text)), body) for body, _ in messages]
-        faults = self._side_by_side(calls)
+        faults = self._concurrently(_call, calls)
         if not any(faults):
             return
         for (body, _), fault in zip(messages, faults, strict=True):
@@ -278,7 +278,12 @@ def _description(timer: Timer) -> str:
     return f"Timer {timer.id}: POST to {host}, due {timer.due_at:%Y-%m-%d %H:%M:%S} UTC"[:512]
 
 
-def _raise_worst(faults: Sequence[BaseException | None]) -> None:
+def _call(step: Callable[[], object]) -> Exception | None:
+    step()
+    return None
+
+
+def _raise_worst(faults: Sequence[Exception | None]) -> None:
     # A refusal says more than a fault that may pass.
     for fault in sorted(filter(None, faults), key=lambda f: not isinstance(f, ScheduleRefused)):
         raise fault

@@ -1,4 +1,4 @@
-"""Which timers a list shows, in what order, and where it goes on. Pure."""
+"""Lists of timers: filter, order and cursor. Pure."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -9,9 +9,9 @@ from chalicelib.core.timer import Status, Timer
 
 
 class Cursor(NamedTuple):
-    """Where a timer stands in a list: newest first, and of the same moment the greatest id first.
+    """A timer's place in lists: newest first; of the same moment, the greatest id first.
 
-    Neither ever changes, so that timers that come, fire and go move no others.
+    Neither value ever changes, so timers that are created, fire or expire move no others.
     """
 
     created_at: datetime
@@ -19,14 +19,14 @@ class Cursor(NamedTuple):
 
 
 class TimerFilter(Struct, frozen=True, kw_only=True):
-    """Which of a tenant's timers are wanted; None: whatever they are."""
+    """The timers to list; None matches all."""
 
     status: Status | None = None
     label: str | None = None
     since: datetime | None = None
-    """Created at this moment or later."""
+    """Created at this time or later."""
     until: datetime | None = None
-    """Created before this moment."""
+    """Created before this time."""
 
     def matches(self, timer: Timer) -> bool:
         return (
@@ -37,14 +37,23 @@ class TimerFilter(Struct, frozen=True, kw_only=True):
         )
 
 
+class ListQuery(NamedTuple):
+    """One page to read."""
+
+    filter: TimerFilter
+    after: Cursor | None
+    """The last timer of the page before; None for the first page."""
+    limit: int
+
+
 class Page(NamedTuple):
-    """A piece of a list."""
+    """Part of a list."""
 
     timers: list[Timer]
     next: Cursor | None
-    """Behind which it goes on; None at its end."""
+    """Where the next page begins; None at the end of the list."""
 
 
 def cursor_of(timer: Timer) -> Cursor:
-    """Return where the timer stands."""
+    """Return the timer's place in lists."""
     return Cursor(timer.created_at, timer.id)

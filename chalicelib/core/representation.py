@@ -1,4 +1,4 @@
-"""A timer as it is shown: in answers, and to whoever is told that it failed."""
+"""A timer as JSON: in responses, and in the notification that it failed. Pure."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -10,21 +10,20 @@ from chalicelib.core.headers import mask
 from chalicelib.core.timer import WAITING, Attempt, RetryPolicy, Status, Timer
 
 MAX_FAILURE_BYTES = 96 * 1024
-"""Bytes of what is told of a failure: many receivers take no more than 100 KB, and a stored timer
-has room for 400 KB in all."""
-
+"""Bytes of a failure notification: many receivers take at most 100 KB, and a stored timer has at
+most 400 KB."""
 
 Moment = Annotated[datetime, Meta(tz=True)]
 
 
 class AttemptResource(msgspec.Struct, kw_only=True):
-    """One attempt to send a webhook: it has a status or an error."""
+    """One attempt to send a webhook. It has a status or an error."""
 
-    number: Annotated[int, Meta(description="1 for the first.")]
-    at: Annotated[Moment, Meta(description="When it began.")]
-    lateness: Annotated[float, Meta(description="Seconds from the moment that it was due at.")]
-    duration: Annotated[float, Meta(description="Seconds that it took.")]
-    status: Annotated[int | None, Meta(description="HTTP status of the receiver's answer.")]
+    number: Annotated[int, Meta(description="1 for the first attempt.")]
+    at: Annotated[Moment, Meta(description="When the attempt began.")]
+    lateness: Annotated[float, Meta(description="Seconds between the due time and the attempt.")]
+    duration: Annotated[float, Meta(description="Seconds that the attempt took.")]
+    status: Annotated[int | None, Meta(description="HTTP status of the receiver's response.")]
     error: Annotated[
         str | None,
         Meta(
@@ -33,7 +32,7 @@ class AttemptResource(msgspec.Struct, kw_only=True):
         ),
     ]
     detail: Annotated[str, Meta(description="More about the error.")]
-    answer: Annotated[str, Meta(description="The beginning of the answer's body.")]
+    answer: Annotated[str, Meta(description="The beginning of the response body.")]
 
 
 class TimerResource(msgspec.Struct, kw_only=True):
@@ -43,18 +42,22 @@ class TimerResource(msgspec.Struct, kw_only=True):
     status: Status
     time_left: Annotated[
         int,
-        Meta(ge=0, description="Whole seconds, rounded up, while the timer is scheduled; else 0."),
+        Meta(
+            ge=0,
+            description="Whole seconds until the deadline, rounded up; 0 unless the timer is"
+            " scheduled.",
+        ),
     ]
     url: str
     method: str
     headers: Annotated[
         dict[str, str], Meta(description="Values that look like secrets are masked.")
     ]
-    body: Annotated[str, Meta(description="As it is sent.")]
+    body: Annotated[str, Meta(description="The body as it is sent.")]
     timeout: Annotated[int, Meta(description="Seconds that one attempt may take.")]
     retry: RetryPolicy
     on_failure: Annotated[
-        str | None, Meta(description="The URL that is told if the timer ends as failed.")
+        str | None, Meta(description="The URL that is notified if the timer fails.")
     ]
     label: str | None
     metadata: dict[str, str]
@@ -63,12 +66,14 @@ class TimerResource(msgspec.Struct, kw_only=True):
     next_attempt_at: Annotated[
         Moment | None, Meta(description="Null unless the timer is scheduled or retrying.")
     ]
-    failure: Annotated[str | None, Meta(description="Why it failed, if it did.")]
-    attempts: Annotated[list[AttemptResource], Meta(description="The latest 20, in their order.")]
+    failure: Annotated[str | None, Meta(description="Why the timer failed; null unless it did.")]
+    attempts: Annotated[
+        list[AttemptResource], Meta(description="The latest 20 attempts, oldest first.")
+    ]
 
 
 class Failure(msgspec.Struct, kw_only=True):
-    """What `on_failure` is told."""
+    """The body of a notification to `on_failure`."""
 
     type: Annotated[Literal["timer.failed"], Meta(extra_json_schema={"type": "string"})]
     timestamp: Moment
@@ -77,7 +82,7 @@ class Failure(msgspec.Struct, kw_only=True):
 
 
 def represent(timer: Timer, now: datetime) -> TimerResource:
-    """Return the timer as it is shown at a moment."""
+    """Return the timer as it looks at this time."""
     return TimerResource(
         id=timer.id,
         status=timer.status,
@@ -100,16 +105,22 @@ def represent(timer: Timer, now: datetime) -> TimerResource:
 
 
 def represent_failure(timer: Timer, now: datetime) -> str:
-    """Return, as JSON, what is told of a timer that failed; without its body if that is too much.
+    """Return the notification about a failed timer, as JSON of at most `MAX_FAILURE_BYTES`.
 
-    64 KB of control characters are six times as much in JSON.
+    If it would be larger, the timer's body is left out: 64 KB of control characters are six times
+    as much in JSON.
     """
-    shown = represent(timer, now)
-    told = Failure(type="timer.failed", timestamp=now, timer=shown, last_attempt=shown.attempts[-1])
-    text = msgspec.json.encode(told)
+    resource = represent(timer, now)
+    failure = Failure(
+        type="timer.failed",
+        timestamp=now,
+        timer=resource,
+        last_attempt=resource.attempts[-1],
+    )
+    text = msgspec.json.encode(failure)
     if len(text) > MAX_FAILURE_BYTES:
-        shown.body = ""
-        text = msgspec.json.encode(told)
+        resource.body = ""
+        text = msgspec.json.encode(failure)
     return text.decode()
 
 

@@ -1,0 +1,1 @@
+"""The HTTP API: requests to values, values to responses, errors to status codes."""

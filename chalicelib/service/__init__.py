@@ -1,0 +1,1 @@
+"""What Timers does, over Protocols that hide AWS, SQLite and HTTP."""

@@ -5,8 +5,9 @@ from datetime import timedelta
 from msgspec.structs import replace
 
 from chalicelib.core import api_keys
-from chalicelib.core.api_keys import KEY_ENTROPY, ApiKey, ApiKeys, Role
+from chalicelib.core.api_keys import KEY_ENTROPY, ApiKey, Role
 from chalicelib.core.timer import DEFAULT_TENANT
+from chalicelib.service.ports import ApiKeys
 from tests.support.fakes import START
 
 TOKEN, KEY = api_keys.mint(DEFAULT_TENANT, Role.FULL, START, bytes(KEY_ENTROPY))

@@ -4,7 +4,8 @@ import pytest
 
 from chalicelib.core import signing
 from chalicelib.core.errors import CommandError
-from chalicelib.core.signing import MAX_SECRETS, Secrets
+from chalicelib.core.signing import MAX_SECRETS
+from chalicelib.service.ports import Secrets
 
 
 def secret(number: int) -> str:

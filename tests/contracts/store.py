@@ -23,7 +23,7 @@ from chalicelib.core.timer import (
     new_timer,
     timer_id,
 )
-from chalicelib.service.service import Store
+from chalicelib.service.ports import Store
 from tests.support.fakes import NO_CONTENT, START, FakeStore
 
 MICROSECOND = timedelta(microseconds=1)

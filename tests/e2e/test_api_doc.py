@@ -10,7 +10,7 @@ from msgspec.structs import fields
 
 from app import app
 from chalicelib.core.representation import AttemptResource, TimerResource
-from chalicelib.http.requests import NewTimer, Query
+from chalicelib.http.bodies import NewTimer, Query
 from tests.support.processes import ROOT, TOOLS, Standalone, environment
 
 TEXT = (ROOT / "docs/api.md").read_text()

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from chalicelib.http import openapi
-from chalicelib.http.openapi import OPERATIONS
+from chalicelib.http.routes import OPERATIONS
 from tests.support.processes import environment
 from tools.fuzz import NOTHING_BUT_LOOPBACK, Run, fuzz
 

@@ -23,14 +23,13 @@ import pytest
 import requests
 
 from app import app
-from chalicelib.aws import bootstrap
-from chalicelib.aws.bootstrap import new_id, now
+from chalicelib import runtime
 from chalicelib.core import api_keys
 from chalicelib.core.api_keys import Role
 from chalicelib.core.errors import CommandError, Conflict
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import DEFAULT_TENANT, MAX_TIMEOUT, Outcome, Timer, Webhook, new_timer
-from chalicelib.service.service import Service
+from chalicelib.runtime import new_id, now
 from standalone import scheduler as engine_module
 from standalone.bootstrap import Settings, _url, run
 from standalone.scheduler import MAX_SENDERS, HeapScheduler
@@ -38,6 +37,7 @@ from standalone.server import Server, application
 from standalone.sqlite import MIGRATIONS, SqliteTimerStore, tenants_in
 from tests.support.fakes import NO_CONTENT, created
 from tests.support.processes import ROOT, Receiver, Standalone, environment, wait_until
+from tests.support.service import Service
 
 
 @pytest.fixture
@@ -286,7 +286,7 @@ def test_ends_with_an_error_when_http_breaks(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that can't go on says so by its status, for whoever starts it again."""
-    monkeypatch.setattr(bootstrap, "_installed", None)
+    monkeypatch.setattr(runtime, "_installed", None)
     store = SqliteTimerStore(database)
     server = Server(application(app), "127.0.0.1", 0)
 
@@ -322,7 +322,7 @@ def waiting_since(moment: datetime) -> Timer:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let upkeep come soon, and what is installed be gone afterwards."""
-    monkeypatch.setattr(bootstrap, "_installed", None)
+    monkeypatch.setattr(runtime, "_installed", None)
     monkeypatch.setattr(engine_module, "SWEEP_INTERVAL", 0.05)
 
 

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from app import app
-from chalicelib.aws import bootstrap
-from chalicelib.aws.bootstrap import Dependencies
+from chalicelib import runtime
 from chalicelib.core import api_keys
 from chalicelib.core.api_keys import KEY_ENTROPY, ApiKey, Role
 from chalicelib.core.errors import Unavailable
@@ -150,7 +149,7 @@ def test_read_key(served: Served) -> None:
         if method != "GET":
             body = BODIES.get((method, path), b"")
             data = message(method, path.replace("/x", at[7:]), HOST, READ, JSON, body=body)
-            assert ask(served.url, data).detail(403) == "This key may only read."
+            assert ask(served.url, data).detail(403) == "This API key is read-only."
     shown = json.loads(ask(served.url, message("GET", at, HOST, READ)).body)
     assert shown["status"] == "scheduled"
 
@@ -287,8 +286,7 @@ def fakes(api_on_fakes: Api) -> OnFakes:
 def limited(fakes: OnFakes, rate: int, *, keyed: bool = True) -> Wsgi:
     """Return the application with a rate; without keys it is as AUTH=none has it."""
     if not keyed:
-        service, targets = fakes.api.service, Targets.parse(LOOPBACK_TARGETS)
-        bootstrap.install(Dependencies(service=service, targets=targets, anonymous=DEFAULT_TENANT))
+        runtime.install(fakes.api.service.dependencies(anonymous=DEFAULT_TENANT))
     limit = RateLimiter(rate, fakes.clock)
     receiver = Receiver(Clock(), lambda _: [])
     return application(app, keys=fakes.keys if keyed else None, limit=limit, receiver=receiver)

@@ -67,8 +67,7 @@ def fire_now(cloud: Cloud) -> Timer:
 
 
 def edit(cloud: Cloud) -> Timer:
-    labelled = Webhook(url="https://example.com/", label="x")
-    return cloud.service.change(DEFAULT_TENANT, _only(cloud).id, edit=lambda _: labelled)
+    return cloud.service.change(DEFAULT_TENANT, _only(cloud).id, label="x")
 
 
 def create_once(cloud: Cloud) -> Timer:
@@ -95,7 +94,7 @@ def sweep(cloud: Cloud) -> None:
 
 def _only(cloud: Cloud) -> Timer:
     with cloud.aws.unobserved():
-        (found,) = cloud.service._store.overdue(START + timedelta(days=9999), 2) or [
+        (found,) = cloud.service.store.overdue(START + timedelta(days=9999), 2) or [
             cloud.service.get(DEFAULT_TENANT, cloud.sender.sent[-1][0].id)
         ]
     return found

@@ -12,7 +12,6 @@ import pytest
 from chalicelib.core.errors import InvalidRequest
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets, is_public
 from chalicelib.core.timer import Status, Timer, Webhook, new_timer
-from chalicelib.service.service import Service
 from chalicelib.webhook import sender as sender_module
 from chalicelib.webhook.sender import MAX_RESPONSE_BYTES, WebhookSender
 from tests.integration.test_sender import (
@@ -25,6 +24,7 @@ from tests.integration.test_sender import (
     silent,
 )
 from tests.support.fakes import Clock, FakeScheduler, FakeStore, created
+from tests.support.service import Service
 
 TIMEOUT = 1
 """Seconds that each of these webhooks has."""

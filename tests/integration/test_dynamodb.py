@@ -15,7 +15,7 @@ from chalicelib.aws.timer_store import DynamoTimerStore
 from chalicelib.core.errors import Unavailable
 from chalicelib.core.pagination import Page, TimerFilter, cursor_of
 from chalicelib.core.timer import DEFAULT_TENANT, Status, Timer
-from chalicelib.service.service import Store
+from chalicelib.service.ports import Store
 from tests.contracts.store import HOUR, SECOND, StoreContract, make, newest_first, walk
 from tests.support.aws import NAME, Account, account
 from tests.support.fakes import NO_CONTENT, START

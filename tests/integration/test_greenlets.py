@@ -16,7 +16,7 @@ from pytest_httpserver import HTTPServer
 
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import Outcome, Webhook, new_timer
-from chalicelib.service.service import one_by_one
+from chalicelib.service.concurrency import one_by_one
 from chalicelib.webhook.sender import WebhookSender
 from standalone import greenlets
 from standalone.greenlets import Dispatcher, Hub, gather, run_in_thread, wait
@@ -119,7 +119,7 @@ def test_without_tasks_all_is_as_ever() -> None:
     future.set_result(1)
     assert wait(future) == 1
     assert run_in_thread(threading.current_thread) is threading.current_thread()
-    assert gather([int], elsewhere=one_by_one) == [None]
+    assert gather(int, [1], elsewhere=one_by_one) == [1]
 
 
 def test_side_by_side() -> None:
@@ -129,10 +129,10 @@ def test_side_by_side() -> None:
     def fail() -> None:
         raise ValueError("no")
 
-    faults: list[BaseException | None] = []
-    calls = [lambda: wait(met), fail, lambda: met.set_result(None)]
-    Turner().run(lambda: faults.extend(gather(calls, elsewhere=one_by_one)))
-    assert [type(fault) for fault in faults] == [type(None), ValueError, type(None)]
+    results: list[object] = []
+    calls: list[Callable[[], object]] = [lambda: wait(met), fail, lambda: met.set_result(None)]
+    Turner().run(lambda: results.extend(gather(lambda call: call(), calls, elsewhere=one_by_one)))
+    assert [type(result) for result in results] == [type(None), ValueError, type(None)]
 
 
 def test_what_breaks_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,13 +12,12 @@ from chalice.test import Client
 
 import app as app_module
 from app import app
-from chalicelib.aws import bootstrap, handlers, scheduler
-from chalicelib.aws.bootstrap import Dependencies
+from chalicelib import runtime
+from chalicelib.aws import handlers, scheduler
 from chalicelib.aws.scheduler import AwsScheduler
 from chalicelib.core.errors import NotConfigured, Unavailable
-from chalicelib.core.targets import Targets
 from chalicelib.core.timer import DEFAULT_TENANT, Status, Wakeup
-from chalicelib.service.service import one_by_one
+from chalicelib.service.concurrency import one_by_one
 from tests.support.aws import ACCOUNT, REGION, account
 from tests.support.cloud import Cloud
 from tests.support.processes import ROOT, environment
@@ -42,9 +41,9 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
             lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, cloud.clock, one_by_one
         )
         monkeypatch.setattr(
-            bootstrap,
+            runtime,
             "_installed",
-            Dependencies(service=cloud.service, targets=Targets(), scheduler=scheduler),
+            cloud.service.dependencies(scheduler=scheduler),
         )
         yield cloud
 
@@ -95,7 +94,7 @@ def test_deliver_raises_so_that_the_rest_comes_again(
 ) -> None:
     """A fault of the infrastructure escapes; what went well is deleted first."""
     good, bad = cloud.create(0), cloud.create(0)
-    real = cloud.service._store
+    real = cloud.service.store
 
     def before(operation: str) -> None:
         if operation == "UpdateItem" and cloud.aws.calls[-1][1]["Key"]["id"]["S"] == bad.id:
@@ -120,7 +119,7 @@ def test_deliver_starts_nothing_that_it_can_not_finish(cloud: Cloud) -> None:
             self.body = text
 
     timer = cloud.create(0)
-    handlers.deliver(bootstrap.current(None), [Record(body(timer.wakeup()))], Context(30_000))
+    handlers.deliver(runtime.current(None), [Record(body(timer.wakeup()))], Context(30_000))
     assert cloud.sender.sent == []
     assert cloud.read(timer.id).status is Status.SCHEDULED
     cloud.turn()
@@ -146,11 +145,9 @@ def test_fire_refuses_what_is_no_ring(cloud: Cloud, client: Client, event: Any) 
 
 def test_deliver_runs_on_aws_only(monkeypatch: pytest.MonkeyPatch, cloud: Cloud) -> None:
     """Without an alarm on AWS there are no messages to answer."""
-    monkeypatch.setattr(
-        bootstrap, "_installed", Dependencies(service=cloud.service, targets=Targets())
-    )
+    monkeypatch.setattr(runtime, "_installed", cloud.service.dependencies())
     with pytest.raises(NotConfigured):
-        handlers.deliver(bootstrap.current(None), [], None)
+        handlers.deliver(runtime.current(None), [], None)
 
 
 def test_parts_are_named_by_rule() -> None:
@@ -164,13 +161,13 @@ def create_client(self, name, *args, **kwargs):
     made.append(name)
     return original(self, name, *args, **kwargs)
 botocore.session.Session.create_client = create_client
-from chalicelib.aws import bootstrap
+from chalicelib import runtime
 assert made == []
 class Context:
     invoked_function_arn = "arn:aws:lambda:{REGION}:{ACCOUNT}:function:timers-dev"
     aws_request_id = "x"
-parts = bootstrap.current(Context())
-assert bootstrap.current(Context()) is parts
+parts = runtime.current(Context())
+assert runtime.current(Context()) is parts
 at = parts.scheduler._at
 assert made == ["dynamodb"]
 seconds = parts.scheduler._sqs().meta.config
@@ -178,7 +175,7 @@ made += [seconds.connect_timeout, seconds.read_timeout]
 url = parts.scheduler._queue_url()
 assert parts.anonymous is None
 assert parts.keys._table == "timers-dev-tenants"
-assert parts.lines.log_format["function_request_id"] == "x"
+assert parts.log_lines.log_format["function_request_id"] == "x"
 print(json.dumps([made, at.group, at.fire_arn, at.role_arn, at.dead_letter_arn, url]))
 """
     ended = subprocess.run(

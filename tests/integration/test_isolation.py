@@ -13,21 +13,20 @@ from typing import Any, NamedTuple
 import pytest
 
 from app import app
-from chalicelib.aws import bootstrap
-from chalicelib.aws.bootstrap import Dependencies
+from chalicelib import runtime
 from chalicelib.aws.scheduler import AwsScheduler
 from chalicelib.aws.timer_store import DynamoApiKeys, DynamoTimerStore
 from chalicelib.core import api_keys
-from chalicelib.core.api_keys import KEY_ENTROPY, ApiKeys, Role
+from chalicelib.core.api_keys import KEY_ENTROPY, Role
 from chalicelib.core.pagination import TimerFilter
-from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import IdempotencyKey, Outcome, Status, Timer, TimerSpec, Webhook
-from chalicelib.service.service import Service, Store
+from chalicelib.service.ports import ApiKeys, Store
 from standalone.server import application
 from standalone.sqlite import SqliteTimerStore
 from tests.support.aws import NAME, TENANTS, account
 from tests.support.fakes import START, Clock, FakeScheduler, FakeSender
 from tests.support.routes import CLIENT, JSON, ROUTES, URL, WANTING
+from tests.support.service import Service
 
 KEY = "the same key"
 
@@ -133,15 +132,15 @@ def on_aws(_: Path) -> Iterator[World]:
 
 
 def install(world: World, kept: ApiKeys) -> None:
-    parts = Dependencies(service=world.service, targets=Targets.parse(LOOPBACK_TARGETS), keys=kept)
-    bootstrap.install(parts)
+    parts = world.service.dependencies(keys=kept)
+    runtime.install(parts)
 
 
 @pytest.fixture(params=[embedded, on_aws], ids=lambda it: it.__name__)
 def world(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
-    monkeypatch.setattr(bootstrap, "_installed", None)
+    monkeypatch.setattr(runtime, "_installed", None)
     yield from request.param(tmp_path)
 
 

@@ -17,9 +17,10 @@ from botocore.exceptions import NoCredentialsError
 
 from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core import api_keys
-from chalicelib.core.api_keys import ApiKey, ApiKeys, Role
-from chalicelib.core.signing import MAX_SECRETS, Secrets
+from chalicelib.core.api_keys import ApiKey, Role
+from chalicelib.core.signing import MAX_SECRETS
 from chalicelib.core.timer import DEFAULT_TENANT
+from chalicelib.service.ports import ApiKeys, Secrets
 from cli.keys import main, new_key
 from infra import stages
 from standalone.sqlite import SqliteTimerStore

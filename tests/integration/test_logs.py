@@ -21,7 +21,7 @@ from chalicelib.core.errors import Unavailable
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import DEFAULT_TENANT, Outcome, Timer, Wakeup, Webhook, new_timer
 from chalicelib.http import responses
-from chalicelib.service.service import one_by_one
+from chalicelib.service.concurrency import one_by_one
 from chalicelib.webhook.sender import WebhookSender
 from tests.support.aws import TEMPLATE, account
 from tests.support.cloud import Cloud
@@ -39,7 +39,7 @@ def output(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     root, core = logging.getLogger(), logging.getLogger("chalicelib")
     kept = root.handlers, root.level, core.level
     lines = logs.attach("timers-test")
-    lines.invocation(SimpleNamespace(aws_request_id="request-1"))
+    lines.set_invocation(SimpleNamespace(aws_request_id="request-1"))
     yield text
     root.handlers = kept[0]
     root.setLevel(kept[1])
@@ -144,7 +144,7 @@ def test_what_is_not_recorded_is_not_counted(told: Told) -> None:
 def test_requests_that_are_not_served_are_counted(told: Told) -> None:
     """A 503 is an event with its cause, for a Lambda that answers one has not failed."""
 
-    @responses.problems
+    @responses.errors_as_problems
     def view() -> Response:
         raise Unavailable("DynamoDB can't do this now: X.") from ValueError("the role may not")
 

@@ -84,21 +84,21 @@ def deliver(cloud: Cloud) -> None:
     ends_at = cloud.clock.now + timedelta(seconds=60)
     DynamoSecrets(cloud.aws.dynamodb, TENANTS).of(good.tenant)
     messages = [(scheduler_module._text(timer.wakeup()), "handle") for timer in (good, bad)]
-    scheduler: Any = cloud.service._scheduler
+    scheduler: Any = cloud.service.scheduler
     with pytest.raises(Unavailable):
         scheduler.answer(messages, lambda wakeup: cloud.service.deliver(wakeup, ends_at))
     cloud.aws.before = lambda operation: None
     # A ring too early is forwarded; an attempt that is to be made again moves the timer.
     late = cloud.read(bad.id)
-    cloud.service._scheduler.requeue([late.wakeup()])
-    cloud.service._rearm(late, late.change(late, ends_at))
+    cloud.service.scheduler.requeue([late.wakeup()])
+    cloud.service.transitions.reschedule(late, late.change(late, ends_at), cloud.clock.now)
 
 
 def sweep(cloud: Cloud) -> None:
     with cloud.aws.unobserved():
         lost, unarmed, _ = cloud.create(0), cloud.create(0), cloud.create(0)
-        cloud.service._store.claim(lost.wakeup(), cloud.clock.now, cloud.clock.now)
-        cloud.service._store.replace(unarmed.mark_unarmed(cloud.clock.now))
+        cloud.service.store.claim(lost.wakeup(), cloud.clock.now, cloud.clock.now)
+        cloud.service.store.replace(unarmed.mark_unarmed(cloud.clock.now))
     cloud.clock.forward(60)
     assert cloud.sweep() == 3
     assert cloud.read(lost.id).status is Status.RETRYING

@@ -18,14 +18,15 @@ from msgspec.structs import replace
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
+from chalicelib import runtime
 from chalicelib.aws import bootstrap, timer_store
 from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core.api_keys import Role
 from chalicelib.core.errors import CommandError, Unavailable
-from chalicelib.core.signing import MAX_SECRETS, Secrets
+from chalicelib.core.signing import MAX_SECRETS
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import DEFAULT_TENANT, Status, Timer, Webhook, new_timer
-from chalicelib.service.service import Service
+from chalicelib.service.ports import Secrets
 from chalicelib.webhook.sender import SECRETS_TTL, SecretsCache, WebhookSender
 from cli.keys import new_key
 from infra.deploy import Deployment
@@ -34,6 +35,7 @@ from tests.contracts.secrets import SecretsContract, secret
 from tests.support.aws import REGION, STAGE, TENANTS, Account, account
 from tests.support.fakes import START, Clock, FakeScheduler, FakeSecrets, FakeStore, created
 from tests.support.processes import ROOT, Arrival, Receiver, Standalone, tenants, wait_until
+from tests.support.service import Service
 
 DATA = ROOT / "tests/compat/databases"
 
@@ -423,10 +425,10 @@ def test_functions_remember_and_sign() -> None:
     for number in (1, 2):
         counting.add("acme", secret(number))
     counting.asked.clear()
-    sender = bootstrap._Sender(Targets.parse(LOOPBACK_TARGETS), counting)
+    sender = bootstrap._LazySender(Targets.parse(LOOPBACK_TARGETS), counting)
     with Receiver() as receiver:
         for _ in range(3):
-            assert sender.send(timer(receiver.url), bootstrap.now()).status == 200
+            assert sender.send(timer(receiver.url), runtime.now()).status == 200
     assert counting.asked == ["acme"]
     assert all(accepts(secret(n), it) for n in (1, 2) for it in receiver.arrivals)
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import standalone.server
 from app import app
-from chalicelib.aws import bootstrap
+from chalicelib import runtime
 from chalicelib.core.pagination import Page
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from standalone.bootstrap import Settings, door, run
@@ -131,7 +131,7 @@ def running(settings: Settings, store: SqliteTimerStore) -> Iterator[str]:
     stop = threading.Event()
     runner = threading.Thread(target=run, args=(settings, store, server, stop))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bootstrap, "_installed", None)  # puts back what was there
+        patch.setattr(runtime, "_installed", None)  # puts back what was there
         runner.start()
         try:
             yield f"http://{server.effective_host}:{server.effective_port}"
@@ -775,7 +775,7 @@ def test_more_connections_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def still(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A server with no service behind it, whose loop turns only when a test turns it."""
-    monkeypatch.setattr(bootstrap, "_installed", None)
+    monkeypatch.setattr(runtime, "_installed", None)
     server = Server(application(app), "127.0.0.1", 0)
     yield server
     server.finish()

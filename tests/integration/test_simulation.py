@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from chalicelib.aws import scheduler
-from chalicelib.service import service
+from chalicelib.service import worker
 from tools.simulation import Deployment, burst, crashing, outage, steady
 
 
@@ -29,9 +29,9 @@ def test_outage_drains_without_multiplying(monkeypatch: pytest.MonkeyPatch) -> N
     """After an outage each timer costs little more than one message, and the oldest go first, even
     when the queue is deep for longer than the sweep leaves a timer alone."""
     monkeypatch.setattr(scheduler, "BACKLOG_LIMIT", 50)
-    monkeypatch.setattr(service, "SWEEP_BATCH_SIZE", 50)
-    monkeypatch.setattr(service, "MAX_SWEPT", 400)
-    monkeypatch.setattr(service, "SWEEP_COOLDOWN", timedelta(seconds=60))
+    monkeypatch.setattr(worker, "SWEEP_BATCH_SIZE", 50)
+    monkeypatch.setattr(worker, "MAX_SWEPT", 400)
+    monkeypatch.setattr(worker, "SWEEP_COOLDOWN", timedelta(seconds=60))
     world = outage(2000, rate=5.0)
     assert world.queue.sent <= 1.1 * len(world.store.timers)
     assert world.lateness()[-1] < 1200

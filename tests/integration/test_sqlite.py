@@ -20,7 +20,8 @@ import pytest
 from chalicelib.core.errors import CommandError, Unavailable
 from chalicelib.core.pagination import Page, TimerFilter, cursor_of
 from chalicelib.core.timer import DEFAULT_TENANT, RETENTION, Status, Timer
-from chalicelib.service.service import Store, in_threads
+from chalicelib.service.concurrency import in_threads
+from chalicelib.service.ports import Store
 from standalone import sqlite
 from standalone.sqlite import MIGRATIONS, SqliteTimerStore, micros
 from tests.contracts.store import HOUR, SECOND, StoreContract, make, newest_first, walk
@@ -547,5 +548,5 @@ def test_closing_waits_for_what_is_written(path: Path) -> None:
 def test_short_lived_threads_leave_no_files_open(store: SqliteTimerStore) -> None:
     """However many threads have read, as many connections stay as were needed at one time."""
     for _ in range(20):
-        in_threads([partial(store.get, DEFAULT_TENANT, "nobody")] * 8)
+        in_threads(partial(store.get, DEFAULT_TENANT), ["nobody"] * 8)
     assert 1 <= len(store._readers) <= 8

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chalicelib.http.openapi import OPERATIONS
+from chalicelib.http.routes import OPERATIONS
 from tests.support.browser import ApiDocs, chromium, opened
 from tests.support.processes import ROOT, Standalone, tenants
 from tests.support.routes import Api

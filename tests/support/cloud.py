@@ -8,9 +8,10 @@ from chalicelib.aws import scheduler
 from chalicelib.aws.scheduler import AwsScheduler
 from chalicelib.aws.timer_store import DynamoTimerStore
 from chalicelib.core.timer import DEFAULT_TENANT, Timer, Webhook, timer_id
-from chalicelib.service.service import Service, one_by_one
+from chalicelib.service.concurrency import one_by_one
 from tests.support.aws import NAME, Account
 from tests.support.fakes import Clock, FakeSender, created
+from tests.support.service import Service
 
 FUNCTION_TIMEOUT = timedelta(seconds=60)
 

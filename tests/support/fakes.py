@@ -9,7 +9,7 @@ from chalicelib.core.api_keys import ApiKey
 from chalicelib.core.errors import Unavailable
 from chalicelib.core.pagination import Cursor, Page, TimerFilter, cursor_of
 from chalicelib.core.timer import DEFAULT_TENANT, Outcome, Timer, TimerSpec, Wakeup, Webhook
-from chalicelib.service.service import Service
+from tests.support.service import Service
 
 START = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 

@@ -19,10 +19,10 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from app import app
 from chalicelib.core import durations
 from chalicelib.core.errors import InvalidRequest
-from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
-from chalicelib.http import openapi, requests, responses
-from chalicelib.http.openapi import OPERATIONS
-from tests.support.fakes import START
+from chalicelib.core.timer import DEFAULT_TENANT, Webhook
+from chalicelib.http import bodies, openapi, requests, responses
+from chalicelib.http.routes import OPERATIONS
+from tests.support.fakes import START, OnFakes
 from tests.support.processes import ROOT
 from tests.support.routes import PAGES, Api
 
@@ -30,8 +30,6 @@ DOCUMENT: dict[str, Any] = json.loads(openapi.document())
 
 FOR_PEOPLE = {" ".join(route) for route in PAGES}
 """The routes that the document says nothing of: itself, and pages."""
-
-TARGETS = Targets.parse(LOOPBACK_TARGETS)
 
 
 def operations() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -51,14 +49,14 @@ def accepts(kind: type, value: object) -> bool:
     return validator(kind.__name__).is_valid(value)
 
 
-def understood(kind: type[requests.TimerChange], value: object) -> bool:
+def understood(kind: type[bodies.TimerChange], value: object) -> bool:
     """Say whether the service takes this as a body."""
     try:
         read = requests.decode(json.dumps(value).encode(), kind)
-        if isinstance(read, requests.NewTimer):
-            read.order(TARGETS, START, None)
+        if isinstance(read, bodies.NewTimer):
+            OnFakes().service.create(DEFAULT_TENANT, read.spec(START, None))
         else:
-            read.deadline(START)
+            read.change(START).webhook.apply(Webhook(url="http://localhost/"))
     except InvalidRequest:
         return False
     return True
@@ -96,10 +94,9 @@ def test_costs_no_cold_start() -> None:
     assert ended.stdout.strip() == "False"
 
 
-def test_version() -> None:
-    """It has the version of the project."""
+def test_summary() -> None:
+    """It has the summary of the project."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert DOCUMENT["info"]["version"] == project["version"]
     assert DOCUMENT["info"]["summary"] == project["description"]
 
 
@@ -175,7 +172,7 @@ def test_is_described() -> None:
     for route, operation in operations():
         for parameter in operation["parameters"]:
             assert parameter["description"], f"{route}: {parameter['name']}"
-    for kind in (requests.NewTimer, requests.BatchEntry, requests.Query, requests.NewRetryPolicy):
+    for kind in (bodies.NewTimer, bodies.BatchEntry, bodies.Query, bodies.NewRetryPolicy):
         members = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
         for name, made in members.items():
             assert "description" in made or "$ref" in made, f"{kind.__name__}: {name}"
@@ -209,8 +206,8 @@ WAYS = [
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
-@pytest.mark.parametrize("kind", [requests.NewTimer, requests.TimerChange])
-def test_ways_to_say_when(kind: type[requests.TimerChange], way: dict[str, object]) -> None:
+@pytest.mark.parametrize("kind", [bodies.NewTimer, bodies.TimerChange])
+def test_ways_to_say_when(kind: type[bodies.TimerChange], way: dict[str, object]) -> None:
     """The document and the service agree on what says when, and on when that is too much."""
     body = {"url": "http://localhost/", **way}
     assert accepts(kind, body) == understood(kind, body)
@@ -258,7 +255,7 @@ MEMBERS = [
 def test_members(members: dict[str, object]) -> None:
     """The document and the service agree on what a timer may have."""
     body = {"seconds": 1, "url": "http://localhost/", **members}
-    assert accepts(requests.NewTimer, body) == understood(requests.NewTimer, body)
+    assert accepts(bodies.NewTimer, body) == understood(bodies.NewTimer, body)
 
 
 @given(

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app import app
-from chalicelib.aws import bootstrap
+from chalicelib import runtime
 from chalicelib.core import errors
+from chalicelib.core.changes import MAX_WEBHOOK_BYTES
 from chalicelib.core.errors import InvalidRequest, ScheduleRefused, TimersError, Unavailable
-from chalicelib.core.targets import MAX_URL_LENGTH, Targets
+from chalicelib.core.targets import MAX_URL_LENGTH
 from chalicelib.core.timer import (
     DEFAULT_TENANT,
     MAX_DELAY,
@@ -29,9 +30,8 @@ from chalicelib.core.timer import (
     Webhook,
     new_timer,
 )
-from chalicelib.http import responses
-from chalicelib.http.requests import MAX_WEBHOOK_BYTES
-from chalicelib.service.service import Created, Service
+from chalicelib.http import requests, responses
+from chalicelib.service.commands import Commands, Created
 from standalone import server
 from tests.support.fakes import START
 from tests.support.routes import BODIES, JSON, MANY, SERVED, URL, Api, members, problem, refused
@@ -297,7 +297,7 @@ def request(body: str | None) -> Request:
 def test_body_as_text() -> None:
     """API Gateway hands over text, and it is read like bytes."""
     body = '{"seconds": 1, "url": "https://bücher.example/"}'
-    order = responses.read_order(request(body), Targets(), START)
+    order = requests.timer_spec(request(body), START)
     webhook = Webhook(url="https://bücher.example/")
     assert order == TimerSpec(webhook=webhook, deadline=START + timedelta(seconds=1))
 
@@ -305,13 +305,13 @@ def test_body_as_text() -> None:
 def test_body_in_bytes_not_characters() -> None:
     """The limit counts the bytes of a body that comes as text."""
     with pytest.raises(errors.BodyTooLarge):
-        responses.read_order(request("é" * (responses.MAX_BODY_BYTES // 2 + 1)), Targets(), START)
+        requests.timer_spec(request("é" * (requests.MAX_BODY_BYTES // 2 + 1)), START)
 
 
 def test_no_body_at_all() -> None:
     """API Gateway hands over null for an empty body: it is refused like an empty one."""
     with pytest.raises(InvalidRequest) as caught:
-        responses.read_order(request(None), Targets(), START)
+        requests.timer_spec(request(None), START)
     assert caught.value.pointer == ""
 
 
@@ -606,7 +606,7 @@ def test_refused_alarm(api_on_fakes: Api) -> None:
 @pytest.mark.parametrize(("method", "path"), SERVED)
 def test_not_configured(monkeypatch: pytest.MonkeyPatch, method: str, path: str) -> None:
     """Without a service behind it every route is a 503 that says what to do."""
-    monkeypatch.setattr(bootstrap, "_installed", None)
+    monkeypatch.setattr(runtime, "_installed", None)
     client = Client(app)
     client.http._local_gateway._authorizer = server.ApiKeyAuthorizer(app)
     answer = refused(client.http.request(method, path, JSON), 503)
@@ -626,11 +626,11 @@ def test_fault_of_ours(
     def broken(*_: object) -> Timer:
         raise KeyError("secret")
 
-    for name in vars(Service):
-        if not name.startswith("_") and name != "now":
-            monkeypatch.setattr(Service, name, broken)
+    for name in vars(Commands):
+        if not name.startswith("_"):
+            monkeypatch.setattr(Commands, name, broken)
     answer = api_on_fakes.ask(method, path, BODIES.get((method, path), b""), JSON)
-    assert refused(answer, 500)["detail"] == "This is a fault of the service."
+    assert refused(answer, 500)["detail"] == "The service has a fault."
     assert b"secret" not in answer.body
     assert [record.getMessage() for record in caplog.records] == ["view crashed"]
     assert "secret" in caplog.text
@@ -645,7 +645,7 @@ def below(kind: type[TimersError]) -> list[type[TimersError]]:
 def test_every_error_has_a_status(kind: type[TimersError]) -> None:
     """Every error of the domain becomes a problem with its sentence, and none of them a 500."""
 
-    @responses.problems
+    @responses.errors_as_problems
     def view() -> Response:
         raise kind("This is the reason.")
 
@@ -659,7 +659,7 @@ def test_every_status_belongs_to_an_error() -> None:
     """The table holds only errors that exist, and the nearest class above decides."""
     assert set(responses.STATUS_OF_ERROR) <= set(below(TimersError))
 
-    @responses.problems
+    @responses.errors_as_problems
     def view() -> Response:
         raise errors.BodyTooLarge("It is a special InvalidRequest.")
 

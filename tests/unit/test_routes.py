@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from chalicelib.core.errors import Unavailable
 from chalicelib.core.timer import DEFAULT_TENANT, RETENTION, Outcome, Status, Timer
-from chalicelib.http import responses
+from chalicelib.http import requests, responses
 from tests.support.fakes import START
 from tests.support.routes import JSON, ROUTES, URL, Api, members, refused
 
@@ -273,7 +273,7 @@ def test_batch_with_one_key_for_all(api_on_fakes: Api) -> None:
 
 @pytest.mark.parametrize(
     ("route", "limit"),
-    [("/timers", responses.MAX_BODY_BYTES), ("/timers/batch", responses.MAX_BATCH_BYTES)],
+    [("/timers", requests.MAX_BODY_BYTES), ("/timers/batch", requests.MAX_BATCH_BYTES)],
 )
 def test_size_of_a_body(api_on_fakes: Api, route: str, limit: int) -> None:
     """A request for many may be larger than one for one timer; beyond that it is a 413."""

@@ -12,6 +12,7 @@ from chalicelib.core import retry
 from chalicelib.core.errors import (
     Conflict,
     DeliveryUnderWay,
+    InvalidRequest,
     ScheduleRefused,
     TimerNotFound,
     Unavailable,
@@ -28,7 +29,7 @@ from chalicelib.core.timer import (
     Wakeup,
     Webhook,
 )
-from chalicelib.service.service import (
+from chalicelib.service.worker import (
     LEASE_MARGIN,
     MAX_EARLY_WAIT,
     SWEEP_BATCH_SIZE,
@@ -442,7 +443,7 @@ def test_outcome_is_recorded_after_an_outage(world: World) -> None:
         world.store.down = world.pauses < 3
 
     world.sender.during = outage
-    world.service._pause = pause
+    world.service.worker._pause = pause
     world.wakeup(timer.wakeup())
     assert world.pauses == 3
     assert world.read(timer).status is Status.DELIVERED
@@ -765,3 +766,24 @@ def test_short_pages_are_filled(world: World, monkeypatch: pytest.MonkeyPatch) -
     assert [timer.id for timer in found.timers] == sorted(made, reverse=True)[:7]
     assert asked == [7, 4, 1]
     assert found.next == cursor_of(found.timers[-1])
+
+
+@pytest.mark.parametrize("url", ["ftp://example.com/", "http://10.0.0.1/"])
+@pytest.mark.parametrize("field", ["url", "on_failure"])
+def test_rejects_urls_that_no_webhook_may_go_to(world: World, field: str, url: str) -> None:
+    """A create or a change with a target that is not allowed is an error that names the field."""
+    fields: dict[str, Any] = {field: url}
+    with pytest.raises(InvalidRequest) as caught:
+        created(world.service, replace(Webhook(url=URL), **fields))
+    assert caught.value.pointer == f"/{field}"
+    timer = world.create()
+    with pytest.raises(InvalidRequest) as caught:
+        world.service.change(DEFAULT_TENANT, timer.id, **fields)
+    assert caught.value.pointer == f"/{field}"
+
+
+def test_a_change_accepts_urls_that_it_leaves_alone(world: World) -> None:
+    """A timer whose URL has been forbidden since can still get another label."""
+    timer = world.create()
+    world.store.timers[timer.id] = replace(timer, url="http://10.0.0.1/")
+    assert world.service.change(DEFAULT_TENANT, timer.id, label="x").label == "x"

@@ -18,9 +18,9 @@ from typing import Any, Self
 import msgspec
 import requests
 
-from chalicelib.aws.bootstrap import now
 from chalicelib.core.representation import TimerResource
 from chalicelib.core.timer import DEFAULT_TENANT, FINAL, keyed_id
+from chalicelib.runtime import now
 from tests.support.processes import Arrival, Receiver, Standalone, wait_until
 from tools.chaos.ledger import Crash, Ledger, Request, Run, Webhook, What
 from tools.chaos.log import Files, log_of

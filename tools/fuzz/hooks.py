@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from schemathesis.core.failures import AcceptedNegativeData, Failure
 from schemathesis.openapi.checks import RejectedPositiveData, UseAfterFree
 
-from chalicelib.http import requests
+from chalicelib.http import bodies
 
 TARGET = "webhook-target"
 """The format that URLs of webhooks are given here, which the document has no name for."""
@@ -55,7 +55,7 @@ def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
     """Have URLs made that lead nowhere but to this machine, and name timers that have failed."""
     schemathesis.openapi.format(TARGET, _targets(os.environ["FUZZ_SERVER"]))
     for schema in _schemas(raw_schema):
-        if schema.get("pattern") == requests.URL_PATTERN:
+        if schema.get("pattern") == bodies.URL_PATTERN:
             schema["format"] = TARGET
     (timer_id,) = raw_schema["paths"]["/timers/{timer_id}/retry"]["post"]["parameters"]
     timer_id["examples"] = {id: {"value": id} for id in os.environ["FUZZ_FAILED"].split()}

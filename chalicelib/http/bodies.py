@@ -1,0 +1,330 @@
+"""The types of request bodies and query parameters. msgspec validates requests with them, and
+openapi.py documents them."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import asdict
+
+from chalicelib.core import durations
+from chalicelib.core.changes import Change, WebhookChange
+from chalicelib.core.errors import InvalidRequest
+from chalicelib.core.headers import HEADER_NAME_PATTERN, HEADER_VALUE_PATTERN, MAX_HEADERS
+from chalicelib.core.targets import MAX_URL_LENGTH
+from chalicelib.core.timer import (
+    MAX_DELAY,
+    MAX_TIMEOUT,
+    IdempotencyKey,
+    RetryPolicy,
+    Status,
+    TimerSpec,
+    Webhook,
+)
+
+IDEMPOTENCY_KEY_PATTERN = "^[ -~]{1,255}$"
+"""An Idempotency-Key, as a regular expression of Python and of JSON Schema."""
+
+URL_PATTERN = "^[Hh][Tt][Tt][Pp][Ss]?://"
+"""The beginning of a webhook's URL; core/targets.py checks the rest."""
+
+MAX_BATCH_SIZE = 100
+"""Timers in one request, and in one page of a list."""
+
+DEFAULT_PAGE_SIZE = 50
+"""Timers in one page of a list, unless the request says otherwise."""
+
+WAYS_TO_SAY_WHEN = (("hours", "minutes", "seconds"), ("delay",), ("fire_at",))
+"""The fields of each way to set the deadline; a request uses one way."""
+
+_WAYS = "hours, minutes and seconds, or delay, or fire_at"
+
+# Our own code checks what `extra_json_schema` adds, because its error messages are better.
+_MAX_HOURS = MAX_DELAY // timedelta(hours=1)
+Hours = Annotated[int, Meta(ge=0, extra_json_schema={"maximum": _MAX_HOURS})]
+Minutes = Annotated[int, Meta(ge=0, extra_json_schema={"maximum": _MAX_HOURS * 60})]
+Seconds = Annotated[int, Meta(ge=0, extra_json_schema={"maximum": _MAX_HOURS * 3600})]
+Duration = Annotated[str, Meta(extra_json_schema={"pattern": durations.DURATION_PATTERN})]
+Moment = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+RetryDelay = Annotated[int, Meta(ge=1, le=86_400)]
+Timeout = Annotated[int, Meta(ge=1, le=MAX_TIMEOUT)]
+Text = Annotated[str, Meta(min_length=1)]
+Label = Annotated[str, Meta(min_length=1, max_length=64)]
+IdempotencyKeyText = Annotated[
+    str,
+    Meta(
+        description="Makes the request safe to repeat: the same request creates one timer only.",
+        examples=["order-4711"],
+        extra_json_schema={"pattern": IDEMPOTENCY_KEY_PATTERN},
+    ),
+]
+Url = Annotated[
+    str,
+    Meta(
+        description="An http or https URL; `{id}` in it stands for the timer's id.",
+        examples=["https://example.com/hook/{id}"],
+        extra_json_schema={"pattern": URL_PATTERN, "maxLength": MAX_URL_LENGTH},
+    ),
+]
+Headers = Annotated[
+    dict[
+        Annotated[str, Meta(extra_json_schema={"pattern": HEADER_NAME_PATTERN})],
+        Annotated[str, Meta(extra_json_schema={"pattern": HEADER_VALUE_PATTERN})],
+    ],
+    Meta(
+        description="Additional headers. Timers sets `Host`, `Content-Length` and some others"
+        " itself and rejects them here. Names that differ only in case are rejected too.",
+        examples=[{"Authorization": "Bearer sesame"}],
+        extra_json_schema={"maxProperties": MAX_HEADERS},
+    ),
+]
+
+_DEFAULT_RETRY = RetryPolicy()
+
+
+class NewRetryPolicy(RetryPolicy, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many attempts a webhook gets, and how long the waits between them may be."""
+
+    max_attempts: Annotated[
+        int, Meta(ge=1, le=15, description="Attempts in total, including the first.")
+    ] = _DEFAULT_RETRY.max_attempts
+    initial_delay: Annotated[
+        RetryDelay,
+        Meta(
+            description="The longest wait before the second attempt, in seconds; each later wait"
+            " may be four times as long."
+        ),
+    ] = _DEFAULT_RETRY.initial_delay
+    max_delay: Annotated[
+        RetryDelay,
+        Meta(description="The longest wait of all, in seconds; at least `initial_delay`."),
+    ] = _DEFAULT_RETRY.max_delay
+
+
+class When(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The ways to set a deadline; a request uses one."""
+
+    hours: Annotated[Hours | UnsetType, Meta(description="Added to minutes and seconds.")] = UNSET
+    minutes: Annotated[Minutes | UnsetType, Meta(description="Added to hours and seconds.")] = UNSET
+    seconds: Annotated[Seconds | UnsetType, Meta(description="Added to hours and minutes.")] = UNSET
+    delay: Annotated[
+        Seconds | Duration | UnsetType,
+        Meta(
+            description="Seconds, or a duration such as `1d2h30m45s` or ISO 8601's `PT1H30M`;"
+            " at most 5 years.",
+            examples=[90, "1h30m", "PT1H30M"],
+        ),
+    ] = UNSET
+    fire_at: Annotated[
+        Moment | UnsetType,
+        Meta(
+            description="An RFC 3339 time with a zone, at most 5 years ahead; a time in the past"
+            " fires now.",
+            examples=["2027-01-31T09:00:00+01:00"],
+        ),
+    ] = UNSET
+
+    def deadline(self, now: datetime) -> datetime | None:
+        """Return the deadline, None if the request sets none; raise InvalidRequest."""
+        ways = {"": self._parts(), "/delay": self.delay, "/fire_at": self.fire_at}
+        given = [(pointer, way) for pointer, way in ways.items() if way is not UNSET]
+        if len(given) > 1:
+            raise InvalidRequest(f"Set the deadline in one way only: {_WAYS}.", "")
+        return _deadline(*given[0], now) if given else None
+
+    def _parts(self) -> int | UnsetType:
+        parts = (self.hours, self.minutes, self.seconds)
+        if all(part is UNSET for part in parts):
+            return UNSET
+        hours, minutes, seconds = (0 if part is UNSET else part for part in parts)
+        return hours * 3600 + minutes * 60 + seconds
+
+
+class TimerChange(When, kw_only=True, forbid_unknown_fields=True):
+    """Body of PATCH /timers/{id}: the fields to change. Absent fields stay as they are."""
+
+    url: Url | UnsetType = UNSET
+    method: Annotated[
+        Literal["POST", "PUT", "PATCH", "DELETE", "GET"] | UnsetType,
+        Meta(
+            description="POST by default. A GET has no body.",
+            extra_json_schema={"type": "string"},
+        ),
+    ] = UNSET
+    headers: Headers | UnsetType = UNSET
+    body: Annotated[
+        msgspec.Raw | UnsetType,
+        Meta(
+            description="A string, sent as text; or any other JSON value, sent exactly as written;"
+            " null for none. URLs, headers and body together have at most 64 KB.",
+            examples=[{"any": "JSON"}, "or a text"],
+        ),
+    ] = UNSET
+    timeout: Annotated[
+        Timeout | UnsetType, Meta(description="Seconds that one attempt may take.")
+    ] = UNSET
+    retry: NewRetryPolicy | UnsetType = UNSET
+    on_failure: Annotated[
+        Url | UnsetType | None,
+        Meta(
+            description="A URL to notify if the timer fails; null for none.",
+            examples=["https://example.com/failed"],
+        ),
+    ] = UNSET
+    label: Annotated[
+        Label | UnsetType | None,
+        Meta(description="Finds the timer in lists; null for none.", examples=["invoice-17"]),
+    ] = UNSET
+    metadata: Annotated[
+        dict[str, str] | UnsetType,
+        Meta(
+            description="Your own notes, kept with the timer and not sent; at most 4 KB.",
+            examples=[{"customer": "4711"}],
+        ),
+    ] = UNSET
+
+    def change(self, now: datetime) -> Change:
+        """Return the change that is asked for; raise InvalidRequest."""
+        return Change(webhook=self.webhook_change(), deadline=self.deadline(now))
+
+    def webhook_change(self) -> WebhookChange:
+        """Return the fields of the webhook that are given; raise InvalidRequest."""
+        names = Webhook.__struct_fields__
+        fields = {name: it for name in names if (it := getattr(self, name)) is not UNSET}
+        content_type = None
+        if self.body is not UNSET:
+            fields["body"], content_type = _body(self.body)
+        if self.retry is not UNSET:
+            fields["retry"] = RetryPolicy(**asdict(self.retry))
+        return WebhookChange(fields=fields, content_type=content_type)
+
+
+class NewTimer(TimerChange, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /timers: a webhook, and one way to set its deadline."""
+
+    url: Url
+
+    def spec(self, now: datetime, key: str | None) -> TimerSpec:
+        """Return the timer to create, with a checked Idempotency-Key or none.
+
+        Raises InvalidRequest.
+        """
+        webhook = self.webhook_change().apply(Webhook(url=self.url))
+        deadline = self.deadline(now)
+        if deadline is None:
+            raise InvalidRequest(f"Set the deadline: give {_WAYS}.", "")
+        idempotency_key = None if key is None else IdempotencyKey(key, self._fingerprint())
+        return TimerSpec(webhook=webhook, deadline=deadline, idempotency_key=idempotency_key)
+
+    def _fingerprint(self) -> str:
+        # Stored with the timer: another form would make a repeated request a different one.
+        fields = {name: getattr(self, name) for name in NewTimer.__struct_fields__}
+        given = {name: it for name, it in fields.items() if it is not UNSET}
+        return sha256(msgspec.json.encode(given, order="deterministic")).hexdigest()
+
+
+class BatchEntry(NewTimer, kw_only=True, forbid_unknown_fields=True):
+    """One timer of POST /timers/batch."""
+
+    idempotency_key: IdempotencyKeyText | UnsetType = UNSET
+
+
+RawEntry = Annotated[
+    msgspec.Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/BatchEntry"})
+]
+"""Decoded one by one, so that an invalid entry affects no other."""
+
+
+class Batch(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /timers/batch."""
+
+    timers: Annotated[list[RawEntry], Meta(max_length=MAX_BATCH_SIZE)]
+
+
+class Ids(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /timers/cancel and /timers/retry."""
+
+    ids: Annotated[
+        list[str],
+        Meta(max_length=MAX_BATCH_SIZE, examples=[["019c13ec-9e00-7a31-8f3b-2b1d7d0c5b7e"]]),
+    ]
+
+
+class Query(
+    Struct,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={"since": "from", "until": "to"},
+):
+    """Parameters of GET /timers."""
+
+    status: Annotated[Status | UnsetType, Meta(description="Only timers with this status.")] = UNSET
+    label: Annotated[Text | UnsetType, Meta(description="Only timers with exactly this label.")] = (
+        UNSET
+    )
+    since: Annotated[
+        Moment | UnsetType,
+        Meta(
+            description="Only timers created at this RFC 3339 time or later.",
+            examples=["2026-01-31T00:00:00Z"],
+        ),
+    ] = UNSET
+    until: Annotated[
+        Moment | UnsetType,
+        Meta(
+            description="Only timers created before this RFC 3339 time.",
+            examples=["2026-02-01T00:00:00+01:00"],
+        ),
+    ] = UNSET
+    limit: Annotated[int, Meta(ge=1, le=MAX_BATCH_SIZE, description="Timers in one page.")] = (
+        DEFAULT_PAGE_SIZE
+    )
+    cursor: Annotated[str | UnsetType, Meta(description="`next_cursor` of the page before.")] = (
+        UNSET
+    )
+
+
+# Before there are threads: see core/timer.py.
+for _type in (NewTimer, TimerChange, BatchEntry, Batch, Ids, Query):
+    msgspec.json.Decoder(_type)
+
+
+def checked_idempotency_key(text: str, pointer: str | None = None) -> str:
+    """Return an Idempotency-Key, or raise InvalidRequest."""
+    if not re.fullmatch(IDEMPOTENCY_KEY_PATTERN, text):
+        detail = "An Idempotency-Key has 1 to 255 printable ASCII characters."
+        raise InvalidRequest(detail, pointer)
+    return text
+
+
+def _deadline(pointer: str, given: int | str, now: datetime) -> datetime:
+    try:
+        if pointer == "/fire_at":
+            deadline = max(durations.parse_moment(str(given)), now)
+        elif isinstance(given, str):
+            deadline = now + durations.parse_duration(given)
+        else:
+            deadline = now + timedelta(seconds=given)
+    except ValueError as error:
+        raise InvalidRequest(str(error), pointer) from None
+    except OverflowError:
+        deadline = datetime.max.replace(tzinfo=UTC)
+    if deadline - now > MAX_DELAY:
+        raise InvalidRequest("The deadline is more than 5 years ahead.", pointer)
+    return deadline
+
+
+def _body(raw: msgspec.Raw) -> tuple[str, str | None]:
+    """Return the webhook's body, and the media type to send unless the headers have one."""
+    if bytes(raw) == b"null":
+        return "", None
+    try:
+        text = bytes(raw).decode()
+        if text.startswith('"'):
+            return msgspec.json.decode(text, type=str), "text/plain; charset=utf-8"
+    except (UnicodeDecodeError, msgspec.DecodeError):
+        raise InvalidRequest("The webhook's body is not valid UTF-8.", "/body") from None
+    return text, "application/json"  # as written: numbers and the order of fields stay
