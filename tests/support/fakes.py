@@ -1,4 +1,4 @@
-"""Hand-written stand-ins for what the service needs from outside: smaller than the real things."""
+"""Fakes of the Protocols in chalicelib/service/ports.py, smaller than the real adapters."""
 
 import heapq
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ NO_CONTENT = Outcome(status=204, duration=0.01)
 
 
 class OnFakes:
-    """A service on fakes, with timers named `timer-0`, `timer-1`, … in their order."""
+    """A service on fakes; its timers are named `timer-0`, `timer-1`, … in order."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -36,7 +36,7 @@ class OnFakes:
         )
 
     def pause(self, seconds: float) -> None:
-        """Take part in no time."""
+        """Return at once."""
 
 
 def created(
@@ -48,7 +48,7 @@ def created(
 
 
 class Clock:
-    """A clock that stands until it is moved."""
+    """A clock that moves only when a test moves it."""
 
     def __init__(self, now: datetime = START) -> None:
         self.now = now
@@ -62,7 +62,7 @@ class Clock:
 
 
 class FakeStore:
-    """Store in a dict. `down` makes every call fail before it does anything."""
+    """A Store in a dict. While it is `down`, every call fails before it does anything."""
 
     def __init__(self) -> None:
         self.timers: dict[str, Timer] = {}
@@ -123,7 +123,7 @@ class FakeStore:
 
 
 class FakeApiKeys:
-    """Keys in a dict."""
+    """API keys in a dict."""
 
     def __init__(self) -> None:
         self.keys: dict[str, ApiKey] = {}
@@ -142,7 +142,7 @@ class FakeApiKeys:
 
 
 class FakeSecrets:
-    """Secrets in a dict."""
+    """Signing secrets in a dict."""
 
     def __init__(self) -> None:
         self.secrets: dict[str, list[str]] = {}
@@ -158,11 +158,11 @@ class FakeSecrets:
 
 
 class FakeScheduler:
-    """Alarm that remembers what was set; a test rings by hand."""
+    """A Scheduler that records wake-ups; the test delivers them."""
 
     def __init__(self) -> None:
         self.wakeups: list[Wakeup] = []
-        self.cleared: list[Wakeup] = []
+        self.unscheduled: list[Wakeup] = []
         self.failure: Unavailable | None = None
         self.behind = False
 
@@ -172,7 +172,7 @@ class FakeScheduler:
 
     def unschedule(self, timer: Timer) -> None:
         self.check()
-        self.cleared.append(timer.wakeup())
+        self.unscheduled.append(timer.wakeup())
 
     def requeue(self, wakeups: Sequence[Wakeup]) -> None:
         self.check()
@@ -187,7 +187,7 @@ class FakeScheduler:
 
 
 class FakeSender:
-    """Sender that remembers what was sent and answers with `outcome`; `during` runs in between."""
+    """A Sender that records timers and returns `outcome`; `during` runs during the POST."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[Timer, datetime]] = []

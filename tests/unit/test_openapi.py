@@ -39,18 +39,18 @@ def operations() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def validator(name: str) -> Draft202012Validator:
-    """Return what holds values to a schema of the document, as JavaScript reads its patterns."""
+    """Return a validator of a schema of the document, with JavaScript's regular expressions."""
     schema = {"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]}
     return Draft202012Validator(schema, validate_formats=True)
 
 
 def accepts(kind: type, value: object) -> bool:
-    """Say whether the document allows this as a body."""
+    """Say whether the document accepts this body."""
     return validator(kind.__name__).is_valid(value)
 
 
 def understood(kind: type[bodies.TimerChange], value: object) -> bool:
-    """Say whether the service takes this as a body."""
+    """Say whether the service accepts this body."""
     try:
         read = requests.decode(json.dumps(value).encode(), kind)
         if isinstance(read, bodies.NewTimer):
@@ -63,7 +63,7 @@ def understood(kind: type[bodies.TimerChange], value: object) -> bool:
 
 
 def test_is_valid() -> None:
-    """It is what the specification of OpenAPI 3.1 wants, and each schema one of JSON Schema."""
+    """The document is valid OpenAPI 3.1, and each schema is valid JSON Schema."""
     OpenAPIV31SpecValidator(DOCUMENT).validate()
     for made in DOCUMENT["components"]["schemas"].values():
         Draft202012Validator(made | {"components": DOCUMENT["components"]})
@@ -76,7 +76,7 @@ def test_is_written() -> None:
 
 
 def test_is_served(api_on_fakes: Api) -> None:
-    """It is to be had without a key, and made once."""
+    """The document is served without a key, and built once."""
     answers = [
         api_on_fakes.ask("GET", "/openapi.json", headers={"authorization": ""}) for _ in "ab"
     ]
@@ -86,7 +86,7 @@ def test_is_served(api_on_fakes: Api) -> None:
 
 
 def test_costs_no_cold_start() -> None:
-    """The functions load neither it nor the pages until somebody asks."""
+    """Functions load neither the document nor the pages until they are requested."""
     program = "import sys, app; print('chalicelib.http.openapi' in sys.modules)"
     ended = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
@@ -95,13 +95,13 @@ def test_costs_no_cold_start() -> None:
 
 
 def test_summary() -> None:
-    """It has the summary of the project."""
+    """The summary is that of the project."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert DOCUMENT["info"]["summary"] == project["description"]
 
 
 def test_every_route_is_there() -> None:
-    """It has each route of app.py, under the name of its view, and no other."""
+    """The document has each route of app.py under its view's name, and no other."""
     views = {
         f"{method} {path}": entry.view_name
         for path, methods in app.routes.items()
@@ -112,7 +112,7 @@ def test_every_route_is_there() -> None:
 
 
 def test_security() -> None:
-    """A key is wanted where the authorizer stands before the route."""
+    """A route needs a key if the authorizer guards it."""
     wanted = {
         f"{method} {path}": entry.authorizer is not None
         for path, methods in app.routes.items()
@@ -125,7 +125,7 @@ def test_security() -> None:
 
 
 def test_every_status_is_there() -> None:
-    """Each status that an error can have has an answer, and each of these is used."""
+    """Each status of an error has a response, and each response is used."""
     statuses = {status for _, it in operations() for status in it["responses"]}
     assert {str(status.value) for status in responses.STATUS_OF_ERROR.values()} <= statuses
     used = set(re.findall(r"#/components/responses/(\w+)", openapi.document()))
@@ -134,7 +134,7 @@ def test_every_status_is_there() -> None:
 
 @pytest.mark.parametrize("route", OPERATIONS)
 def test_errors_are_problems(route: str) -> None:
-    """What we say of an error is a problem; API Gateway has a form of its own."""
+    """Our errors are problems; API Gateway's have their own form."""
     responses = dict(operations())[route]["responses"]
     for status, response in responses.items():
         if int(status) < HTTPStatus.BAD_REQUEST:
@@ -147,7 +147,7 @@ def test_errors_are_problems(route: str) -> None:
 
 @pytest.mark.parametrize("route", OPERATIONS)
 def test_unsupported_media_type(api_on_fakes: Api, route: str) -> None:
-    """A Content-Type that is not JSON's is refused also where no body is wanted, and described."""
+    """A wrong Content-Type is rejected and documented even for routes without a body."""
     method, path = route.split()
     answer = api_on_fakes.ask(method, path, headers={"Content-Type": "multipart/form-data"})
     assert answer.status_code == 415
@@ -167,7 +167,7 @@ def texts(node: Any) -> Iterator[str]:
 
 
 def test_is_described() -> None:
-    """Each parameter and each member of a body has a description, none of them broken by lines."""
+    """Each parameter and field has a description without line breaks."""
     assert not [text for text in texts(DOCUMENT) if "\n " in text or not text]
     for route, operation in operations():
         for parameter in operation["parameters"]:
@@ -179,8 +179,8 @@ def test_is_described() -> None:
 
 
 @pytest.mark.parametrize("kind", openapi._EXAMPLES)
-def test_examples_are_possible(kind: type) -> None:
-    """What it shows as a body is one, to the schema and to the service."""
+def test_examples_are_valid(kind: type) -> None:
+    """Schema and service accept each example."""
     for value in openapi._EXAMPLES[kind].values():
         assert accepts(kind, value)
         requests.decode(json.dumps(value).encode(), kind)
@@ -208,7 +208,7 @@ WAYS = [
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("kind", [bodies.NewTimer, bodies.TimerChange])
 def test_ways_to_say_when(kind: type[bodies.TimerChange], way: dict[str, object]) -> None:
-    """The document and the service agree on what says when, and on when that is too much."""
+    """A deadline is a number, a duration or a time; a time in the past means now."""
     body = {"url": "http://localhost/", **way}
     assert accepts(kind, body) == understood(kind, body)
 
@@ -252,8 +252,8 @@ MEMBERS = [
 
 
 @pytest.mark.parametrize("members", MEMBERS, ids=lambda it: str(it)[:50])
-def test_members(members: dict[str, object]) -> None:
-    """The document and the service agree on what a timer may have."""
+def test_fields(members: dict[str, object]) -> None:
+    """Document and service agree on the fields of a timer."""
     body = {"seconds": 1, "url": "http://localhost/", **members}
     assert accepts(bodies.NewTimer, body) == understood(bodies.NewTimer, body)
 
@@ -263,7 +263,7 @@ def test_members(members: dict[str, object]) -> None:
     | st.text("PT0123dhmsDHMS ", max_size=8)
 )
 def test_durations(text: str) -> None:
-    """Its regular expression says of each text what `duration` says."""
+    """The regular expression of durations agrees with the parser."""
     try:
         durations.parse_duration(text)
     except ValueError:
@@ -278,8 +278,8 @@ def test_durations(text: str) -> None:
     assert (re.search(pattern, text) is not None) == known
 
 
-def test_answers_are_as_described(api_on_fakes: Api) -> None:
-    """What the routes answer is what the schemas of these answers say."""
+def test_responses_are_as_described(api_on_fakes: Api) -> None:
+    """Responses match their schemas."""
     made = api_on_fakes.send("POST", "/timers", {"seconds": 1, "url": "http://localhost/"})
     id = made.json_body["id"]
     found = {

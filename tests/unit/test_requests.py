@@ -1,4 +1,4 @@
-"""What requests may ask for: bodies, query parameters, cursors, and what a PATCH changes."""
+"""Request bodies, query parameters, cursors and changes."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -27,13 +27,13 @@ TEXT = "text/plain; charset=utf-8"
 
 
 def spec(key: str | None = None, **members: Any) -> TimerSpec:
-    """Return what a body with a good URL and these members asks for."""
+    """Return the spec of a body with a valid URL and these fields."""
     text = json.dumps({"url": URL, **members}).encode()
     return requests.decode(text, NewTimer).spec(START, key)
 
 
 def refusal(**members: Any) -> tuple[str, str | None]:
-    """Return the words and the pointer with which these members are refused."""
+    """Return message and pointer of the error for these fields."""
     with pytest.raises(InvalidRequest) as caught:
         spec(**members)
     return str(caught.value), caught.value.pointer
@@ -57,7 +57,7 @@ def refusal(**members: Any) -> tuple[str, str | None]:
     ],
 )
 def test_ways_to_say_when(members: dict[str, Any], seconds: float) -> None:
-    """A delay as a number or a duration, or a moment; one in the past is now."""
+    """A deadline is a number, a duration or a time; a time in the past means now."""
     assert spec(**members).deadline == START + timedelta(seconds=seconds)
 
 
@@ -74,8 +74,8 @@ PARTS = {"hours", "minutes", "seconds"}
 
 @pytest.mark.parametrize("one", WAYS)
 @pytest.mark.parametrize("other", WAYS)
-def test_one_way_only(one: str, other: str) -> None:
-    """Two ways at once are refused, although hours, minutes and seconds go together."""
+def test_rejects_two_ways_to_say_when(one: str, other: str) -> None:
+    """Two ways at once are rejected; hours, minutes and seconds are one way."""
     both = {**WAYS[one], **WAYS[other]}
     if one == other or {one, other} <= PARTS or len(both) == 1:
         spec(**both)
@@ -127,14 +127,14 @@ def test_one_way_only(one: str, other: str) -> None:
         ),
     ],
 )
-def test_refused(members: dict[str, Any], pointer: str) -> None:
-    """Each mistake has a sentence and the pointer to it."""
+def test_invalid_fields_have_a_pointer(members: dict[str, Any], pointer: str) -> None:
+    """Each mistake has a pointer to its field."""
     assert refusal(**members)[1] == pointer
 
 
 @given(st.integers(0, 4), st.integers(0, 30), st.integers(0, 70), st.integers(0, 10**10 - 1))
-def test_all_ways_say_the_same(days: int, hours: int, minutes: int, seconds: int) -> None:
-    """A delay in parts, in seconds, as a duration, and the moment that it leads to are one."""
+def test_all_ways_agree(days: int, hours: int, minutes: int, seconds: int) -> None:
+    """Parts, seconds, duration and time lead to the same deadline."""
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     parts = {"hours": days * 24 + hours, "minutes": minutes, "seconds": seconds}
     ways: list[dict[str, Any]] = [
@@ -151,15 +151,15 @@ def test_all_ways_say_the_same(days: int, hours: int, minutes: int, seconds: int
     assert {spec(**way).deadline for way in ways} == {deadline}
 
 
-def test_metadata_is_small() -> None:
-    """Names and values have 4 KB together, in UTF-8."""
+def test_metadata_is_bounded() -> None:
+    """Names and values have at most 4 KB of UTF-8 together."""
     fits = {"ä": "x" * (MAX_METADATA_BYTES - 2)}
     assert spec(delay=1, metadata=fits).webhook.metadata == fits
     assert refusal(delay=1, metadata={"ä": "x" * (MAX_METADATA_BYTES - 1)})[1] == "/metadata"
 
 
 def test_label_counts_characters() -> None:
-    """64 characters, however many bytes they are; null is none."""
+    """A label has at most 64 characters, however many bytes; null means none."""
     assert spec(delay=1, label="😀" * 64).webhook.label == "😀" * 64
     assert spec(delay=1, label=None).webhook.label is None
 
@@ -198,7 +198,7 @@ def changed(before: Webhook, text: str) -> dict[str, Any]:
         ('{"metadata": {}}', {"metadata": {}}),
         ('{"metadata": {"b": "2"}}', {"metadata": {"b": "2"}}),
         ('{"body": null}', {"body": ""}),
-        # Who gives a body keeps its type, unless the headers are given too.
+        # A new body keeps the Content-Type, unless the request has headers too.
         ('{"body": "new"}', {"body": "new"}),
         ('{"body": [1.0]}', {"body": "[1.0]"}),
         ('{"headers": {}}', {"headers": {"Content-Type": "text/x"}}),
@@ -215,28 +215,28 @@ def changed(before: Webhook, text: str) -> dict[str, Any]:
         ('{"headers": {}, "body": null}', {"headers": {}, "body": ""}),
     ],
 )
-def test_change(text: str, different: dict[str, Any]) -> None:
-    """What is there replaces what was; all else stays. null takes away what need not be there."""
+def test_patch_replaces_given_fields(text: str, different: dict[str, Any]) -> None:
+    """Given fields replace the old ones; null removes optional ones."""
     assert changed(BEFORE, text) == different
 
 
 @pytest.mark.parametrize(
     ("text", "kind"), [('{"body": "x"}', TEXT), ('{"body": {}}', "application/json")]
 )
-def test_a_first_body_brings_its_type(text: str, kind: str) -> None:
-    """As at creation."""
+def test_a_first_body_sets_the_content_type(text: str, kind: str) -> None:
+    """A body added by PATCH sets the Content-Type, as at creation."""
     different = changed(Webhook(url=URL), text)
     assert different["headers"] == {"Content-Type": kind}
 
 
-def test_no_body_needs_no_type() -> None:
-    """Who replaces the headers of a webhook without a body has those headers and no others."""
+def test_no_content_type_without_a_body() -> None:
+    """Replacing the headers of a webhook without a body adds no Content-Type."""
     before = Webhook(url=URL, headers={"Content-Type": "text/x"})
     assert changed(before, '{"headers": {}}') == {"headers": {}}
 
 
-def test_a_change_leaves_the_timer_it_came_from_alone() -> None:
-    """Nothing of the stored value is edited in place."""
+def test_a_change_edits_nothing_in_place() -> None:
+    """The stored value is not edited."""
     before = Webhook(url=URL, headers={"X-A": "1"})
     changed(before, '{"body": "x"}')
     assert before == Webhook(url=URL, headers={"X-A": "1"})
@@ -255,15 +255,15 @@ def test_a_change_leaves_the_timer_it_came_from_alone() -> None:
         ('{"status": "cancelled"}', "/status"),
     ],
 )
-def test_refused_change(text: str, pointer: str) -> None:
-    """What could not be created can't be changed to either, also where only the whole is wrong."""
+def test_invalid_changes_have_a_pointer(text: str, pointer: str) -> None:
+    """A PATCH can't lead to anything that a create would reject."""
     with pytest.raises(InvalidRequest) as caught:
         changed(BEFORE, text)
     assert (caught.value.pointer or "").startswith(pointer)
 
 
-def test_a_url_from_before_the_rules_may_stay() -> None:
-    """Who changes a label is not told of a URL that is forbidden since."""
+def test_an_old_url_may_stay() -> None:
+    """Changing a label does not check a URL that has been forbidden since."""
     before = Webhook(url="http://10.0.0.1/")
     assert changed(before, '{"label": "x"}') == {"label": "x"}
 
@@ -297,12 +297,12 @@ OTHER_ORDER = (
     ],
 )
 def test_fingerprint(text: str, same: bool) -> None:
-    """It stands for what is asked for, not for spaces or the order of members."""
+    """The fingerprint covers the values, not spaces or the order of fields."""
     assert (fingerprint(text) == fingerprint(FIRST)) is same
 
 
 def test_fingerprint_of_an_entry_is_that_of_the_timer() -> None:
-    """One key used in a batch and alone is for one and the same."""
+    """An Idempotency-Key means the same in a batch and alone."""
     content = f'{{"timers": [{FIRST[:-1]}, "idempotency_key": "k"}}]}}'.encode()
     (entry,) = requests.timer_specs(batch_request(content), START)
     assert entry == requests.decode(FIRST.encode(), NewTimer).spec(START, "k")
@@ -311,14 +311,14 @@ def test_fingerprint_of_an_entry_is_that_of_the_timer() -> None:
 @pytest.mark.parametrize(
     "key", ["a", "8e03978e-40d5-43e8-bc93-6894a57f9324", '"quoted"', "~" * 255]
 )
-def test_key(key: str) -> None:
-    """An idempotency key is what people take for one."""
+def test_accepts_usual_idempotency_keys(key: str) -> None:
+    """Printable ASCII is accepted."""
     assert bodies.checked_idempotency_key(key) == key
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "ä", "a\n", "\t", "a\x00", "\x7f", "１"])
-def test_no_key(key: str) -> None:
-    """Empty, too long, beyond ASCII, or with control characters: refused."""
+def test_rejects_other_idempotency_keys(key: str) -> None:
+    """Empty, long, non-ASCII keys and control characters are rejected."""
     with pytest.raises(InvalidRequest, match="1 to 255"):
         bodies.checked_idempotency_key(key)
 
@@ -354,8 +354,8 @@ def test_batch_keeps_its_order() -> None:
         ('{"timers": [1', ""),
     ],
 )
-def test_no_batch(text: str, pointer: str) -> None:
-    """What is no list of at most 100 is refused as a whole."""
+def test_rejects_invalid_batches(text: str, pointer: str) -> None:
+    """Anything but a list of at most 100 timers is rejected as a whole."""
     with pytest.raises(InvalidRequest) as caught:
         requests.timer_specs(batch_request(text.encode()), START)
     assert caught.value.pointer == pointer
@@ -380,7 +380,7 @@ AT = Cursor(START + timedelta(microseconds=1), "00000000-0000-7000-8000-00000000
         ({"cursor": [requests.encode_cursor(AT)]}, ListQuery(TimerFilter(), AT, 50)),
     ],
 )
-def test_query(parameters: dict[str, list[str]], wanted: ListQuery) -> None:
+def test_list_parameters_are_optional(parameters: dict[str, list[str]], wanted: ListQuery) -> None:
     """All parameters may be left out."""
     assert requests.parse_query(parameters) == wanted
 
@@ -409,8 +409,8 @@ def test_query(parameters: dict[str, list[str]], wanted: ListQuery) -> None:
         {"cursor": ["/////"]},
     ],
 )
-def test_no_query(parameters: dict[str, list[str]]) -> None:
-    """A parameter that is wrong, unknown or repeated is refused, not passed over."""
+def test_rejects_invalid_list_parameters(parameters: dict[str, list[str]]) -> None:
+    """An invalid, unknown or repeated parameter is rejected by name."""
     with pytest.raises(InvalidRequest) as caught:
         requests.parse_query(parameters)
     assert f"`{next(iter(parameters))}`" in str(caught.value)
@@ -421,8 +421,8 @@ def test_no_query(parameters: dict[str, list[str]]) -> None:
     st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30), timezones=st.just(UTC)),  # noqa: DTZ001
     st.from_regex(r"\A[0-9A-Za-z-]{1,64}\Z"),
 )
-def test_cursors_come_back(moment: datetime, id: str) -> None:
-    """What is handed out is read again, as it was, and needs no escaping in a URL."""
+def test_cursors_round_trip(moment: datetime, id: str) -> None:
+    """A cursor survives encoding and needs no escaping in a URL."""
     text = requests.encode_cursor(Cursor(moment, id))
     assert text is not None
     assert text.replace("-", "a").replace("_", "a").isalnum()
@@ -430,14 +430,14 @@ def test_cursors_come_back(moment: datetime, id: str) -> None:
 
 
 @given(st.text(max_size=30) | st.binary(max_size=30).map(lambda it: it.decode("latin-1")))
-def test_any_text_is_a_cursor_or_refused(text: str) -> None:
-    """There is no text that breaks it."""
+def test_any_text_is_a_cursor_or_rejected(text: str) -> None:
+    """No text crashes the parser."""
     try:
         requests.parse_query({"cursor": [text]})
     except InvalidRequest as error:
         assert "cursor" in str(error)  # noqa: PT017  # that it is no other error is the point
 
 
-def test_no_cursor() -> None:
-    """At the end of a list there is none."""
+def test_no_cursor_at_the_end() -> None:
+    """The end of a list has no cursor."""
     assert requests.encode_cursor(None) is None

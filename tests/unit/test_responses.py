@@ -59,8 +59,8 @@ CONTEXT = LambdaContext("timers", 512)
         ('"seconds": 1, "seconds": 2', 2),
     ],
 )
-def test_delay(api_on_fakes: Api, when: str, seconds: int) -> None:
-    """Hours, minutes and seconds add up to the delay; of a repeated member the last counts."""
+def test_delay_adds_up(api_on_fakes: Api, when: str, seconds: int) -> None:
+    """Hours, minutes and seconds add up; of a repeated field the last value counts."""
     answer = api_on_fakes.post(members(when))
     assert answer.status_code == 201
     timer = api_on_fakes.store.timers[answer.json_body["id"]]
@@ -145,8 +145,8 @@ BAD_BODIES = {
 
 
 @pytest.mark.parametrize(("body", "pointer", "fragment"), BAD_BODIES.values(), ids=BAD_BODIES)
-def test_bad_body(api_on_fakes: Api, body: bytes, pointer: str, fragment: str) -> None:
-    """A body that is no timer is a 400 that says what is wrong and where."""
+def test_invalid_bodies(api_on_fakes: Api, body: bytes, pointer: str, fragment: str) -> None:
+    """An invalid body is a 400 with the reason and a pointer."""
     answer = refused(api_on_fakes.post(body), 400)
     assert answer["pointer"] == pointer
     assert fragment in answer["detail"]
@@ -189,8 +189,8 @@ def test_bad_body(api_on_fakes: Api, body: bytes, pointer: str, fragment: str) -
         ("http://169.254.169.254/latest/meta-data", "not allowed here"),
     ],
 )
-def test_impossible_url(api_on_fakes: Api, url: str, fragment: str) -> None:
-    """A URL that no webhook could ever go to is refused at creation, with its pointer."""
+def test_invalid_urls(api_on_fakes: Api, url: str, fragment: str) -> None:
+    """A URL that no webhook may go to is rejected, with a pointer."""
     body = json.dumps({"seconds": 1, "url": url}).encode()
     answer = refused(api_on_fakes.post(body), 400)
     assert answer["pointer"] == "/url"
@@ -212,7 +212,7 @@ def test_impossible_url(api_on_fakes: Api, url: str, fragment: str) -> None:
     ],
 )
 def test_url_is_kept_as_given(api_on_fakes: Api, url: str) -> None:
-    """A possible URL, with {id} or without, is shown just as it was given."""
+    """A valid URL, with or without {id}, is shown as given."""
     created = api_on_fakes.create(url=url)
     assert created["url"] == url
     assert api_on_fakes.read(created["id"])["url"] == url
@@ -228,7 +228,7 @@ def test_url_is_kept_as_given(api_on_fakes: Api, url: str) -> None:
         "application/json ; x=y",
     ],
 )
-def test_declared_as_json(api_on_fakes: Api, kind: str) -> None:
+def test_accepts_json_media_types(api_on_fakes: Api, kind: str) -> None:
     """application/json is accepted in any case and with any parameter."""
     answer = api_on_fakes.post(members('"seconds": 1'), {"content-type": kind})
     assert answer.status_code == 201
@@ -261,27 +261,27 @@ def test_declared_as_json(api_on_fakes: Api, kind: str) -> None:
     ],
     ids=str,
 )
-def test_not_declared_as_json(api_on_fakes: Api, headers: dict[str, str]) -> None:
-    """A body declared as anything else is a 415 that says what to declare, whatever it is."""
+def test_rejects_other_media_types(api_on_fakes: Api, headers: dict[str, str]) -> None:
+    """Another media type is a 415 that says how to declare the body."""
     answer = refused(api_on_fakes.post(members('"seconds": 1'), headers), 415)
     assert "Content-Type: application/json" in answer["detail"]
     assert not api_on_fakes.store.timers
 
 
-def test_largest_body(api_on_fakes: Api) -> None:
-    """A body of 256 KB is read."""
+def test_accepts_the_largest_body(api_on_fakes: Api) -> None:
+    """A body of 256 KB is accepted."""
     answer = api_on_fakes.post(members('"seconds": 1').ljust(256 * 1024))
     assert answer.status_code == 201
 
 
-def test_body_too_large(api_on_fakes: Api) -> None:
-    """A body of a byte more than 256 KB is a 413."""
+def test_rejects_larger_bodies(api_on_fakes: Api) -> None:
+    """A body of one byte more than 256 KB is a 413."""
     answer = refused(api_on_fakes.post(members('"seconds": 1').ljust(256 * 1024 + 1)), 413)
     assert "larger than 262,144 bytes" in answer["detail"]
 
 
 def request(body: str | None) -> Request:
-    """Return a request with its body as API Gateway hands it over: as text, or null."""
+    """Return a request as API Gateway delivers it, with its body as text or null."""
     return Request(
         {
             "multiValueQueryStringParameters": None,
@@ -294,22 +294,22 @@ def request(body: str | None) -> Request:
     )
 
 
-def test_body_as_text() -> None:
-    """API Gateway hands over text, and it is read like bytes."""
+def test_accepts_text_bodies() -> None:
+    """API Gateway delivers the body as text; it is read like bytes."""
     body = '{"seconds": 1, "url": "https://bücher.example/"}'
     order = requests.timer_spec(request(body), START)
     webhook = Webhook(url="https://bücher.example/")
     assert order == TimerSpec(webhook=webhook, deadline=START + timedelta(seconds=1))
 
 
-def test_body_in_bytes_not_characters() -> None:
-    """The limit counts the bytes of a body that comes as text."""
+def test_the_limit_counts_bytes() -> None:
+    """The limit counts bytes, not characters, of a text body."""
     with pytest.raises(errors.BodyTooLarge):
         requests.timer_spec(request("é" * (requests.MAX_BODY_BYTES // 2 + 1)), START)
 
 
-def test_no_body_at_all() -> None:
-    """API Gateway hands over null for an empty body: it is refused like an empty one."""
+def test_rejects_a_null_body() -> None:
+    """API Gateway delivers null for an empty body."""
     with pytest.raises(InvalidRequest) as caught:
         requests.timer_spec(request(None), START)
     assert caught.value.pointer == ""
@@ -326,8 +326,8 @@ on_one_api = settings(suppress_health_check=[HealthCheck.function_scoped_fixture
 
 @on_one_api
 @given(st.binary() | st.dictionaries(names, anything).map(lambda value: json.dumps(value).encode()))
-def test_any_body_is_answered(api_on_fakes: Api, body: bytes) -> None:
-    """Whatever the body, the answer is a timer or a problem that is the client's."""
+def test_any_body_has_a_response(api_on_fakes: Api, body: bytes) -> None:
+    """Any body leads to a timer or to a 4xx problem."""
     answer = api_on_fakes.post(body)
     if answer.status_code != 201:
         assert json.loads(answer.body)["detail"]
@@ -336,8 +336,8 @@ def test_any_body_is_answered(api_on_fakes: Api, body: bytes) -> None:
 
 @on_one_api
 @given(anything | st.integers(-2, 2) | st.integers(YEARS - 2, YEARS + 2))
-def test_only_a_count_is_a_moment(api_on_fakes: Api, value: Any) -> None:
-    """`seconds` is an integer from 0 to 5 years, and nothing else is."""
+def test_seconds_is_a_bounded_integer(api_on_fakes: Api, value: Any) -> None:
+    """`seconds` is an integer from 0 to 5 years."""
     answer = api_on_fakes.post(members(f'"seconds": {json.dumps(value)}'))
     possible = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= YEARS
     assert answer.status_code == (201 if possible else 400)
@@ -345,8 +345,8 @@ def test_only_a_count_is_a_moment(api_on_fakes: Api, value: Any) -> None:
 
 @on_one_api
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
-def test_unknown_member_can_be_found(api_on_fakes: Api, name: str) -> None:
-    """The pointer to an unknown member leads to it, whatever its name."""
+def test_unknown_fields_have_a_pointer(api_on_fakes: Api, name: str) -> None:
+    """The pointer leads to the unknown field, whatever its name."""
     name += "?"
     answer = refused_anyhow(api_on_fakes.post(json.dumps({"url": URL, name: 1}).encode()))
     assert answer["pointer"].startswith("/")
@@ -354,7 +354,7 @@ def test_unknown_member_can_be_found(api_on_fakes: Api, name: str) -> None:
 
 
 def refused_anyhow(answer: HTTPResponse) -> dict[str, Any]:
-    """Return the members of a 400 whose detail quotes what may hold any punctuation."""
+    """Return a 400 problem whose detail may quote any text."""
     assert answer.status_code == 400
     return dict(answer.json_body)
 
@@ -362,9 +362,9 @@ def refused_anyhow(answer: HTTPResponse) -> dict[str, Any]:
 @on_one_api
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_unknown_id_is_not_found(api_on_fakes: Api, id: str) -> None:
-    """No timer has an id that was not given out, whatever it looks like."""
+    """An id that was not issued is a 404, whatever it looks like."""
     path = f"/timers/{quote(id, safe='')}"
-    if id not in ("", "batch", "cancel", "retry"):  # those are routes of their own
+    if id not in ("", "batch", "cancel", "retry"):  # these are other routes
         assert (
             refused(api_on_fakes.ask("GET", path), 404)["detail"]
             == "There is no timer with this id."
@@ -373,7 +373,7 @@ def test_unknown_id_is_not_found(api_on_fakes: Api, id: str) -> None:
 
 
 def test_created_timer_can_be_read(api_on_fakes: Api) -> None:
-    """201 has a Location, and what is there is the timer of the answer."""
+    """The Location of a 201 leads to the timer."""
     answer = api_on_fakes.post(members('"seconds": 1'))
     assert answer.status_code == 201
     read = api_on_fakes.ask("GET", answer.headers["Location"])
@@ -382,7 +382,7 @@ def test_created_timer_can_be_read(api_on_fakes: Api) -> None:
 
 
 def test_location_keeps_the_stage() -> None:
-    """On API Gateway the path begins with the stage, and so does the Location."""
+    """On API Gateway the Location begins with the stage, as the path does."""
     event = {
         "multiValueQueryStringParameters": None,
         "headers": {},
@@ -404,7 +404,7 @@ def test_only_creation_has_a_location(api_on_fakes: Api, method: str) -> None:
 
 
 def test_timer_as_json(api_on_fakes: Api) -> None:
-    """A new timer has these members and values, all times in UTC."""
+    """A new timer has these fields and values, all times in UTC."""
     assert api_on_fakes.create(90) == {
         "id": "timer-0",
         "status": "scheduled",
@@ -428,7 +428,7 @@ def test_timer_as_json(api_on_fakes: Api) -> None:
 
 @pytest.mark.parametrize("seconds", [0, 1, 86_400, YEARS])
 def test_fire_at_is_created_at_and_the_delay(api_on_fakes: Api, seconds: int) -> None:
-    """The deadline lies the delay after the creation, to the microsecond."""
+    """`fire_at` is `created_at` plus the delay, to the microsecond."""
     api_on_fakes.clock.forward(0.123456)
     timer = api_on_fakes.create(seconds)
     moments = [datetime.fromisoformat(timer[name]) for name in ("created_at", "fire_at")]
@@ -451,14 +451,14 @@ def test_fire_at_is_created_at_and_the_delay(api_on_fakes: Api, seconds: int) ->
     ],
 )
 def test_time_left(api_on_fakes: Api, passed: float, left: int) -> None:
-    """Of 60 seconds the time left is rounded up to whole seconds, and 0 once due."""
+    """`time_left` is rounded up to whole seconds, and 0 once due."""
     id = api_on_fakes.create(60)["id"]
     api_on_fakes.clock.forward(passed)
     assert api_on_fakes.read(id)["time_left"] == left
 
 
-def test_no_time_is_left_to_a_cancelled_timer(api_on_fakes: Api) -> None:
-    """A cancelled timer has no time left and no next attempt, though its deadline is to come."""
+def test_a_cancelled_timer_has_no_time_left(api_on_fakes: Api) -> None:
+    """A cancelled timer has `time_left` 0 and no next attempt."""
     id = api_on_fakes.create(60)["id"]
     api_on_fakes.ask("DELETE", f"/timers/{id}")
     timer = api_on_fakes.read(id)
@@ -466,7 +466,7 @@ def test_no_time_is_left_to_a_cancelled_timer(api_on_fakes: Api) -> None:
 
 
 def test_delivered_timer_as_json(api_on_fakes: Api) -> None:
-    """A delivered timer shows its attempt: when, how late, how long and with what answer."""
+    """A delivered timer shows its attempt."""
     id = api_on_fakes.create(60)["id"]
     api_on_fakes.clock.forward(60.25)
     api_on_fakes.sender.outcome = Outcome(status=200, duration=0.5, answer="thanks")
@@ -492,7 +492,7 @@ def test_delivered_timer_as_json(api_on_fakes: Api) -> None:
 
 
 def test_retrying_timer_as_json(api_on_fakes: Api) -> None:
-    """A retrying timer shows the error of its attempt, and a next one later than the deadline."""
+    """A retrying timer shows its error, and a next attempt after the deadline."""
     timer = api_on_fakes.read(api_on_fakes.retrying())
     assert (timer["status"], timer["failure"], timer["time_left"]) == ("retrying", None, 0)
     assert timer["next_attempt_at"] > timer["fire_at"]
@@ -500,7 +500,7 @@ def test_retrying_timer_as_json(api_on_fakes: Api) -> None:
 
 
 def test_failed_timer_as_json(api_on_fakes: Api) -> None:
-    """A failed timer says why."""
+    """A failed timer shows the reason."""
     id = api_on_fakes.create(0)["id"]
     api_on_fakes.sender.outcome = Outcome(status=404)
     api_on_fakes.wakeup()
@@ -509,7 +509,7 @@ def test_failed_timer_as_json(api_on_fakes: Api) -> None:
 
 
 def test_delete_may_be_repeated(api_on_fakes: Api) -> None:
-    """DELETE of a timer answers with the timer, cancelled, each time."""
+    """Each DELETE returns the cancelled timer."""
     id = api_on_fakes.create()["id"]
     for _ in range(2):
         answer = api_on_fakes.ask("DELETE", f"/timers/{id}")
@@ -517,14 +517,14 @@ def test_delete_may_be_repeated(api_on_fakes: Api) -> None:
 
 
 def test_delete_while_retrying(api_on_fakes: Api) -> None:
-    """A timer that waits for its next attempt can be cancelled."""
+    """A retrying timer can be cancelled."""
     answer = api_on_fakes.ask("DELETE", f"/timers/{api_on_fakes.retrying()}")
     assert (answer.status_code, answer.json_body["status"]) == (200, "cancelled")
 
 
 @pytest.mark.parametrize(("status", "word"), [(204, "delivered"), (404, "failed")])
 def test_delete_too_late(api_on_fakes: Api, status: int, word: str) -> None:
-    """DELETE of a timer that is over is a 409 that says so, and does not ask to try again."""
+    """DELETE of a finished timer is a 409 without Retry-After."""
     id = api_on_fakes.create(0)["id"]
     api_on_fakes.sender.outcome = Outcome(status=status)
     api_on_fakes.wakeup()
@@ -535,22 +535,22 @@ def test_delete_too_late(api_on_fakes: Api, status: int, word: str) -> None:
 
 
 def test_delete_while_delivering(api_on_fakes: Api) -> None:
-    """DELETE of a timer whose webhook is being sent is a 409 that asks to try again."""
+    """DELETE of a timer that is being sent is a 409 with Retry-After."""
     id = api_on_fakes.delivering()
     answer = api_on_fakes.ask("DELETE", f"/timers/{id}")
     assert "is being sent" in refused(answer, 409)["detail"]
     assert answer.headers["Retry-After"] == "1"
 
 
-def test_strangers_timer_is_not_found(api_on_fakes: Api) -> None:
-    """A timer of another tenant is a 404, like one that does not exist."""
+def test_other_tenants_timer_is_not_found(api_on_fakes: Api) -> None:
+    """A timer of another tenant is a 404."""
     api_on_fakes.store.add(new_timer("theirs", "stranger", Webhook(url=URL), START, START))
     for method in ("GET", "DELETE"):
         refused(api_on_fakes.ask(method, "/timers/theirs"), 404)
 
 
-def test_finished_timer_is_forgotten(api_on_fakes: Api) -> None:
-    """After the retention a finished timer is a 404."""
+def test_expired_timer_is_not_found(api_on_fakes: Api) -> None:
+    """After its retention a finished timer is a 404."""
     id = api_on_fakes.create()["id"]
     api_on_fakes.ask("DELETE", f"/timers/{id}")
     api_on_fakes.clock.forward(RETENTION.total_seconds())
@@ -558,7 +558,7 @@ def test_finished_timer_is_forgotten(api_on_fakes: Api) -> None:
 
 
 def test_healthy(api_on_fakes: Api) -> None:
-    """GET /health is 200 when the store and the alarm work."""
+    """GET /health is 200 if store and scheduler work."""
     answer = api_on_fakes.ask("GET", "/health")
     assert (answer.status_code, answer.json_body) == (
         200,
@@ -567,25 +567,22 @@ def test_healthy(api_on_fakes: Api) -> None:
 
 
 def test_unhealthy_without_a_store(api_on_fakes: Api) -> None:
-    """GET /health is 503 when the store does not work."""
+    """GET /health is 503 if the store does not work."""
     api_on_fakes.store.down = True
     answer = api_on_fakes.ask("GET", "/health")
     assert refused(answer, 503)["detail"] == "The fake store is down."
 
 
 def test_unhealthy_when_nothing_fires(api_on_fakes: Api) -> None:
-    """GET /health is 503 when the firing loop is stuck."""
+    """GET /health is 503 if wake-ups are not delivered."""
     api_on_fakes.scheduler.failure = Unavailable("The firing loop does not respond.")
     answer = api_on_fakes.ask("GET", "/health")
     assert refused(answer, 503)["detail"] == "The firing loop does not respond."
 
 
 @pytest.mark.parametrize(("method", "path"), SERVED)
-def test_unavailable(api_on_fakes: Api, method: str, path: str) -> None:
-    """While the store does not answer every route is a 503 that asks to try again.
-
-    Of a request for many, each of its results is one.
-    """
+def test_every_route_is_503_without_a_store(api_on_fakes: Api, method: str, path: str) -> None:
+    """Every route, or each result of a batch, is a 503 with Retry-After."""
     api_on_fakes.store.down = True
     answer = api_on_fakes.ask(method, path, BODIES.get((method, path), b""), JSON)
     if (method, path) in MANY:
@@ -595,8 +592,8 @@ def test_unavailable(api_on_fakes: Api, method: str, path: str) -> None:
         assert answer.headers["Retry-After"] == "1"
 
 
-def test_refused_alarm(api_on_fakes: Api) -> None:
-    """If the alarm is refused, POST is a 503 and no timer is left."""
+def test_refused_schedule(api_on_fakes: Api) -> None:
+    """If the schedule is refused, POST is a 503 and no timer is left."""
     api_on_fakes.scheduler.failure = ScheduleRefused("The schedule may not be made.")
     answer = refused(api_on_fakes.post(members('"seconds": 1')), 503)
     assert answer["detail"] == "The schedule may not be made."
@@ -605,7 +602,7 @@ def test_refused_alarm(api_on_fakes: Api) -> None:
 
 @pytest.mark.parametrize(("method", "path"), SERVED)
 def test_not_configured(monkeypatch: pytest.MonkeyPatch, method: str, path: str) -> None:
-    """Without a service behind it every route is a 503 that says what to do."""
+    """Without dependencies every route is a 503 that says what to do."""
     monkeypatch.setattr(runtime, "_installed", None)
     client = Client(app)
     client.http._local_gateway._authorizer = server.ApiKeyAuthorizer(app)
@@ -614,14 +611,14 @@ def test_not_configured(monkeypatch: pytest.MonkeyPatch, method: str, path: str)
 
 
 @pytest.mark.parametrize(("method", "path"), SERVED)
-def test_fault_of_ours(
+def test_unexpected_errors(
     api_on_fakes: Api,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     method: str,
     path: str,
 ) -> None:
-    """An unexpected exception is a 500 that gives nothing away, and is logged with all of it."""
+    """An unexpected error is a 500 that reveals nothing; the log has the traceback."""
 
     def broken(*_: object) -> Timer:
         raise KeyError("secret")
@@ -637,13 +634,13 @@ def test_fault_of_ours(
 
 
 def below(kind: type[TimersError]) -> list[type[TimersError]]:
-    """Return all classes that come from this one."""
+    """Return all subclasses of an error."""
     return [found for child in kind.__subclasses__() for found in (child, *below(child))]
 
 
 @pytest.mark.parametrize("kind", below(TimersError), ids=lambda kind: kind.__name__)
 def test_every_error_has_a_status(kind: type[TimersError]) -> None:
-    """Every error of the domain becomes a problem with its sentence, and none of them a 500."""
+    """Every domain error becomes a 4xx or 503 problem with its message."""
 
     @responses.errors_as_problems
     def view() -> Response:
@@ -656,7 +653,7 @@ def test_every_error_has_a_status(kind: type[TimersError]) -> None:
 
 
 def test_every_status_belongs_to_an_error() -> None:
-    """The table holds only errors that exist, and the nearest class above decides."""
+    """The table holds only existing errors; the nearest base class decides."""
     assert set(responses.STATUS_OF_ERROR) <= set(below(TimersError))
 
     @responses.errors_as_problems
@@ -667,8 +664,8 @@ def test_every_status_belongs_to_an_error() -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/timers"), ("POST", "/health")])
-def test_methods_of_a_route(api_on_fakes: Api, method: str, path: str) -> None:
-    """What Chalice itself refuses is a problem, and keeps the headers of the refusal."""
+def test_unknown_methods(api_on_fakes: Api, method: str, path: str) -> None:
+    """A 405 of Chalice becomes a problem and keeps its headers."""
     answer = api_on_fakes.ask(method, path)
     assert method in refused(answer, 405)["detail"]
     assert answer.headers["Allow"]
@@ -685,7 +682,7 @@ def test_methods_of_a_route(api_on_fakes: Api, method: str, path: str) -> None:
     ],
 )
 def test_errors_of_chalice(response: Response) -> None:
-    """An error that Chalice made has the form of ours, whatever it looked like."""
+    """An error response of Chalice gets our form, whatever it looks like."""
     answer = responses.finished(response, CONTEXT)
     assert answer.status_code == response.status_code
     body = problem(answer.status_code, answer.headers["Content-Type"], answer.body.encode())
@@ -693,23 +690,21 @@ def test_errors_of_chalice(response: Response) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 302])
-def test_success_is_left_alone(status: int) -> None:
-    """What is no error goes out as the view made it."""
+def test_success_passes_unchanged(status: int) -> None:
+    """A successful response passes unchanged."""
     response = Response("x", {"Content-Type": "text/html"}, status)
     assert responses.finished(response, CONTEXT) is response
     assert response.headers[responses.REQUEST_ID_HEADER] == CONTEXT.aws_request_id
 
 
-def test_status_words() -> None:
-    """The words of the states are those of the documents; clients compare with them."""
+def test_status_values() -> None:
+    """The values of `status` are those of the documents: clients compare with them."""
     words = {"scheduled", "delivering", "delivered", "retrying", "failed", "cancelled"}
     assert {status.value for status in Status} == words
 
 
-def test_a_log_of_bad_requests_is_not_kept(
-    api_on_fakes: Api, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A mistake of the client is no event in the service's log."""
+def test_client_errors_are_not_logged(api_on_fakes: Api, caplog: pytest.LogCaptureFixture) -> None:
+    """A 4xx is no event in the log."""
     caplog.set_level(logging.INFO)
     refused(api_on_fakes.post(b"{"), 400)
     refused(api_on_fakes.ask("GET", f"/timers/{DEFAULT_TENANT}"), 404)
@@ -757,9 +752,10 @@ def asked(api: Api, members_: dict[str, Any]) -> HTTPResponse:
         ),
     ],
 )
-def test_what_is_sent_is_as_asked(api_on_fakes: Api, given: Any, shown: dict[str, Any]) -> None:
-    """Method, headers, body, timeout and retry policy are the owner's; JSON goes as it was written,
-    and says what it is."""
+def test_webhook_is_stored_as_requested(
+    api_on_fakes: Api, given: Any, shown: dict[str, Any]
+) -> None:
+    """Method, headers, body, timeout and retry policy are the owner's; JSON is kept as written."""
     created = asked(api_on_fakes, given)
     assert created.status_code == 201, created.body
     timer = api_on_fakes.read(created.json_body["id"])
@@ -831,14 +827,14 @@ def test_what_is_sent_is_as_asked(api_on_fakes: Api, given: Any, shown: dict[str
         ({"headers": {"X": "x" * MAX_WEBHOOK_BYTES}}, "/body"),
     ],
 )
-def test_what_can_not_be_sent(api_on_fakes: Api, given: Any, pointer: str) -> None:
-    """What no webhook may be is refused when it is asked for, and nothing is stored."""
+def test_rejects_webhooks_that_can_not_be_sent(api_on_fakes: Api, given: Any, pointer: str) -> None:
+    """A webhook that can't be sent is rejected, and nothing is stored."""
     assert refused(asked(api_on_fakes, given), 400)["pointer"] == pointer
     assert not api_on_fakes.store.timers
 
 
-def test_a_body_that_is_no_utf8(api_on_fakes: Api) -> None:
-    """It could not be signed, nor shown."""
+def test_rejects_bodies_that_are_not_utf8(api_on_fakes: Api) -> None:
+    """A body that is not UTF-8 could be neither signed nor shown."""
     whole = b'{"seconds": 1, "url": "http://localhost/", "body": ["\xff"]}'
     assert refused(api_on_fakes.post(whole), 400)["pointer"] in ("", "/body")
 
@@ -859,18 +855,16 @@ def test_a_body_that_is_no_utf8(api_on_fakes: Api) -> None:
         ("Content-Type", "application/json", False),
     ],
 )
-def test_secrets_are_sent_and_not_shown(
-    api_on_fakes: Api, name: str, value: str, hidden: bool
-) -> None:
-    """A header that looks like a secret is masked in every answer; it is stored as it is."""
+def test_secret_headers_are_masked(api_on_fakes: Api, name: str, value: str, hidden: bool) -> None:
+    """A header that looks like a secret is masked in responses and stored as it is."""
     created = asked(api_on_fakes, {"headers": {name: value}}).json_body
     for timer in (created, api_on_fakes.read(created["id"])):
         assert timer["headers"] == {name: "•••" if hidden else value}
     assert api_on_fakes.store.timers[created["id"]].headers == {name: value}
 
 
-def test_retry_puts_a_failed_timer_back(api_on_fakes: Api) -> None:
-    """202, due now, with all its attempts ahead; not while it is anything else than failed."""
+def test_retry_restarts_a_failed_timer(api_on_fakes: Api) -> None:
+    """Retry is a 202 with all attempts ahead, and a 409 unless the timer failed."""
     id = str(api_on_fakes.create(0)["id"])
     assert refused(api_on_fakes.ask("POST", f"/timers/{id}/retry"), 409)
     api_on_fakes.sender.outcome = Outcome(status=410)
@@ -889,7 +883,7 @@ def test_retry_puts_a_failed_timer_back(api_on_fakes: Api) -> None:
 
 
 def test_attempts_are_shown(api_on_fakes: Api) -> None:
-    """Each with its moment, lateness, outcome and duration; the next one's moment beside them."""
+    """Each attempt shows time, lateness, outcome and duration, and the time of the next one."""
     id = str(api_on_fakes.create(0)["id"])
     api_on_fakes.sender.outcome = Outcome(status=503, answer="a" * 1024, duration=0.5)
     for _ in range(2):

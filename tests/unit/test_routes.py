@@ -23,7 +23,7 @@ def patch(made: Api, id: str, **members: object) -> HTTPResponse:
 
 
 def failed(made: Api) -> str:
-    """Return the id of a timer that ended as failed."""
+    """Return the id of a timer that failed."""
     id = str(made.create(0)["id"])
     made.sender.outcome = Outcome(status=410)
     made.wakeup()
@@ -45,18 +45,20 @@ def results(answer: HTTPResponse) -> list[dict[str, Any]]:
         ({"fire_at": "2020-01-01T00:00:00Z"}, "2026-01-31T12:00:00Z"),
     ],
 )
-def test_new_deadline(api_on_fakes: Api, when: dict[str, object], fire_at: str) -> None:
-    """PATCH takes any way to say when, from now, and the alarm is set anew."""
+def test_patch_sets_a_new_deadline(
+    api_on_fakes: Api, when: dict[str, object], fire_at: str
+) -> None:
+    """PATCH takes every way to set a deadline, counted from now, and reschedules."""
     id = api_on_fakes.create(60)["id"]
     answer = patch(api_on_fakes, id, **when)
     assert (answer.status_code, answer.json_body["fire_at"]) == (200, fire_at)
     assert api_on_fakes.read(id) == answer.json_body
     assert [wakeup.generation for wakeup in api_on_fakes.scheduler.wakeups] == [1, 2]
-    assert [wakeup.generation for wakeup in api_on_fakes.scheduler.cleared] == [1]
+    assert [wakeup.generation for wakeup in api_on_fakes.scheduler.unscheduled] == [1]
 
 
-def test_change_without_a_deadline(api_on_fakes: Api) -> None:
-    """What is changed is changed, the moment stays, and no alarm is touched."""
+def test_patch_without_a_deadline_keeps_it(api_on_fakes: Api) -> None:
+    """The fields change; deadline and schedule stay."""
     before = api_on_fakes.create(60)
     wanted = {"url": f"{URL}/2", "label": "x", "metadata": {"a": "1"}, "body": "hello"}
     answer = patch(api_on_fakes, before["id"], **wanted)
@@ -70,15 +72,15 @@ def test_change_without_a_deadline(api_on_fakes: Api) -> None:
     assert (sent[0].url, sent[0].body) == (f"{URL}/2", "hello")
 
 
-def test_change_with_a_deadline(api_on_fakes: Api) -> None:
-    """Both at once: the new moment, and what is to be sent then."""
+def test_patch_changes_fields_and_deadline(api_on_fakes: Api) -> None:
+    """One PATCH can change the webhook and the deadline."""
     id = api_on_fakes.create(60)["id"]
     answer = patch(api_on_fakes, id, seconds=90, url=f"{URL}/2", label="x").json_body
     assert (answer["time_left"], answer["url"], answer["label"]) == (90, f"{URL}/2", "x")
 
 
-def test_change_while_retrying(api_on_fakes: Api) -> None:
-    """A webhook that fails can be mended before its next attempt, which stays when it was."""
+def test_patch_a_retrying_timer(api_on_fakes: Api) -> None:
+    """A failing webhook can be corrected; its next attempt stays when it was."""
     id = api_on_fakes.retrying()
     before = api_on_fakes.read(id)
     answer = patch(api_on_fakes, id, url=f"{URL}/2").json_body
@@ -89,8 +91,8 @@ def test_change_while_retrying(api_on_fakes: Api) -> None:
 
 @pytest.mark.parametrize("method", ["PATCH", "POST"])
 @pytest.mark.parametrize("status", [Status.DELIVERED, Status.FAILED, Status.CANCELLED])
-def test_too_late_to_change(api_on_fakes: Api, method: str, status: Status) -> None:
-    """A finished timer is neither changed nor fired: 409."""
+def test_finished_timers_conflict(api_on_fakes: Api, method: str, status: Status) -> None:
+    """PATCH and fire of a finished timer are a 409."""
     id = failed(api_on_fakes)
     stored = api_on_fakes.store.timers[id]
     api_on_fakes.store.timers[id] = replace(stored, status=status)
@@ -99,16 +101,16 @@ def test_too_late_to_change(api_on_fakes: Api, method: str, status: Status) -> N
 
 
 @pytest.mark.parametrize(("method", "path"), [("PATCH", ""), ("POST", "/fire")])
-def test_change_while_delivering(api_on_fakes: Api, method: str, path: str) -> None:
-    """While the webhook is being sent: 409, and to come again."""
+def test_patch_conflicts_while_delivering(api_on_fakes: Api, method: str, path: str) -> None:
+    """PATCH of a timer that is being sent is a 409 with Retry-After."""
     id = api_on_fakes.delivering()
     answer = api_on_fakes.send(method, f"/timers/{id}{path}", {"label": "x"})
     refused(answer, 409)
     assert answer.headers["Retry-After"] == "1"
 
 
-def test_bad_change_changes_nothing(api_on_fakes: Api) -> None:
-    """A PATCH is done as a whole or not at all."""
+def test_an_invalid_patch_changes_nothing(api_on_fakes: Api) -> None:
+    """A PATCH applies as a whole or not at all."""
     before = api_on_fakes.create(60)
     answer = refused(patch(api_on_fakes, before["id"], label="x", url="ftp://x"), 400)
     assert answer["pointer"] == "/url"
@@ -117,16 +119,16 @@ def test_bad_change_changes_nothing(api_on_fakes: Api) -> None:
     assert api_on_fakes.read(before["id"]) == before
 
 
-def test_change_of_what_is_not_there(api_on_fakes: Api) -> None:
-    """No timer, no change; the body is looked at first."""
+def test_patch_of_an_unknown_timer(api_on_fakes: Api) -> None:
+    """An unknown timer is a 404; the body is checked first."""
     refused(patch(api_on_fakes, "nope", label="x"), 404)
     refused(patch(api_on_fakes, "nope", label=5), 400)
     refused(api_on_fakes.ask("PATCH", "/timers/nope", b"{}", {"Content-Type": "text/x"}), 415)
 
 
 @pytest.mark.parametrize("state", ["scheduled", "retrying"])
-def test_fire(api_on_fakes: Api, state: str) -> None:
-    """A waiting timer is due now, with all its attempts ahead: 202."""
+def test_fire_makes_a_timer_due(api_on_fakes: Api, state: str) -> None:
+    """Fire makes a waiting timer due now, with all attempts ahead: 202."""
     id = api_on_fakes.create(600)["id"] if state == "scheduled" else api_on_fakes.retrying()
     answer = api_on_fakes.ask("POST", f"/timers/{id}/fire")
     assert (answer.status_code, answer.json_body["status"]) == (202, "scheduled")
@@ -142,8 +144,8 @@ def listed(made: Api, **parameters: object) -> dict[str, Any]:
     return dict(answer.json_body)
 
 
-def test_list(api_on_fakes: Api) -> None:
-    """The newest come first, as they are shown one by one; at the end there is no cursor."""
+def test_list_is_newest_first(api_on_fakes: Api) -> None:
+    """Lists are newest first, equal to single reads, and end without a cursor."""
     assert listed(api_on_fakes) == {"timers": [], "next_cursor": None}
     made = []
     for _ in range(5):
@@ -159,8 +161,8 @@ def test_list(api_on_fakes: Api) -> None:
     assert third["next_cursor"] is None
 
 
-def test_list_of_some(api_on_fakes: Api) -> None:
-    """Status, label and the time of creation narrow it down, also together."""
+def test_list_filters(api_on_fakes: Api) -> None:
+    """Status, label and time of creation filter, also together."""
     old = api_on_fakes.create()["id"]
     patch(api_on_fakes, old, label="a")
     api_on_fakes.clock.forward(60)
@@ -181,16 +183,16 @@ def test_list_of_some(api_on_fakes: Api) -> None:
     assert ids(to=at, status="cancelled") == []
 
 
-def test_list_without_the_forgotten(api_on_fakes: Api) -> None:
-    """What has expired is not shown, swept away or not."""
+def test_list_omits_expired_timers(api_on_fakes: Api) -> None:
+    """Expired timers are not listed, purged or not."""
     id = api_on_fakes.create()["id"]
     api_on_fakes.ask("DELETE", f"/timers/{id}")
     api_on_fakes.clock.now += RETENTION
     assert listed(api_on_fakes)["timers"] == []
 
 
-def test_list_is_not_too_large(api_on_fakes: Api) -> None:
-    """A page ends before what Lambda can answer with, and goes on where it ended."""
+def test_pages_are_bounded_in_bytes(api_on_fakes: Api) -> None:
+    """A page ends before Lambda's limit, and the next one goes on there."""
     body = "\x01" * 40_000  # six times as much in JSON
     made = [
         api_on_fakes.send("POST", "/timers", {"seconds": 1, "url": URL, "body": body})
@@ -207,23 +209,24 @@ def test_list_is_not_too_large(api_on_fakes: Api) -> None:
     assert pages == 2
 
 
-def test_a_timer_larger_than_a_page(api_on_fakes: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One at least is shown, or the list would never go on."""
+def test_a_page_has_at_least_one_timer(api_on_fakes: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timer larger than a page is listed, so that the list goes on."""
     monkeypatch.setattr(responses, "MAX_PAGE_BYTES", 10)
     for _ in range(3):
         api_on_fakes.create()
     assert len(listed(api_on_fakes)["timers"]) == 1
 
 
-def test_bad_list(api_on_fakes: Api) -> None:
-    """What can't be meant is refused, with a sentence and no pointer."""
+def test_invalid_list_parameters(api_on_fakes: Api) -> None:
+    """An invalid parameter is a 400 without a pointer."""
     for query in ("limit=0", "limit=5&limit=6", "state=failed", "cursor=x", "to=2026"):
         answer = refused(api_on_fakes.ask("GET", f"/timers?{query}"), 400)
         assert "pointer" not in answer
 
 
-def test_idempotency_key(api_on_fakes: Api) -> None:
-    """201 the first time, then 200 with the same timer; 409 for something else."""
+def test_idempotency_key_creates_once(api_on_fakes: Api) -> None:
+    """The first request is a 201, its repetition a 200 with the same timer, another request a
+    409."""
     header = {"Idempotency-Key": "abc"}
     body = {"seconds": 60, "url": URL}
     first = api_on_fakes.send("POST", "/timers", body, header)
@@ -238,8 +241,8 @@ def test_idempotency_key(api_on_fakes: Api) -> None:
     refused(api_on_fakes.send("POST", "/timers", body, {"Idempotency-Key": ""}), 400)
 
 
-def test_batch(api_on_fakes: Api) -> None:
-    """Each gets its own result, in order: made, made before, refused, of another use of its key."""
+def test_batch_returns_a_result_for_each(api_on_fakes: Api) -> None:
+    """Results are in order: created, existing, invalid, conflicting."""
     good = {"seconds": 60, "url": URL}
     keyed = {**good, "idempotency_key": "k"}
     made = api_on_fakes.send("POST", "/timers", good, {"Idempotency-Key": "k"}).json_body
@@ -252,8 +255,8 @@ def test_batch(api_on_fakes: Api) -> None:
     assert [set(it) for it in found[1:3]] == [{"status", "id", "timer"}, {"status", "problem"}]
 
 
-def test_batch_of_a_hundred(api_on_fakes: Api) -> None:
-    """A hundred are made; one more is refused before any is."""
+def test_batch_takes_a_hundred(api_on_fakes: Api) -> None:
+    """A hundred timers are created; with one more, none is."""
     entries = [{"seconds": number, "url": URL} for number in range(100)]
     found = results(api_on_fakes.send("POST", "/timers/batch", {"timers": entries}))
     assert [it["timer"]["time_left"] for it in found] == list(range(100))
@@ -263,8 +266,8 @@ def test_batch_of_a_hundred(api_on_fakes: Api) -> None:
     assert results(api_on_fakes.send("POST", "/timers/batch", {"timers": []})) == []
 
 
-def test_batch_with_one_key_for_all(api_on_fakes: Api) -> None:
-    """A key in the header can't be that of many timers."""
+def test_batch_rejects_the_idempotency_header(api_on_fakes: Api) -> None:
+    """The header can't be the key of many timers."""
     body = {"timers": [{"seconds": 60, "url": URL}]}
     answer = api_on_fakes.send("POST", "/timers/batch", body, {"Idempotency-Key": "k"})
     assert "idempotency_key" in refused(answer, 400)["detail"]
@@ -275,14 +278,14 @@ def test_batch_with_one_key_for_all(api_on_fakes: Api) -> None:
     ("route", "limit"),
     [("/timers", requests.MAX_BODY_BYTES), ("/timers/batch", requests.MAX_BATCH_BYTES)],
 )
-def test_size_of_a_body(api_on_fakes: Api, route: str, limit: int) -> None:
-    """A request for many may be larger than one for one timer; beyond that it is a 413."""
+def test_bodies_are_bounded(api_on_fakes: Api, route: str, limit: int) -> None:
+    """Batches may be larger than single timers; beyond the limit it is a 413."""
     refused(api_on_fakes.ask("POST", route, b" " * limit, JSON), 400)
     refused(api_on_fakes.ask("POST", route, b" " * (limit + 1), JSON), 413)
 
 
-def test_results_are_not_too_large(api_on_fakes: Api) -> None:
-    """All are cancelled, and what Lambda could not answer with is left out: ids are there."""
+def test_results_are_bounded_in_bytes(api_on_fakes: Api) -> None:
+    """All timers are cancelled; later results have only the id, to stay below Lambda's limit."""
     body = "\x01" * 40_000  # six times as much in JSON
     made = [
         api_on_fakes.send("POST", "/timers", {"seconds": 9, "url": URL, "body": body})
@@ -295,8 +298,10 @@ def test_results_are_not_too_large(api_on_fakes: Api) -> None:
     assert {timer.status for timer in api_on_fakes.store.timers.values()} == {Status.CANCELLED}
 
 
-def test_a_fault_of_ours_in_a_batch(api_on_fakes: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What breaks one of many leaves the others their results, and gives nothing away."""
+def test_a_crash_in_a_batch_is_one_result(
+    api_on_fakes: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unexpected error fails one timer of the batch and reveals nothing."""
     real, calls = api_on_fakes.store.add, []
 
     def add(timer: Timer) -> bool:
@@ -313,7 +318,7 @@ def test_a_fault_of_ours_in_a_batch(api_on_fakes: Api, monkeypatch: pytest.Monke
 
 
 def test_cancel_many(api_on_fakes: Api) -> None:
-    """Each id gets its result, in order; cancelling twice is no error."""
+    """Each id has its result, in order; cancelling twice is no error."""
     ids = [api_on_fakes.create()["id"] for _ in range(3)]
     delivering = api_on_fakes.delivering()
     body = {"ids": [ids[2], "nope", ids[0], delivering, ids[2]]}
@@ -325,7 +330,7 @@ def test_cancel_many(api_on_fakes: Api) -> None:
 
 
 def test_retry_many(api_on_fakes: Api) -> None:
-    """Those that have failed are sent again."""
+    """Failed timers of the batch are sent again."""
     id, waiting = failed(api_on_fakes), api_on_fakes.create()["id"]
     found = results(api_on_fakes.send("POST", "/timers/retry", {"ids": [waiting, id]}))
     assert [it["status"] for it in found] == [409, 200]
@@ -338,13 +343,13 @@ def test_retry_many(api_on_fakes: Api) -> None:
     [([], ""), ({}, "/ids"), ({"ids": "x"}, "/ids"), ({"ids": [1]}, "/ids/0"),
      ({"ids": ["x"] * 101}, "/ids"), ({"ids": [], "x": 1}, "/x")],
 )  # fmt: skip
-def test_no_ids(api_on_fakes: Api, path: str, body: object, pointer: str) -> None:
-    """What is no list of at most 100 ids is refused as a whole."""
+def test_invalid_ids(api_on_fakes: Api, path: str, body: object, pointer: str) -> None:
+    """Anything but a list of at most 100 ids is rejected as a whole."""
     assert refused(api_on_fakes.send("POST", path, body), 400)["pointer"] == pointer
 
 
-def test_every_answer_has_its_own_id(api_on_fakes: Api) -> None:
-    """Success or error, each request can be found in the logs."""
+def test_every_response_has_a_request_id(api_on_fakes: Api) -> None:
+    """Each response, also an error, can be found in the logs."""
     answers = [
         api_on_fakes.ask(method, path, body, JSON)
         for method, path in ROUTES
@@ -354,16 +359,16 @@ def test_every_answer_has_its_own_id(api_on_fakes: Api) -> None:
     assert len({id for id in ids if id}) == len(answers)
 
 
-def test_arming_fails_after_a_change(api_on_fakes: Api) -> None:
-    """A new deadline that is stored counts; its alarm is left to the sweep."""
+def test_patch_succeeds_if_the_scheduler_is_down(api_on_fakes: Api) -> None:
+    """The stored deadline counts; scheduling is left to the sweep."""
     id = api_on_fakes.create(60)["id"]
     api_on_fakes.scheduler.failure = Unavailable("throttled")
     assert patch(api_on_fakes, id, seconds=5).status_code == 200
     assert not api_on_fakes.service.get(DEFAULT_TENANT, id).armed
 
 
-def test_metadata_is_not_sent_but_told(api_on_fakes: Api) -> None:
-    """A label and metadata stay with the timer, and are in what on_failure gets."""
+def test_metadata_is_in_the_failure_notice(api_on_fakes: Api) -> None:
+    """Label and metadata are not sent, but are in the notice to on_failure."""
     body = {"seconds": 0, "url": URL, "label": "x", "metadata": {"order": "17"}, "on_failure": URL}
     id = api_on_fakes.send("POST", "/timers", body).json_body["id"]
     api_on_fakes.sender.outcome = Outcome(status=410)

@@ -44,7 +44,7 @@ LEASE = timedelta(minutes=5)
 
 
 class World(OnFakes):
-    """A service on fakes, and what a test does with it."""
+    """A service on fakes, and the steps of a test."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,24 +78,24 @@ def world() -> World:
     return World()
 
 
-def test_create_stores_and_arms(world: World) -> None:
-    """A new timer is stored with its deadline, and its alarm set."""
+def test_create_stores_and_schedules(world: World) -> None:
+    """A new timer is stored with its deadline, and scheduled."""
     timer = world.create(90)
     assert world.read(timer) == timer
     assert timer.deadline - timer.created_at == timedelta(seconds=90)
     assert world.scheduler.wakeups == [timer.wakeup()]
 
 
-def test_create_says_no_when_it_is_not_stored(world: World) -> None:
-    """Without a store there is no timer, no alarm, and the caller is told."""
+def test_create_fails_if_the_store_is_down(world: World) -> None:
+    """Without a store, create raises and schedules nothing."""
     world.store.down = True
     with pytest.raises(Unavailable):
         world.create()
     assert world.scheduler.wakeups == []
 
 
-def test_create_holds_although_the_alarm_can_not_be_set(world: World) -> None:
-    """Once stored the answer is yes; the sweep sets the alarm as soon as that works."""
+def test_create_succeeds_if_the_scheduler_is_down(world: World) -> None:
+    """A stored timer is created; the sweep schedules it once that works."""
     world.scheduler.failure = Unavailable("throttled")
     timer = world.create(3600)
     assert not world.read(timer).armed
@@ -107,15 +107,15 @@ def test_create_holds_although_the_alarm_can_not_be_set(world: World) -> None:
     assert world.sweep() == 0
 
 
-def test_create_is_taken_back_when_the_alarm_is_refused(world: World) -> None:
-    """A definite refusal takes the timer back, so that the error is true."""
+def test_create_is_rolled_back_if_the_schedule_is_refused(world: World) -> None:
+    """A definite refusal removes the timer, so that the error is true."""
     world.scheduler.failure = ScheduleRefused("no access")
     with pytest.raises(ScheduleRefused):
         world.create()
     assert world.store.timers == {}
 
 
-def test_get_knows_no_other_tenants_timers(world: World) -> None:
+def test_other_tenants_timers_are_not_found(world: World) -> None:
     """Another tenant's timer is not found, as if it did not exist."""
     timer = world.create()
     for call in (world.service.get, world.service.cancel, world.service.retry):
@@ -123,8 +123,8 @@ def test_get_knows_no_other_tenants_timers(world: World) -> None:
             call("stranger", timer.id)
 
 
-def test_get_forgets_the_expired(world: World) -> None:
-    """After the retention a finished timer is not found, even if it is still stored."""
+def test_expired_timers_are_not_found(world: World) -> None:
+    """After its retention a finished timer is not found, even if it is still stored."""
     timer = world.cancel(world.create())
     world.clock.forward(RETENTION.total_seconds())
     with pytest.raises(TimerNotFound):
@@ -132,7 +132,7 @@ def test_get_forgets_the_expired(world: World) -> None:
 
 
 def test_deliver_sends_and_records(world: World) -> None:
-    """A due timer is sent once and delivered, with its lateness and outcome on it."""
+    """A due timer is sent once and delivered, with its lateness and outcome recorded."""
     timer = world.create(60)
     world.clock.forward(60.25)
     world.wakeup(timer.wakeup())
@@ -141,16 +141,16 @@ def test_deliver_sends_and_records(world: World) -> None:
     assert [(a.number, a.lateness, a.outcome) for a in after.attempts] == [(1, 0.25, NO_CONTENT)]
 
 
-def test_deliver_sends_once_for_repeated_rings(world: World) -> None:
-    """A second ring of the same generation does nothing."""
+def test_repeated_wakeups_send_once(world: World) -> None:
+    """A second wake-up of the same generation does nothing."""
     timer = world.create(0)
     for _ in range(3):
         world.wakeup(timer.wakeup())
     assert world.sent() == [timer.id]
 
 
-def test_deliver_is_never_early(world: World) -> None:
-    """A ring well before its time is forwarded, not sent and not dropped."""
+def test_early_wakeups_are_requeued(world: World) -> None:
+    """A wake-up long before its time is requeued, not sent and not dropped."""
     timer = world.create(60)
     world.clock.forward(60 - MAX_EARLY_WAIT.total_seconds() - 0.001)
     world.wakeup(timer.wakeup())
@@ -158,8 +158,8 @@ def test_deliver_is_never_early(world: World) -> None:
     assert world.scheduler.wakeups == [timer.wakeup()] * 2
 
 
-def test_deliver_waits_out_a_ring_that_is_nearly_due(world: World) -> None:
-    """A ring a few seconds early is sent at its moment by the worker that has it."""
+def test_worker_waits_for_a_wakeup_that_is_nearly_due(world: World) -> None:
+    """The worker waits for a wake-up that is a few seconds early, and sends at its time."""
     timer = world.create(60)
     world.clock.forward(60 - MAX_EARLY_WAIT.total_seconds())
     world.wakeup(timer.wakeup())
@@ -167,16 +167,16 @@ def test_deliver_waits_out_a_ring_that_is_nearly_due(world: World) -> None:
 
 
 @pytest.mark.parametrize("wake", [-300, 60])
-def test_fire_forwards_what_still_waits(world: World, wake: int) -> None:
-    """A schedule that goes off, early or as the backstop, rings for a timer that waits."""
+def test_fire_requeues_waiting_timers(world: World, wake: int) -> None:
+    """A schedule, early or backstop, puts the wake-up of a waiting timer on the queue."""
     timer = world.create(600)
     world.clock.forward(600 + wake)
     world.service.fire(timer.wakeup())
     assert world.scheduler.wakeups == [timer.wakeup()] * 2
 
 
-def test_fire_ignores_what_is_over(world: World) -> None:
-    """A schedule for a timer that is done, moved or unknown does nothing."""
+def test_fire_ignores_timers_that_no_longer_wait(world: World) -> None:
+    """A schedule of a finished, moved or unknown timer does nothing."""
     done, moved = world.create(0), world.create(60)
     world.wakeup(done.wakeup())
     world.service.change(DEFAULT_TENANT, moved.id, moved.deadline + MINUTE)
@@ -186,16 +186,17 @@ def test_fire_ignores_what_is_over(world: World) -> None:
     assert world.scheduler.wakeups == []
 
 
-def test_deliver_does_not_believe_an_alarm_that_lies(world: World) -> None:
-    """A ring that claims to be due before its timer is sends nothing."""
+def test_deliver_checks_the_stored_due_time(world: World) -> None:
+    """A wake-up that claims to be due before its timer is sends nothing."""
     timer = world.create(60)
     world.wakeup(Wakeup(timer.id, timer.tenant, timer.generation, world.clock.now))
     assert world.sent() == []
     assert world.read(timer) == timer
 
 
-def test_deliver_ignores_what_is_gone(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """A ring repeated, stale, or of a cancelled or unknown timer does nothing and says so."""
+def test_deliver_ignores_stale_wakeups(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A repeated or stale wake-up, or one of a cancelled or unknown timer, is logged and
+    ignored."""
     done, moved, gone = world.create(0), world.create(0), world.create(0)
     world.wakeup(done.wakeup())
     world.service.change(DEFAULT_TENANT, moved.id, moved.deadline)
@@ -210,8 +211,8 @@ def test_deliver_ignores_what_is_gone(world: World, caplog: pytest.LogCaptureFix
     assert caplog.messages == ["wake-up ignored"] * 8
 
 
-def test_an_attempt_that_can_not_succeed_ends_the_timer(world: World) -> None:
-    """What fails for good leaves the timer failed, with the reason on it."""
+def test_a_permanent_failure_fails_the_timer(world: World) -> None:
+    """A permanent failure leaves the timer failed, with the reason."""
     timer = world.create(0)
     world.sender.outcome = Outcome(error="refused target", detail="it is at 10.0.0.1")
     world.wakeup(timer.wakeup())
@@ -219,9 +220,9 @@ def test_an_attempt_that_can_not_succeed_ends_the_timer(world: World) -> None:
     assert (after.status, after.failure) == (Status.FAILED, "refused target: it is at 10.0.0.1")
 
 
-def test_an_attempt_that_may_pass_is_made_again(world: World) -> None:
-    """It waits for its share of the longest wait, with an alarm of its own; the old one is taken
-    back, and what comes then ends it."""
+def test_a_transient_failure_is_retried(world: World) -> None:
+    """The retry waits for its share of the longest wait and has a schedule of its own; the old
+    schedule is deleted."""
     timer = world.create(0)
     world.sender.outcome = Outcome(error="connect", detail="Connection refused")
     world.wakeup(timer.wakeup())
@@ -229,15 +230,15 @@ def test_an_attempt_that_may_pass_is_made_again(world: World) -> None:
     assert (after.status, after.failure) == (Status.RETRYING, None)
     assert after.due_at == world.clock.now + timedelta(seconds=5)  # a chance of 0.5 of 10 s
     assert world.scheduler.wakeups[-1] == after.wakeup()
-    assert world.scheduler.cleared == [timer.wakeup()]
+    assert world.scheduler.unscheduled == [timer.wakeup()]
     world.sender.outcome = NO_CONTENT
     world.clock.forward(5)
     world.wakeup(after.wakeup())
     assert world.read(timer).status is Status.DELIVERED
 
 
-def test_attempts_come_to_an_end(world: World) -> None:
-    """A receiver that never answers well is given up after as many attempts as the policy has."""
+def test_attempts_are_bounded(world: World) -> None:
+    """A receiver that never succeeds is given up after the policy's attempts."""
     timer = world.create(0)
     world.sender.outcome = Outcome(status=500)
     waits = []
@@ -250,35 +251,35 @@ def test_attempts_come_to_an_end(world: World) -> None:
     assert waits[:-1] == [5, 20, 80, 320, 1280, 5120, 20480]
 
 
-def test_cancel_wins_over_an_alarm_on_its_way(world: World) -> None:
-    """After a cancel was answered, no ring sends anything, and the alarm is taken back."""
+def test_cancel_wins_over_wakeups(world: World) -> None:
+    """After a cancel returned, no wake-up sends anything, and the schedule is deleted."""
     timer = world.create(60)
     assert world.cancel(timer).status is Status.CANCELLED
-    assert world.scheduler.cleared == [timer.wakeup()]
+    assert world.scheduler.unscheduled == [timer.wakeup()]
     world.clock.forward(61)
     world.wakeup(timer.wakeup())
     assert world.sent() == []
 
 
 def test_cancel_may_be_repeated(world: World) -> None:
-    """The second cancel answers as the first did, and clears an alarm that the first could not."""
+    """A second cancel returns the same, and deletes a schedule that the first could not."""
     timer = world.create(60)
     world.scheduler.failure = Unavailable("throttled")
     first = world.cancel(timer)
     world.scheduler.failure = None
     assert world.cancel(timer) == first
-    assert world.scheduler.cleared == [timer.wakeup()]
+    assert world.scheduler.unscheduled == [timer.wakeup()]
 
 
-def test_cancel_holds_although_the_alarm_can_not_be_cleared(world: World) -> None:
-    """The store decides: an alarm left over rings for nothing."""
+def test_cancel_succeeds_if_the_schedule_stays(world: World) -> None:
+    """The store decides: a schedule that is left over wakes nothing."""
     timer = world.create(60)
     world.scheduler.failure = Unavailable("throttled")
     assert world.cancel(timer).status is Status.CANCELLED
 
 
-def test_cancel_is_refused_while_the_webhook_is_sent(world: World) -> None:
-    """During the POST a cancel is a conflict to be asked again: it can't be promised."""
+def test_cancel_conflicts_while_delivering(world: World) -> None:
+    """During the POST a cancel is a conflict that may be repeated."""
     timer = world.create(0)
     refused: list[Exception] = []
 
@@ -294,12 +295,12 @@ def test_cancel_is_refused_while_the_webhook_is_sent(world: World) -> None:
         world.cancel(timer)
 
 
-def test_a_new_deadline_moves_the_moment(world: World) -> None:
-    """The old alarm sends nothing, the new one sends; the old one is taken back."""
+def test_a_new_deadline_replaces_the_old_one(world: World) -> None:
+    """The old wake-up sends nothing, the new one sends, and the old schedule is deleted."""
     timer = world.create(60)
     moved = world.service.change(DEFAULT_TENANT, timer.id, timer.deadline + MINUTE)
     assert world.scheduler.wakeups[-1] == moved.wakeup()
-    assert world.scheduler.cleared == [timer.wakeup()]
+    assert world.scheduler.unscheduled == [timer.wakeup()]
     world.clock.forward(120)
     world.wakeup(timer.wakeup())
     assert world.sent() == []
@@ -307,8 +308,8 @@ def test_a_new_deadline_moves_the_moment(world: World) -> None:
     assert world.sent() == [timer.id]
 
 
-def test_a_new_deadline_holds_although_the_alarm_can_not_be_set(world: World) -> None:
-    """The stored moment counts; the sweep sets its alarm later."""
+def test_a_new_deadline_is_kept_if_the_scheduler_is_down(world: World) -> None:
+    """The stored deadline counts; the sweep schedules it later."""
     timer = world.create(60)
     world.scheduler.failure = Unavailable("throttled")
     moved = world.service.change(DEFAULT_TENANT, timer.id, timer.deadline + MINUTE)
@@ -319,8 +320,8 @@ def test_a_new_deadline_holds_although_the_alarm_can_not_be_set(world: World) ->
     assert world.scheduler.wakeups[-1] == moved.wakeup()
 
 
-def test_redrive_sends_a_failed_timer_again(world: World) -> None:
-    """A failed timer is due again at once, under the same id."""
+def test_retry_sends_a_failed_timer_again(world: World) -> None:
+    """A retried timer is due at once, under the same id."""
     timer = world.create(0)
     world.sender.outcome = Outcome(status=404)
     world.wakeup(timer.wakeup())
@@ -334,8 +335,8 @@ def test_redrive_sends_a_failed_timer_again(world: World) -> None:
         world.service.retry(DEFAULT_TENANT, timer.id)
 
 
-def test_changes_start_over_when_they_race(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change that lost its race is decided again on what is stored now."""
+def test_racing_changes_start_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change that lost a race is decided again on the stored timer."""
     timer = world.create(60)
     real_replace = world.store.replace
 
@@ -350,8 +351,8 @@ def test_changes_start_over_when_they_race(world: World, monkeypatch: pytest.Mon
 
 
 def test_stalled_worker_sends_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that is held up until too little of its time is left does not start the POST: it
-    releases its claim, and the timer is rung for again."""
+    """A worker with too little time left releases its claim and requeues the timer, without a
+    POST."""
     timer = world.create(0)
     ends_at = world.clock.now + LEASE
     real_claim = world.store.claim
@@ -372,10 +373,10 @@ def test_stalled_worker_sends_nothing(world: World, monkeypatch: pytest.MonkeyPa
     assert world.sent() == [timer.id]
 
 
-def test_stalled_worker_without_its_lease_does_nothing(
+def test_worker_without_its_lease_does_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that comes back when its claim was taken from it sends and changes nothing."""
+    """A worker whose claim was reclaimed sends and changes nothing."""
     timer = world.create(0)
     real_claim = world.store.claim
 
@@ -392,8 +393,8 @@ def test_stalled_worker_without_its_lease_does_nothing(
     assert world.read(timer).generation == 2
 
 
-def test_stalled_worker_records_nothing(world: World) -> None:
-    """A worker whose lease ran out during the POST changes nothing: another one has taken over."""
+def test_worker_past_its_lease_records_nothing(world: World) -> None:
+    """A worker whose lease expired during the POST changes nothing: another one has taken over."""
     timer = world.create(0)
 
     def stall() -> None:
@@ -412,7 +413,7 @@ def test_stalled_worker_records_nothing(world: World) -> None:
 def test_clock_stepped_back_sends_nothing_early(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the clock falls back behind the deadline between claim and POST, nothing is sent."""
+    """If the clock steps back before the deadline between claim and POST, nothing is sent."""
     timer = world.create(60)
     world.clock.forward(60)
     real_claim = world.store.claim
@@ -432,7 +433,8 @@ def test_clock_stepped_back_sends_nothing_early(
 
 
 def test_outcome_is_recorded_after_an_outage(world: World) -> None:
-    """A store that is down for a while after the POST still gets the outcome: no second send."""
+    """If the store is down after the POST, the outcome is recorded once it is back: no second
+    POST."""
     timer = world.create(0)
 
     def outage() -> None:
@@ -451,7 +453,7 @@ def test_outcome_is_recorded_after_an_outage(world: World) -> None:
 
 
 def test_outcome_is_given_up_with_the_lease(world: World) -> None:
-    """When the lease ends before the store is back, the fault escapes and the claim is left."""
+    """When the lease ends before the store is back, the error escapes and the claim stays."""
     timer = world.create(0)
 
     def outage() -> None:
@@ -464,16 +466,16 @@ def test_outcome_is_given_up_with_the_lease(world: World) -> None:
     assert world.read(timer).status is Status.DELIVERING
 
 
-def test_sweep_leaves_the_punctual_alone(world: World) -> None:
-    """What is not overdue by more than the grace is not touched."""
+def test_sweep_leaves_punctual_timers_alone(world: World) -> None:
+    """Timers that are overdue by less than the grace are not touched."""
     timer = world.create(60)
     world.clock.forward(60 + SWEEP_GRACE.total_seconds())
     assert world.sweep() == 0
     assert world.read(timer) == timer
 
 
-def test_sweep_rings_for_the_forgotten_once(world: World) -> None:
-    """A timer whose alarm never rang is rung for, and then left alone for a while."""
+def test_sweep_requeues_a_forgotten_timer_once(world: World) -> None:
+    """A timer whose wake-up was lost is requeued, and then left alone for a while."""
     timer = world.create(60)
     world.scheduler.wakeups.clear()
     world.clock.forward(60 + SWEEP_GRACE.total_seconds() + 1)
@@ -486,7 +488,7 @@ def test_sweep_rings_for_the_forgotten_once(world: World) -> None:
 
 
 def test_sweep_finds_more_than_one_batch(world: World) -> None:
-    """However many are overdue, one sweep rings for all of them, oldest first."""
+    """One sweep requeues all overdue timers, oldest first."""
     created = [world.create(second) for second in range(SWEEP_BATCH_SIZE * 2 + 10)]
     world.scheduler.wakeups.clear()
     world.clock.forward(3600)
@@ -494,8 +496,8 @@ def test_sweep_finds_more_than_one_batch(world: World) -> None:
     assert world.scheduler.wakeups == [timer.wakeup() for timer in created]
 
 
-def test_sweep_adds_nothing_when_the_alarm_is_behind(world: World) -> None:
-    """With a backlog on the way, more rings would only multiply it; lost claims are still freed."""
+def test_sweep_adds_nothing_to_a_backlog(world: World) -> None:
+    """While the scheduler is behind, only expired leases are reclaimed."""
     waiting, claimed = world.create(60), world.create(60)
     world.clock.forward(60)
     world.store.claim(claimed.wakeup(), world.clock.now, world.clock.now + MINUTE)
@@ -507,8 +509,8 @@ def test_sweep_adds_nothing_when_the_alarm_is_behind(world: World) -> None:
     assert world.read(waiting).wake_at == waiting.wake_at
 
 
-def test_sweep_helps_the_others(world: World) -> None:
-    """While no alarm can be set, lost claims are freed all the same, and nothing is forgotten."""
+def test_sweep_reclaims_while_the_scheduler_is_down(world: World) -> None:
+    """Expired leases are reclaimed although nothing can be scheduled, and no timer is forgotten."""
     claimed, unarmed = world.create(0), world.create(600)
     world.store.claim(claimed.wakeup(), world.clock.now, world.clock.now)
     world.store.replace(unarmed.mark_unarmed(world.clock.now))
@@ -524,8 +526,8 @@ def test_sweep_helps_the_others(world: World) -> None:
     assert {wakeup.id for wakeup in world.scheduler.wakeups[-2:]} == {claimed.id, unarmed.id}
 
 
-def test_sweep_rings_once_for_the_unarmed(world: World) -> None:
-    """An overdue timer whose alarm was never set is rung for once, not again at once."""
+def test_sweep_schedules_an_unarmed_timer_once(world: World) -> None:
+    """An overdue timer that was never scheduled is scheduled once."""
     timer = world.create(60)
     world.store.replace(timer.mark_unarmed(world.clock.now))
     world.scheduler.wakeups.clear()
@@ -534,9 +536,8 @@ def test_sweep_rings_once_for_the_unarmed(world: World) -> None:
     assert world.scheduler.wakeups == [timer.wakeup()]
 
 
-def test_overlapping_sweeps_ring_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep moves a timer out of the way before it rings, so that another one beside it does
-    not ring as well."""
+def test_overlapping_sweeps_requeue_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep moves `wake_at` before it requeues, so a sweep beside it finds nothing."""
     created = [world.create(60) for _ in range(3)]
     world.scheduler.wakeups.clear()
     world.clock.forward(120)
@@ -553,10 +554,10 @@ def test_overlapping_sweeps_ring_once(world: World, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("change", ["cancel", "deadline"])
-def test_sweep_leaves_no_alarm_to_who_was_faster(
+def test_sweep_deletes_the_schedule_of_an_overtaken_timer(
     world: World, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    """A change between the sweep's write and its alarm does not leave that alarm behind."""
+    """A change between the sweep's write and its schedule leaves no stale schedule."""
     timer = world.create(3600)
     world.store.replace(timer.mark_unarmed(world.clock.now))
     world.clock.forward(60)
@@ -572,11 +573,11 @@ def test_sweep_leaves_no_alarm_to_who_was_faster(
 
     monkeypatch.setattr(world.scheduler, "schedule", schedule)
     world.sweep()
-    assert world.scheduler.cleared[-1] == timer.wakeup()
+    assert world.scheduler.unscheduled[-1] == timer.wakeup()
 
 
-def test_timer_that_kills_its_worker_ends_as_failed(world: World) -> None:
-    """Each lost worker counts as an attempt, so it does not go on for ever."""
+def test_a_timer_that_kills_its_workers_fails(world: World) -> None:
+    """Each lost worker counts as an attempt, so attempts are bounded."""
     timer = world.create(0)
     rounds = 0
     while world.read(timer).status is not Status.FAILED:
@@ -591,9 +592,9 @@ def test_timer_that_kills_its_worker_ends_as_failed(world: World) -> None:
     assert after.failure.startswith("worker lost")
 
 
-@pytest.mark.parametrize("part", ["store", "alarm"])
-def test_check_fails_with_either_part(world: World, part: str) -> None:
-    """The service works only if both its store and its alarm do."""
+@pytest.mark.parametrize("part", ["store", "scheduler"])
+def test_check_covers_store_and_scheduler(world: World, part: str) -> None:
+    """The check fails if the store or the scheduler does."""
     world.service.check()
     if part == "store":
         world.store.down = True
@@ -604,7 +605,7 @@ def test_check_fails_with_either_part(world: World, part: str) -> None:
 
 
 def failing(world: World, **fields: Any) -> Timer:
-    """Return a timer that has failed, as it is then."""
+    """Return a timer that has failed."""
     webhook = Webhook(url=URL, on_failure="https://example.com/failed/{id}", **fields)
     timer = created(world.service, webhook)
     world.sender.outcome = Outcome(status=410, answer="gone")
@@ -619,9 +620,9 @@ def notices(world: World, failed: Timer) -> list[Timer]:
     return [it for it in world.store.timers.values() if it.id != failed.id]
 
 
-def test_a_failure_is_told_by_a_timer(world: World) -> None:
-    """It is due at once, of the same tenant, with the timer and its last attempt as JSON, retried
-    like any other, and tells nobody of its own failure."""
+def test_on_failure_is_notified_by_a_timer(world: World) -> None:
+    """The notice is due at once, holds the timer and its last attempt as JSON, is retried, and has
+    no on_failure."""
     failed = failing(world, headers={"Authorization": "Bearer s3cr3t"})
     (notice,) = notices(world, failed)
     assert (notice.tenant, notice.status) == (failed.tenant, Status.SCHEDULED)
@@ -640,8 +641,8 @@ def test_a_failure_is_told_by_a_timer(world: World) -> None:
     assert world.read(notice).status is Status.DELIVERED
 
 
-def test_a_notice_that_fails_tells_nobody(world: World) -> None:
-    """No chain of notices of notices."""
+def test_a_failed_notice_notifies_nobody(world: World) -> None:
+    """There is no chain of notices."""
     failed = failing(world)
     (notice,) = notices(world, failed)
     world.sender.outcome = Outcome(status=404)
@@ -650,8 +651,8 @@ def test_a_notice_that_fails_tells_nobody(world: World) -> None:
     assert notices(world, failed) == [world.read(notice)]
 
 
-def test_a_failure_is_told_once(world: World) -> None:
-    """The same failure makes the same notice; one after a redrive is another failure."""
+def test_a_failure_is_notified_once(world: World) -> None:
+    """The same failure makes the same notice; a failure after a retry makes another."""
     failed = failing(world)
     (first,) = notices(world, failed)
     assert failed.failure_notice(first.body, world.clock.now).id == first.id
@@ -661,8 +662,8 @@ def test_a_failure_is_told_once(world: World) -> None:
     assert len({it.id for it in notices(world, failed)}) == 2
 
 
-def test_success_and_cancel_tell_nobody(world: World) -> None:
-    """Only a timer that ends as failed makes a notice; nor does one that is tried again."""
+def test_only_failures_notify(world: World) -> None:
+    """Delivered, cancelled and retrying timers make no notice."""
     webhook = Webhook(url=URL, on_failure="https://example.com/failed")
     delivered, cancelled, retried = (created(world.service, webhook) for _ in range(3))
     world.wakeup(delivered.wakeup())
@@ -672,8 +673,8 @@ def test_success_and_cancel_tell_nobody(world: World) -> None:
     assert len(world.store.timers) == 3
 
 
-def test_a_lost_worker_at_the_end_is_told_too(world: World) -> None:
-    """Also who finds a dead worker's claim stores the notice with the failure."""
+def test_a_lost_worker_at_the_last_attempt_notifies(world: World) -> None:
+    """Reclaiming the last attempt stores the notice with the failure."""
     policy = RetryPolicy(max_attempts=1)
     webhook = Webhook(url=URL, on_failure="https://example.com/failed", retry=policy)
     timer = created(world.service, webhook)
@@ -684,8 +685,8 @@ def test_a_lost_worker_at_the_end_is_told_too(world: World) -> None:
     assert json.loads(notice.body)["last_attempt"]["error"] == "worker lost"
 
 
-def test_a_notice_whose_alarm_can_not_be_set_is_left_to_the_sweep(world: World) -> None:
-    """It is stored with the failure, so it fires in any case."""
+def test_a_notice_that_can_not_be_scheduled_is_left_to_the_sweep(world: World) -> None:
+    """The notice is stored with the failure, so it fires in any case."""
     webhook = Webhook(url=URL, on_failure="https://example.com/failed")
     timer = created(world.service, webhook)
     world.sender.outcome = Outcome(status=410)
@@ -696,16 +697,16 @@ def test_a_notice_whose_alarm_can_not_be_set_is_left_to_the_sweep(world: World) 
 
 
 @pytest.mark.parametrize("host", ["", "elsewhere.example"])
-def test_rings_of_other_versions_are_good(world: World, host: str) -> None:
-    """A schedule that an earlier version has set says less, and rings all the same."""
+def test_accepts_wakeups_of_earlier_versions(world: World, host: str) -> None:
+    """A schedule of an earlier version has fewer fields and still wakes its timer."""
     timer = world.create(3600)
     world.scheduler.wakeups.clear()
     world.service.fire(replace(timer.wakeup(), host=host))
     assert [wakeup.id for wakeup in world.scheduler.wakeups] == [timer.id]
 
 
-def test_what_could_not_be_sent_is_no_attempt(world: World) -> None:
-    """Where the sender can't even begin, the claim is given back, and the sweep rings again."""
+def test_a_webhook_that_was_not_sent_is_no_attempt(world: World) -> None:
+    """If the sender can't begin, the claim is released, and the sweep requeues the timer."""
 
     def unable() -> None:
         raise Unavailable("the secrets")
@@ -727,18 +728,18 @@ def test_what_could_not_be_sent_is_no_attempt(world: World) -> None:
     ("body", "kept"),
     [("x" * 60_000, True), ('"' * 30_000, True), ('"' * 60_000, False), ("\x01" * 60_000, False)],
 )
-def test_a_failure_can_be_told_whatever_the_body(world: World, body: str, kept: bool) -> None:
-    """What is told fits where it is stored, or the failure itself could not be recorded."""
+def test_a_notice_fits_whatever_the_body(world: World, body: str, kept: bool) -> None:
+    """A notice is small enough to store; otherwise the failure could not be recorded."""
     failed = failing(world, body=body, headers={"X": "ÿ" * 5_000})
     (notice,) = notices(world, failed)
     assert len(notice.body.encode()) < 100 * 1024
     assert json.loads(notice.body)["timer"]["body"] == (body if kept else "")
 
 
-def test_an_alarm_that_fails_leaves_a_finished_timer_alone(
+def test_a_failed_schedule_leaves_a_finished_timer_alone(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was cancelled while its alarm could not be set is not put back before the sweep."""
+    """A timer cancelled while it was being scheduled is not marked for the sweep."""
     timer = world.create(3600)
 
     def fail(moved: Timer) -> None:
@@ -753,7 +754,7 @@ def test_an_alarm_that_fails_leaves_a_finished_timer_alone(
 
 
 def test_short_pages_are_filled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the store gives few at a time, more are asked for: as many as wanted, and no more."""
+    """Short pages of the store are combined into one page of the requested size."""
     made = [world.create(60).id for _ in range(20)]
     real, asked = world.store.page, []
 

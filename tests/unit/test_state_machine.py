@@ -33,7 +33,7 @@ class Killed(Exception):
 
 
 class Machine(RuleBasedStateMachine):
-    """Alarms ring in any order, twice, late, early, or not at all; workers die at any point."""
+    """Wake-ups arrive in any order, twice, late, early, or not at all; workers die anywhere."""
 
     created = Bundle("created")
     wakeups = Bundle("rings")
@@ -178,7 +178,7 @@ class Machine(RuleBasedStateMachine):
             assert forgot or sent <= recorded + self.crashes.get(timer_id, 0) + under_way
 
     def teardown(self) -> None:
-        """However it went: once all alarms ring and the sweep runs, every timer is final."""
+        """Once all wake-ups have arrived and the sweep has run, every timer is final."""
         self.world.sender.outcome = NO_CONTENT
         for _ in range(20):
             self.world.clock.forward((LEASE + LEASE_MARGIN + SWEEP_GRACE).total_seconds() * 2)
