@@ -28,7 +28,8 @@ try:
     from chalicelib.core.errors import CommandError, Unavailable
     from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
     from chalicelib.service.service import Service, in_threads
-    from chalicelib.webhook.sender import SecretsCache, WebhookSender
+    from chalicelib.webhook.secrets_cache import SecretsCache
+    from chalicelib.webhook.sender import WebhookSender
     from standalone import log_lines
     from standalone.greenlets import gather, run_in_thread
     from standalone.rate_limit import DEFAULT_RATE, MAX_RATE, RateLimiter

@@ -116,7 +116,8 @@ class _Sender:
 
 
 def _make_sender(targets: Targets, secrets: "Secrets") -> "WebhookSender":
-    from chalicelib.webhook.sender import SecretsCache, WebhookSender  # noqa: PLC0415  # requests takes 60 ms to import
+    from chalicelib.webhook.secrets_cache import SecretsCache  # noqa: PLC0415  # see the next line
+    from chalicelib.webhook.sender import WebhookSender  # noqa: PLC0415  # requests takes 60 ms to import
 
     return WebhookSender(targets, secrets_of=SecretsCache(secrets.of, now).of)
 
