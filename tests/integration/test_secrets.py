@@ -124,7 +124,7 @@ def test_concurrent_changes_keep_the_limit(aws: Account) -> None:
                 kept.add("acme", secret(MAX_SECRETS))
 
     aws.before = overtake
-    with pytest.raises(CommandError, match="5 secrets at most"):
+    with pytest.raises(CommandError, match="at most 5 secrets"):
         kept.add("acme", secret(MAX_SECRETS + 1))
 
 
@@ -302,11 +302,11 @@ class RecordingSecrets(FakeSecrets):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: list[str] = []
+        self.reads: list[str] = []
         self.down = False
 
     def of(self, tenant: str) -> list[str]:
-        self.asked.append(tenant)
+        self.reads.append(tenant)
         if self.down:
             raise Unavailable("DynamoDB does not answer.")
         return super().of(tenant)
@@ -321,10 +321,10 @@ def test_cache_reads_secrets_once_a_minute() -> None:
     clock.forward(SECRETS_TTL.total_seconds() - 0.001)
     assert cached.of("acme") == []
     assert cached.of("other") == []
-    assert kept.asked == ["acme", "other"]
+    assert kept.reads == ["acme", "other"]
     clock.forward(0.001)
     assert cached.of("acme") == [secret(1)]
-    assert kept.asked == ["acme", "other", "acme"]
+    assert kept.reads == ["acme", "other", "acme"]
     assert timedelta(minutes=1) == SECRETS_TTL
 
 
@@ -335,7 +335,7 @@ def test_cache_reads_again_if_the_clock_steps_back() -> None:
     cached.of("acme")
     clock.forward(-3600)
     cached.of("acme")
-    assert len(kept.asked) == 2
+    assert len(kept.reads) == 2
 
 
 def test_cache_keeps_no_failure() -> None:
@@ -416,12 +416,12 @@ def test_sender_on_aws_caches_and_signs() -> None:
     kept = RecordingSecrets()
     for number in (1, 2):
         kept.add("acme", secret(number))
-    kept.asked.clear()
+    kept.reads.clear()
     sender = bootstrap._Sender(Targets.parse(LOOPBACK_TARGETS), kept)
     with Receiver() as receiver:
         for _ in range(3):
             assert sender.send(timer(receiver.url), bootstrap.now()).status == 200
-    assert kept.asked == ["acme"]
+    assert kept.reads == ["acme"]
     assert all(accepts(secret(n), it) for n in (1, 2) for it in receiver.arrivals)
 
 
