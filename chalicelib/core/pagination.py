@@ -1,4 +1,4 @@
-"""Which timers a list shows, in what order, and where it goes on. Pure."""
+"""Lists of timers: filter, order, cursor and page. Pure."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -9,9 +9,9 @@ from chalicelib.core.timer import Status, Timer
 
 
 class Cursor(NamedTuple):
-    """Where a timer stands in a list: newest first, and of the same moment the greatest id first.
+    """The position of a timer in a list, which is sorted by creation time and id, descending.
 
-    Neither ever changes, so that timers that come, fire and go move no others.
+    Neither field ever changes, so a cursor stays valid while timers are created, fired and deleted.
     """
 
     created_at: datetime
@@ -19,14 +19,14 @@ class Cursor(NamedTuple):
 
 
 class TimerFilter(Struct, frozen=True, kw_only=True):
-    """Which of a tenant's timers are wanted; None: whatever they are."""
+    """Conditions on the timers of a list; None matches all timers."""
 
     status: Status | None = None
     label: str | None = None
     since: datetime | None = None
-    """Created at this moment or later."""
+    """Created at this time or later."""
     until: datetime | None = None
-    """Created before this moment."""
+    """Created before this time."""
 
     def matches(self, timer: Timer) -> bool:
         return (
@@ -38,13 +38,12 @@ class TimerFilter(Struct, frozen=True, kw_only=True):
 
 
 class Page(NamedTuple):
-    """A piece of a list."""
+    """Part of a list."""
 
     timers: list[Timer]
     next: Cursor | None
-    """Behind which it goes on; None at its end."""
+    """The cursor of the last timer on this page; None on the last page."""
 
 
 def cursor_of(timer: Timer) -> Cursor:
-    """Return where the timer stands."""
     return Cursor(timer.created_at, timer.id)
