@@ -72,7 +72,7 @@ def signed(secrets: list[str], age: int = 0, body: str = BODY) -> dict[str, str]
 
 @pytest.mark.parametrize("language", RUNNERS)
 def test_examples_accept_our_signatures(language: str) -> None:
-    """They accept empty bodies, clock skew, either of two secrets and unknown signature versions."""
+    """They accept empty bodies, clock skew, either of two secrets and unknown versions."""
     both = signed([NEW, OLD])
     unknown = both | {"webhook-signature": f"v1a,x v2 {both['webhook-signature']}"}
     cases: list[Case] = [
@@ -89,7 +89,7 @@ def test_examples_accept_our_signatures(language: str) -> None:
 
 @pytest.mark.parametrize("language", RUNNERS)
 def test_examples_reject_anything_else(language: str) -> None:
-    """They reject changed bodies and ids, old and future timestamps, retired secrets, bad headers."""
+    """They reject changed bodies or ids, bad timestamps, retired secrets and bad headers."""
     good = signed([NEW])
     timestamps = ["", "now", "9" * 5000, "-1", "1e9", "²", good["webhook-timestamp"] + ".0"]
     signatures = ["", " ", "v1", "v1,", "v1,ä", good["webhook-signature"][3:], "v1,v1,"]
