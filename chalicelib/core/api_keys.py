@@ -21,7 +21,7 @@ TENANT_PATTERN = re.compile("[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
 """Valid names of tenants."""
 
 _KEY = re.compile(r"tmr_([a-z2-7]{10})_[a-z2-7]{52}", re.ASCII)
-_NAMED = re.compile(r"(?:tmr_)?([a-z2-7]{10})(?:_.*)?", re.ASCII)
+_KEY_OR_ID = re.compile(r"(?:tmr_)?([a-z2-7]{10})(?:_.*)?", re.ASCII)
 _BEARER = re.compile(r"bearer +(\S+)", re.ASCII | re.IGNORECASE)
 
 
@@ -62,28 +62,28 @@ class ApiKeys(Protocol):
 
 def mint(tenant: str, role: Role, now: datetime, entropy: bytes) -> tuple[str, ApiKey]:
     """Make a key of KEY_ENTROPY random bytes; return its text, to be shown once, and its record."""
-    name, secret = (_letters(part) for part in (entropy[:6], entropy[6:]))
-    text = f"tmr_{name}_{secret}"
-    return text, ApiKey(id=name, hash=_hash(text), tenant=tenant, role=role, created_at=now)
+    id, secret = _base32(entropy[:6]), _base32(entropy[6:])
+    text = f"tmr_{id}_{secret}"
+    return text, ApiKey(id=id, hash=_hash(text), tenant=tenant, role=role, created_at=now)
 
 
 def find(keys: ApiKeys, authorization: str) -> ApiKey | None:
     """Return the key of an Authorization header (`Bearer tmr_…`), or None if it is not valid."""
     bearer = _BEARER.fullmatch(authorization.strip())
-    shown = _KEY.fullmatch(bearer[1]) if bearer else None
-    kept = keys.get(shown[1]) if shown else None
-    if shown is None or kept is None or not compare_digest(kept.hash, _hash(shown[0])):
+    token = _KEY.fullmatch(bearer[1]) if bearer else None
+    key = keys.get(token[1]) if token else None
+    if token is None or key is None or not compare_digest(key.hash, _hash(token[0])):
         return None
-    return kept
+    return key
 
 
 def key_id_in(text: str) -> str | None:
     """Return the id from `<id>`, `tmr_<id>` or a whole key; None if `text` is none of these."""
-    named = _NAMED.fullmatch(text.strip())
-    return named[1] if named else None
+    match = _KEY_OR_ID.fullmatch(text.strip())
+    return match[1] if match else None
 
 
-def _letters(content: bytes) -> str:
+def _base32(content: bytes) -> str:
     return b32encode(content).decode().rstrip("=").lower()
 
 

@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 _NUMBER = "([0-9]{1,10})"
-_PARTS = ("days", "hours", "minutes", "seconds")
+_UNITS = ("days", "hours", "minutes", "seconds")
 
 # ASCII digits only: \d and int() accept all digits of Unicode.
 _SHORT = "(?=[0-9])" + "".join(f"(?:{_NUMBER}{unit})?" for unit in "dhms")
@@ -30,13 +30,13 @@ def parse_duration(text: str) -> timedelta:
     """
     if re.fullmatch(_NUMBER, text):
         raise ValueError(f'Its unit is missing: write {text} or "{text}s".')
-    found = re.fullmatch(_SHORT, text) or re.fullmatch(_ISO_8601, text)
-    if found is None:
+    match = re.fullmatch(_SHORT, text) or re.fullmatch(_ISO_8601, text)
+    if match is None:
         raise ValueError(
             'Write whole numbers with the units d, h, m or s, like "1d2h30m45s" or "PT1H30M".'
         )
-    parts = zip(_PARTS, found.groups(), strict=True)
-    return timedelta(**{name: int(digits or 0) for name, digits in parts})
+    amounts = zip(_UNITS, match.groups(), strict=True)
+    return timedelta(**{name: int(digits or 0) for name, digits in amounts})
 
 
 def parse_moment(text: str) -> datetime:
@@ -45,10 +45,10 @@ def parse_moment(text: str) -> datetime:
     Fractions of a microsecond are rounded up, because a timer must never fire early. Raises
     ValueError with a sentence for people.
     """
-    found = _RFC_3339.fullmatch(text)
-    if found is None:
+    match = _RFC_3339.fullmatch(text)
+    if match is None:
         raise ValueError('Write a date and time like "2027-01-31T09:00:00+01:00".')
-    date, time, fraction, zone = found.groups()
+    date, time, fraction, zone = match.groups()
     if zone is None:
         raise ValueError('Its time zone is missing: add "Z" or an offset like "+01:00".')
     digits = (fraction or "0")[:12]

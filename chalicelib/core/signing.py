@@ -110,21 +110,21 @@ def change_secrets(
     """
     new = None if add is None else new_secret(entropy) if add == NEW_SECRET else parse_secret(add)
     old = None if retire is None else parse_secret(retire)
-    kept = secrets.of(tenant)
+    before = secrets.of(tenant)
     if old is not None:
         # Finds a mistake before anything changes.
-        without_secret([*kept, *([new] if new else [])], old)
+        without_secret([*before, *([new] if new else [])], old)
     # Add first if there is room, so that the tenant always has a secret.
-    if new is not None and len(kept) < MAX_SECRETS:
+    if new is not None and len(before) < MAX_SECRETS:
         secrets.add(tenant, new)
     if old is not None:
         secrets.retire(tenant, old)
-    if new is not None and len(kept) >= MAX_SECRETS:
+    if new is not None and len(before) >= MAX_SECRETS:
         secrets.add(tenant, new)
-    found = secrets.of(tenant)
-    if not found:
+    after = secrets.of(tenant)
+    if not after:
         raise CommandError(f"Tenant {tenant} has no secret. Add one with ADD={NEW_SECRET}.")
-    return found
+    return after
 
 
 def _content(secret: str) -> bytes:

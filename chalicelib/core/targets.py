@@ -88,14 +88,14 @@ class Targets:
             raise InvalidRequest(str(error), pointer) from None
         address = _literal(host)
         if address is not None:
-            possible = self.allows(host, address, port)
+            may_be_allowed = self.allows(host, address, port)
         else:
-            possible = port in _DEFAULT_PORTS.values() or any(
+            may_be_allowed = port in _DEFAULT_PORTS.values() or any(
                 entry.network is not None or entry.host == host
                 for entry in self.entries
                 if entry.port in (None, port)
             )
-        if not possible:
+        if not may_be_allowed:
             entry = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             raise InvalidRequest(
                 f"Webhooks to {host} on port {port} are not allowed."
