@@ -30,7 +30,8 @@ try:
     from chalicelib.service.commands import Commands
     from chalicelib.service.concurrency import in_threads
     from chalicelib.service.worker import Worker
-    from chalicelib.webhook.sender import SecretsCache, WebhookSender
+    from chalicelib.webhook.secrets_cache import SecretsCache
+    from chalicelib.webhook.sender import WebhookSender
     from standalone import log_lines
     from standalone.greenlets import gather, run_in_thread
     from standalone.rate_limit import DEFAULT_RATE, MAX_RATE, RateLimiter

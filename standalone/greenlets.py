@@ -99,6 +99,8 @@ class Dispatcher:
 class Hub:
     """Runs tasks, in the thread that calls `run`, and lets them wait for sockets; is a Waiting."""
 
+    keeps_connections = True
+
     def __init__(self) -> None:
         self.tasks = Dispatcher(self._wake)
         self._until: dict[_Task, float] = {}
@@ -120,7 +122,7 @@ class Hub:
                 self.tasks.run()
             self._waker = None
 
-    def until(self, sock: socket.socket, writing: bool, seconds: float) -> None:
+    def wait_io(self, sock: socket.socket, writing: bool, seconds: float) -> None:
         task = getcurrent()
         assert isinstance(task, _Task)  # noqa: S101  # nothing else sends webhooks
         event = selectors.EVENT_WRITE if writing else selectors.EVENT_READ
@@ -130,10 +132,10 @@ class Hub:
         del self._until[task]
         self._selector.unregister(sock)
 
-    def during(self, call: Callable[[], T]) -> T:
+    def run_blocking(self, call: Callable[[], T]) -> T:
         return run_in_thread(call)
 
-    def later(self, seconds: float, call: Callable[[], object]) -> None:
+    def call_later(self, seconds: float, call: Callable[[], object]) -> None:
         heapq.heappush(self._later, (time.monotonic() + seconds, next(self._numbers), call))
 
     def _patience(self) -> float | None:

@@ -68,10 +68,8 @@ class _LazySender:
         return self._sender().send(timer, at)
 
     def _create(self) -> "WebhookSender":
-        from chalicelib.webhook.sender import (  # noqa: PLC0415  # requests takes 60 ms to import
-            SecretsCache,
-            WebhookSender,
-        )
+        from chalicelib.webhook.secrets_cache import SecretsCache  # noqa: PLC0415
+        from chalicelib.webhook.sender import WebhookSender  # noqa: PLC0415  # loads requests, 60 ms
 
         return WebhookSender(self._targets, secrets_of=SecretsCache(self._secrets.of, now).of)
 

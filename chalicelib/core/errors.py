@@ -1,37 +1,39 @@
-"""What can go wrong, in the words of the domain. api.py says which HTTP status each one is.
+"""Errors of the domain. `http/responses.py` maps each to an HTTP status.
 
 TimersError
- ├─ InvalidRequest           the request can't be understood or allowed
- │   ├─ UnsupportedMediaType
+ ├─ InvalidRequest           the request is invalid or not allowed
+ │   ├─ UnsupportedMediaType the body is not declared as JSON
  │   └─ BodyTooLarge
- ├─ Unauthenticated          the request carries no key that counts
- ├─ Forbidden                the key is not for this
- ├─ TooManyRequests          more than the key may make in a second
- ├─ NotFound                 there is nothing at this path
- │   └─ TimerNotFound
- ├─ Conflict                 what is there already does not allow it
- │   ├─ DeliveryUnderWay     … just now: ask again shortly
- │   └─ KeyReused            the Idempotency-Key stands for another request
- └─ Unavailable              the infrastructure does not answer: nothing was decided
-     ├─ AlarmRefused         … and never will as it is set up: the alarm was not set
-     └─ NotConfigured
+ ├─ Unauthenticated          no valid API key
+ ├─ Forbidden                the API key's role does not allow the request
+ ├─ TooManyRequests          rate limit exceeded
+ ├─ NotFound                 nothing at this path
+ │   └─ TimerNotFound        the tenant has no timer with this id
+ ├─ Conflict                 the timer's status does not allow the request
+ │   ├─ DeliveryUnderWay     the webhook is being sent: retry shortly
+ │   └─ KeyReused            the Idempotency-Key was used for another request
+ └─ Unavailable              the backend does not respond
+     ├─ ScheduleRefused      the scheduler refuses the schedule for good
+     └─ NotConfigured        the application has no service
+
+CommandError                 a command or a start failed
 """
 
 from typing import ClassVar
 
 
 class TimersError(Exception):
-    """Base of all errors; `str(error)` is one sentence for the person who made the request."""
+    """Base of all errors; `str(error)` tells the caller of the API what to do."""
 
     retry_after: ClassVar[int | None] = None
-    """Seconds after which the same request may succeed, where that is known."""
+    """Seconds after which the same request may succeed, if known."""
 
 
 class InvalidRequest(TimersError):
-    """The request can't be understood or allowed.
+    """The request is invalid or not allowed.
 
-    `pointer` is the JSON pointer (RFC 6901) to the offending member, "" for the whole document,
-    None where the fault is not in the document.
+    `pointer` is the JSON pointer (RFC 6901) to the invalid field: "" for the whole document, None
+    if the fault is not in the document.
     """
 
     def __init__(self, detail: str, pointer: str | None = None) -> None:
@@ -44,40 +46,40 @@ class UnsupportedMediaType(InvalidRequest):
 
 
 class BodyTooLarge(InvalidRequest):
-    """The body is larger than what one timer may hold."""
+    """The body exceeds its limit in bytes."""
 
 
 class Unauthenticated(TimersError):
-    """The request carries no key, or one that nobody knows."""
+    """The request has no API key, or an unknown one."""
 
 
 class Forbidden(TimersError):
-    """The key is known, and does not allow what was asked."""
+    """The role of the API key does not allow the request."""
 
 
 class TooManyRequests(TimersError):
-    """There are more requests than may be made in a second; after one, some may be again."""
+    """Rate limit exceeded; retry after one second."""
 
     retry_after = 1
 
 
 class NotFound(TimersError):
-    """There is nothing at this path."""
+    """No resource has this path."""
 
     def __init__(self, detail: str = "There is nothing at this path.") -> None:
         super().__init__(detail)
 
 
 class TimerNotFound(NotFound):
-    """This tenant has no timer with that id."""
+    """The tenant has no timer with this id."""
 
 
 class Conflict(TimersError):
-    """What is there already does not allow what was asked, mostly the timer's status."""
+    """The current state does not allow the request; mostly the timer's status."""
 
 
 class DeliveryUnderWay(Conflict):
-    """The webhook is being sent at this moment, so the timer can't be changed."""
+    """The webhook is being sent, so the timer can't be changed."""
 
     retry_after = 1
 
@@ -87,18 +89,18 @@ class KeyReused(Conflict):
 
 
 class Unavailable(TimersError):
-    """The store or the alarm does not answer; the same request may succeed later."""
+    """The store or the scheduler does not respond; the same request may succeed later."""
 
     retry_after = 1
 
 
 class ScheduleRefused(Unavailable):
-    """The alarm was definitely not set, and asking again would not help (access, set-up)."""
+    """The schedule was certainly not made, and a retry would not help (access, configuration)."""
 
 
 class NotConfigured(Unavailable):
-    """The application runs without a service behind it."""
+    """The application runs without a service."""
 
 
 class CommandError(Exception):
-    """A command or a start can't go on; `str(error)` tells the operator what to do."""
+    """A command or a start failed; `str(error)` tells the operator what to do."""

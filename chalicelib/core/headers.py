@@ -1,4 +1,4 @@
-"""Which headers a webhook may have, and which of their values are shown. Pure."""
+"""The rules for headers of a webhook: allowed names and values, and masked secrets. Pure."""
 
 import re
 from collections.abc import Mapping
@@ -6,18 +6,21 @@ from collections.abc import Mapping
 from chalicelib.core.errors import InvalidRequest
 
 MAX_HEADERS = 50
-"""How many headers a webhook may have beside ours."""
+"""Headers that a webhook may have, besides those that Timers adds."""
 
 MASK = "•••"
-"""What is shown of a header that looks like a secret."""
+"""Shown instead of a value that looks like a secret."""
 
 HEADER_NAME_PATTERN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}$"
-"""A regular expression, as the next one is, of Python and of JSON Schema."""
+"""A regular expression for Python and JSON Schema."""
 
 HEADER_VALUE_PATTERN = r"^([\x21-\x7e\xa1-\xff]([\t\x20-\x7e\xa1-\xff]*[\x21-\x7e\xa1-\xff])?)?$"
-"""As RFC 9110 has it: visible characters, Latin-1 among them, with spaces and tabs between only."""
+"""RFC 9110: visible Latin-1 characters, with spaces and tabs only between them.
 
-_OURS = re.compile(
+A regular expression for Python and JSON Schema.
+"""
+
+_RESERVED = re.compile(
     r"host|content-length|transfer-encoding|connection|keep-alive|te|trailer|upgrade|expect"
     r"|accept-encoding|http2-settings|proxy(-.*)?|webhook-.*|timer-.*",
     re.IGNORECASE,
@@ -32,25 +35,28 @@ _SECRET_VALUE = re.compile(
 
 
 def check_headers(headers: Mapping[str, str], pointer: str) -> None:
-    """Raise InvalidRequest if a webhook must not have these headers."""
+    """Raise InvalidRequest unless a webhook may have these headers.
+
+    `pointer` is the JSON pointer to the headers in the request.
+    """
     if len(headers) > MAX_HEADERS:
-        raise InvalidRequest(f"There are more than {MAX_HEADERS} headers.", pointer)
+        raise InvalidRequest(f"A webhook can have at most {MAX_HEADERS} headers.", pointer)
     if len({name.lower() for name in headers}) < len(headers):
-        raise InvalidRequest("Two headers differ in upper and lower case only.", pointer)
+        raise InvalidRequest("Two header names differ only in case.", pointer)
     for name, value in headers.items():
         at = f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"
         if not re.fullmatch(HEADER_NAME_PATTERN, name):
-            raise InvalidRequest("This is no name of a header.", at)
-        if _OURS.fullmatch(name.replace("_", "-")):  # many receivers take them for the same
-            raise InvalidRequest(f"The header {name} is set by the service alone.", at)
+            raise InvalidRequest(f"`{name[:100]}` is not a valid header name.", at)
+        if _RESERVED.fullmatch(name.replace("_", "-")):  # many receivers treat both alike
+            raise InvalidRequest(f"The header {name} is reserved: Timers sets it itself.", at)
         if not re.fullmatch(HEADER_VALUE_PATTERN, value):
             raise InvalidRequest(
-                f"The value of {name} has a line break, another control character, a space at its"
-                " end or a character beyond Latin-1.",
+                f"The value of {name} must consist of visible Latin-1 characters, with spaces and"
+                " tabs only between them.",
                 at,
             )
 
 
 def mask(name: str, value: str) -> str:
-    """Return a header's value as it may be shown: those that look like secrets are not."""
+    """Return a header's value for display, masked if its name or value looks like a secret."""
     return MASK if _SECRET_NAME.search(name) or _SECRET_VALUE.match(value) else value

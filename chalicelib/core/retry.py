@@ -1,4 +1,4 @@
-"""When to try again, or never: pure decisions on what an attempt came to."""
+"""Retry policy: exponential backoff with full jitter. Pure: returns a decision."""
 
 from datetime import datetime, timedelta
 from http import HTTPStatus
@@ -6,13 +6,13 @@ from http import HTTPStatus
 from chalicelib.core.timer import Outcome, RetryPolicy, Timer
 
 WORKER_LOST = Outcome(error="worker lost", detail="the process that was sending it died")
-"""What a claim came to whose lease ran out."""
+"""The outcome of an attempt whose lease expired."""
 
 BACKOFF_FACTOR = 4
-"""How many times as long as the one before each wait may be."""
+"""Each wait may be this many times as long as the one before."""
 
 TRANSIENT_ERRORS = frozenset({"dns", "connect", "tls", "timeout", WORKER_LOST.error})
-"""Classes of errors that may be over by the next attempt."""
+"""Classes of errors that the next attempt may not have."""
 
 TRANSIENT_STATUSES = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
@@ -22,7 +22,8 @@ TRANSIENT_STATUSES = frozenset(
 def is_transient(outcome: Outcome) -> bool:
     """Say whether the same request may succeed later.
 
-    A 1xx as the final answer is half an answer; a redirect is never followed, so it is none.
+    A final 1xx is an incomplete response, so it is transient. A redirect is permanent, because it
+    is never followed.
     """
     if outcome.status is None:
         return outcome.error in TRANSIENT_ERRORS
@@ -30,25 +31,25 @@ def is_transient(outcome: Outcome) -> bool:
 
 
 def longest_wait(policy: RetryPolicy, made: int) -> int:
-    """Return the most seconds to wait after so many attempts were made."""
+    """Return the upper bound of the wait after `made` attempts, in seconds."""
     return int(min(policy.initial_delay * BACKOFF_FACTOR ** (made - 1), policy.max_delay))
 
 
 def next_attempt_at(
     timer: Timer, outcome: Outcome, now: datetime, chance: float
 ) -> datetime | None:
-    """Return when the claimed timer is to be tried again after this outcome, or None for never.
+    """Return when to retry the claimed timer after this outcome, or None for never.
 
-    `chance` is a random number from 0 to 1: waits are spread over their whole range (full jitter),
-    so that many timers that failed together do not come back together.
+    `chance` is a random number from 0 to 1. Full jitter spreads the waits over their whole range,
+    so timers that failed together are not retried together.
     """
     made = timer.attempt - timer.attempts_before
     if not is_transient(outcome) or made >= timer.retry.max_attempts:
         return None
     if outcome.error == WORKER_LOST.error:
-        return now  # the receiver has not said anything
+        return now  # it says nothing about the receiver
     wait = chance * longest_wait(timer.retry, made)
     if outcome.retry_after is not None:
-        # Later than asked for by a random wait, or all who were told the same come at once.
+        # The jitter comes on top: many timers may get the same Retry-After.
         wait = min(outcome.retry_after + wait, timer.retry.max_delay)
     return now + timedelta(seconds=wait)

@@ -1,8 +1,8 @@
-"""Signatures of Standard Webhooks, and the secrets they are made with. Pure: no clock, no I/O.
+"""Standard Webhooks signatures and signing secrets. The format: https://www.standardwebhooks.com.
 
-A secret reads `whsec_` and the base64 of 24 to 64 bytes. A tenant may have several, newest first:
-each webhook is signed with all of them, and a receiver that knows one is content. So a secret is
-changed with no moment in which nobody can verify. https://www.standardwebhooks.com has the format.
+A secret is `whsec_` followed by the base64 of 24 to 64 bytes. A tenant may have several, newest
+first. Each webhook is signed with all of them, and a receiver needs only one to verify it, so
+secrets are rotated without a gap.
 """
 
 import hmac
@@ -13,34 +13,34 @@ from typing import Protocol
 from chalicelib.core.errors import CommandError
 
 SECRET_ENTROPY = 32
-"""Random bytes that a new secret is made of."""
+"""Random bytes of a new secret."""
 
 MAX_SECRETS = 5
-"""Secrets that a tenant may have at once."""
+"""Secrets of one tenant at a time."""
 
-SECRET_PREFIX = "whsec_"  # noqa: S105  # public: every secret begins so
+SECRET_PREFIX = "whsec_"  # noqa: S105  # public: every secret starts with it
 
 NEW_SECRET = "new"  # noqa: S105  # a keyword, no secret
-"""What stands for a secret that is yet to be made."""
+"""Asks for a generated secret."""
 
 
 class Secrets(Protocol):
-    """Keeps secrets. Every method raises Unavailable if it does not answer."""
+    """Stores secrets. Every method raises Unavailable if the storage does not respond."""
 
     def of(self, tenant: str) -> list[str]:
         """Return the tenant's secrets, newest first."""
 
     def add(self, tenant: str, secret: str) -> None:
-        """Do `added`, in one step that no other change can come between."""
+        """Add a secret as `with_secret` does, atomically."""
 
     def retire(self, tenant: str, secret: str) -> None:
-        """Do `retired`, in one step that no other change can come between."""
+        """Remove a secret as `without_secret` does, atomically."""
 
 
 def sign(secrets: Sequence[str], id: str, timestamp: int, body: bytes) -> str:
     """Return the value of `webhook-signature`; `timestamp` is in seconds since 1970.
 
-    `v1,` and the base64 of an HMAC-SHA256 for each secret, in their order, a space between them.
+    It has one signature for each secret, separated by spaces: `v1,` and the base64 of HMAC-SHA256.
     """
     content = f"{id}.{timestamp}.".encode() + body
     codes = [hmac.digest(_content(secret), content, "sha256") for secret in secrets]
@@ -50,24 +50,24 @@ def sign(secrets: Sequence[str], id: str, timestamp: int, body: bytes) -> str:
 def is_signed_with(
     secrets: Sequence[str], id: str, timestamp: int, body: bytes, signature: str
 ) -> bool:
-    """Say whether a `webhook-signature` has one that was made with one of the secrets."""
-    wanted = sign(secrets, id, timestamp, body).split()
+    """Say whether any signature of a `webhook-signature` was made with any of the secrets."""
+    expected = sign(secrets, id, timestamp, body).split()
     return any(
         hmac.compare_digest(found.encode(), code.encode())
         for found in signature.split()
-        for code in wanted
+        for code in expected
     )
 
 
 def new_secret(entropy: bytes) -> str:
-    """Return the secret made of 24 to 64 random bytes; raise SecretRefused if there are others."""
+    """Return the secret of 24 to 64 random bytes; raise CommandError for any other number."""
     if not 24 <= len(entropy) <= 64:
-        raise CommandError(f"A secret is {SECRET_PREFIX} and the base64 of 24 to 64 bytes.")
+        raise CommandError(f"A secret is {SECRET_PREFIX} followed by the base64 of 24 to 64 bytes.")
     return SECRET_PREFIX + b64encode(entropy).decode()
 
 
 def parse_secret(text: str) -> str:
-    """Return a secret that somebody has written, in the one form it is kept; may be unpadded."""
+    """Return a secret as it is stored; `text` may lack the padding of its base64."""
     text = text.strip()
     try:
         content = _content(text) if text.startswith(SECRET_PREFIX) else b""
@@ -77,25 +77,25 @@ def parse_secret(text: str) -> str:
 
 
 def with_secret(secrets: Sequence[str], secret: str) -> list[str]:
-    """Return the secrets with one more, the newest; as they are if it is among them."""
+    """Return the secrets with `secret` as the newest; unchanged if it is one of them already."""
     if secret in secrets:
         return list(secrets)
     if len(secrets) >= MAX_SECRETS:
-        raise CommandError(f"A tenant has {MAX_SECRETS} secrets at most: retire one first.")
+        raise CommandError(f"A tenant can have at most {MAX_SECRETS} secrets. Retire one first.")
     return [secret, *secrets]
 
 
 def without_secret(secrets: Sequence[str], secret: str) -> list[str]:
-    """Return the secrets without this one. The last one stays: nothing would be signed then."""
+    """Return the secrets without this one. The last one stays, or nothing would be signed."""
     if secret not in secrets:
-        raise CommandError("The tenant has no such secret.")
+        raise CommandError("The tenant does not have this secret.")
     if len(secrets) == 1:
-        raise CommandError("It is the tenant's only secret: add another one first.")
+        raise CommandError("This is the tenant's only secret. Add another one first.")
     return [other for other in secrets if other != secret]
 
 
 def ensure_secret(secrets: Secrets, tenant: str, entropy: bytes) -> None:
-    """Give the tenant a first secret, if it has none."""
+    """Add a secret made of `entropy` if the tenant has none."""
     if not secrets.of(tenant):
         secrets.add(tenant, new_secret(entropy))
 
@@ -103,28 +103,28 @@ def ensure_secret(secrets: Secrets, tenant: str, entropy: bytes) -> None:
 def change_secrets(
     secrets: Secrets, tenant: str, entropy: bytes, *, add: str | None, retire: str | None
 ) -> list[str]:
-    """Add a secret (`NEW` for one of `entropy`), retire one; return those the tenant has then.
+    """Add and retire a secret, either optional; return the tenant's secrets afterwards.
 
-    Raises SecretRefused, also if it has none.
+    `add` may be NEW_SECRET, for a secret made of `entropy`. Raises CommandError, also if the tenant
+    has no secret in the end.
     """
     new = None if add is None else new_secret(entropy) if add == NEW_SECRET else parse_secret(add)
     old = None if retire is None else parse_secret(retire)
-    kept = secrets.of(tenant)
+    before = secrets.of(tenant)
     if old is not None:
-        without_secret(
-            [*kept, *([new] if new else [])], old
-        )  # a slip is found before anything changes
-    # With a place free the new one comes first: at no moment is nothing signed.
-    if new is not None and len(kept) < MAX_SECRETS:
+        # Finds a mistake before anything changes.
+        without_secret([*before, *([new] if new else [])], old)
+    # Add first if there is room, so that the tenant always has a secret.
+    if new is not None and len(before) < MAX_SECRETS:
         secrets.add(tenant, new)
     if old is not None:
         secrets.retire(tenant, old)
-    if new is not None and len(kept) >= MAX_SECRETS:
+    if new is not None and len(before) >= MAX_SECRETS:
         secrets.add(tenant, new)
-    found = secrets.of(tenant)
-    if not found:
-        raise CommandError(f"Tenant {tenant} has no secret: ADD={NEW_SECRET} makes one.")
-    return found
+    after = secrets.of(tenant)
+    if not after:
+        raise CommandError(f"Tenant {tenant} has no secret. Add one with ADD={NEW_SECRET}.")
+    return after
 
 
 def _content(secret: str) -> bytes:

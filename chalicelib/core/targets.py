@@ -1,8 +1,8 @@
-"""What a webhook may be: its target and its headers. Pure decisions, no name resolution.
+"""SSRF allow-list: the URLs and addresses that webhooks may go to. Pure: no name resolution.
 
-Allowed targets are http and https to public addresses on ports 80 and 443, and what the operator
-adds in `ALLOWED_TARGETS`. A service that posts to any URL its users name would otherwise be their
-way into the network it runs in; on Lambda, to the runtime API and the credentials behind it.
+Allowed are http and https to public addresses on ports 80 and 443, and the entries of
+`ALLOWED_TARGETS`. Without this rule, users could reach the network that the service runs in; on
+Lambda, the runtime API and the credentials behind it.
 """
 
 import re
@@ -16,17 +16,17 @@ import idna
 from chalicelib.core.errors import CommandError, InvalidRequest
 
 MAX_URL_LENGTH = 2048
-"""Characters, once `{id}` is replaced."""
+"""Characters of a URL after `{id}` is replaced."""
 
 LOOPBACK_TARGETS = "localhost,127.0.0.0/8,::1"
-"""The `ALLOWED_TARGETS` of a service that only its own machine can reach."""
+"""The default `ALLOWED_TARGETS` of a service that only its own machine can reach."""
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
-# What `is_global` of one Python version or another takes for public.
+# Networks that are not public, but that `is_global` of some Python version takes for public.
 _NOT_PUBLIC = tuple(
     ip_network(network)
     for network in (
@@ -40,7 +40,7 @@ _NOT_PUBLIC = tuple(
     )
 )
 _UNICAST_IPV6 = IPv6Network("2000::/3")
-# An IPv6 literal stands alone, without a zone; urlsplit overlooks what comes beside the brackets.
+# An IPv6 literal has no zone and no text beside its brackets; urlsplit accepts such text.
 _BRACKETS = re.compile(r"[^\[\]]*|\[[0-9A-Fa-f:.]*\](:[0-9]*)?")
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -49,7 +49,7 @@ _ISATAP = (0x00005EFE, 0x02005EFE)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of `ALLOWED_TARGETS`: a host name or a network, on one port or any."""
+    """One entry of `ALLOWED_TARGETS`: a host name or a network, on one port or on all."""
 
     host: str | None
     network: Network | None
@@ -65,81 +65,88 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What may be posted to; `entries` widens it beyond the public internet."""
+    """The allow-list: the public internet and `entries`."""
 
     entries: tuple[Entry, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "Targets":
-        """Read `ALLOWED_TARGETS`: hosts or CIDRs, by comma, each with an optional `:port`.
+        """Parse `ALLOWED_TARGETS`: hosts or CIDRs with an optional `:port`, separated by commas.
 
-        IPv6 with a port stands in brackets: `[fd00::/8]:8080`. Raises InvalidTargets.
+        IPv6 with a port needs brackets: `[fd00::/8]:8080`. Raises CommandError.
         """
         return cls(tuple(_entry(part.strip()) for part in text.split(",") if part.strip()))
 
     def check_url(self, url: str, pointer: str) -> None:
-        """Raise InvalidRequest if no attempt to post to this URL could ever be allowed."""
+        """Raise InvalidRequest if this URL can never be allowed, whatever its host resolves to.
+
+        `pointer` is the JSON pointer to the URL in the request.
+        """
         try:
             host, port = split_url(url)
         except InvalidRequest as error:
             raise InvalidRequest(str(error), pointer) from None
         address = _literal(host)
         if address is not None:
-            possible = self.allows(host, address, port)
+            may_be_allowed = self.allows(host, address, port)
         else:
-            possible = port in _DEFAULT_PORTS.values() or any(
+            may_be_allowed = port in _DEFAULT_PORTS.values() or any(
                 entry.network is not None or entry.host == host
                 for entry in self.entries
                 if entry.port in (None, port)
             )
-        if not possible:
+        if not may_be_allowed:
+            entry = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             raise InvalidRequest(
-                f"Webhooks to {host} on port {port} are not allowed here (ALLOWED_TARGETS).",
+                f"Webhooks to {host} on port {port} are not allowed."
+                f" Start Timers with ALLOWED_TARGETS={entry} to allow it.",
                 pointer,
             )
 
     def allows(self, host: str, address: Address, port: int) -> bool:
-        """Say whether the host may be posted to at this address, which it resolves to."""
+        """Say whether webhooks may go to this host at `address`, which it resolves to."""
         if any(entry.matches(host, address, port) for entry in self.entries):
             return True
         return port in _DEFAULT_PORTS.values() and is_public(address)
 
 
 def split_url(url: str) -> tuple[str, int]:
-    """Return the host, in lower case, and the port of a URL; raise InvalidRequest if it is none."""
+    """Return the host of a URL, in lower-case ASCII, and its port; raise InvalidRequest."""
     if len(url) > MAX_URL_LENGTH:
         raise InvalidRequest(f"The URL is longer than {MAX_URL_LENGTH:,} characters.")
     if not url.isprintable() or " " in url or "\\" in url:
-        raise InvalidRequest("The URL has a space, a control character or a backslash in it.")
+        raise InvalidRequest("The URL contains a space, a control character or a backslash.")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise InvalidRequest(f"The URL can't be understood: {error}.") from None
+        raise InvalidRequest(f"The URL is not valid: {error}.") from None
     if parts.scheme not in _DEFAULT_PORTS:
         raise InvalidRequest("The URL must begin with http:// or https://.")
     if "@" in parts.netloc:
-        raise InvalidRequest("The URL must not hold a user name or password.")
+        raise InvalidRequest("The URL must not contain a user name or a password.")
     host = _ascii(parts.hostname or "")
     if port == 0 or not _is_host(host) or not _BRACKETS.fullmatch(parts.netloc):
-        raise InvalidRequest("The URL has no valid host and port.")
+        raise InvalidRequest(
+            "The URL needs a valid host, and a port from 1 to 65535 if it names one."
+        )
     return host, _DEFAULT_PORTS[parts.scheme] if port is None else port
 
 
 def is_public(address: Address) -> bool:
-    """Say whether an address belongs to the public internet and to nobody's inner network."""
+    """Say whether an address is on the public internet, not in a private or special network."""
     if not address.is_global or any(address in network for network in _NOT_PUBLIC):
         return False
     if isinstance(address, IPv4Address):
         return True
-    # All other prefixes are special, most of them ways to write an IPv4 address.
+    # All other prefixes are special; most of them embed an IPv4 address.
     return address in _UNICAST_IPV6 and (int(address) >> 32) & 0xFFFFFFFF not in _ISATAP
 
 
 def _ascii(host: str) -> str:
-    """Return a host as it will be resolved: requests' IDNA, without the final dot; "" if invalid.
+    """Return a host as requests resolves it (IDNA), without the final dot; "" if it is invalid.
 
-    That may turn what looks like a name into an address: `127。0。0。1`.
+    IDNA may turn a name into an address: `127。0。0。1`.
     """
     try:
         host = host.lower() if host.isascii() else idna.encode(host, uts46=True).decode()
@@ -150,12 +157,12 @@ def _ascii(host: str) -> str:
 
 def _is_host(host: str) -> bool:
     if ":" in host:
-        return True  # urlsplit lets colons through in a valid [IPv6] literal only
+        return True  # urlsplit accepts colons in a valid [IPv6] literal only
     return len(host) < 254 and all(_LABEL.fullmatch(label) for label in host.split("."))
 
 
 def _literal(host: str) -> Address | None:
-    """Return the address that a host is another way to write, without asking any resolver."""
+    """Return the address that a host stands for without name resolution, or None."""
     if host == "localhost" or host.endswith(".localhost"):
         return IPv4Address("127.0.0.1")
     try:
@@ -163,7 +170,7 @@ def _literal(host: str) -> Address | None:
     except ValueError:
         pass
     try:
-        # 127.1, 0x7f000001, 2130706433: not names, though they look like it.
+        # 127.1, 0x7f000001, 2130706433 look like names, but resolvers read them as addresses.
         return IPv4Address(socket.inet_aton(host))
     except OSError:
         return None
@@ -177,12 +184,12 @@ def _entry(text: str) -> Entry:
     if not _PORT.fullmatch(port):
         host, port = text, ""
     if not (port == "" or 0 < int(port) < 65536) or not host:
-        raise CommandError(f"ALLOWED_TARGETS has an entry with no valid host and port: {text!r}.")
+        raise CommandError(f"ALLOWED_TARGETS has an entry without a valid host and port: {text!r}.")
     number = int(port) if port else None
     try:
         return Entry(None, ip_network(host.removeprefix("[").removesuffix("]")), number)
     except ValueError as error:
         name = _ascii(host)
         if "/" in host or ":" in host or not _is_host(name):
-            raise CommandError(f"ALLOWED_TARGETS has a bad entry {text!r}: {error}.") from None
+            raise CommandError(f"ALLOWED_TARGETS has an invalid entry {text!r}: {error}.") from None
     return Entry(name, None, number)

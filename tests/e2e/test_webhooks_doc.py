@@ -1,6 +1,6 @@
-"""docs/webhooks.md: its code verifies what we sign and nothing else.
+"""docs/webhooks.md: its verification code, and its table of headers.
 
-The blocks in Python and Node are run as they stand there. The one in Go is not: that would take Go.
+The Python and Node examples run as they are printed. The Go example does not run.
 """
 
 import json
@@ -32,22 +32,22 @@ const cases = JSON.parse(require("node:fs").readFileSync(0, "utf8"));
 console.log(JSON.stringify(cases.map(([s, h, b]) => verify(s, h, Buffer.from(b)))));
 """,
 }
-"""What calls `verify` in each language: cases come in as JSON, and what it says goes out."""
+"""Programs that call `verify` in each language: cases on stdin, results on stdout, as JSON."""
 
 Case = tuple[str, dict[str, str], str]
 
 
 def block(language: str) -> str:
-    """Return the page's one block of code in a language."""
+    """Return the page's only code block in a language."""
     (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
     return str(found)
 
 
 def run(language: str, cases: list[Case]) -> list[bool]:
-    """Return what the block in that language says to each case."""
+    """Run the code block of a language; return its result for each case."""
     commands = {"python": [sys.executable, "-c"], "js": ["node", "--input-type=commonjs", "--eval"]}
     if shutil.which(commands[language][0]) is None:
-        pytest.skip(f"{commands[language][0]} is not on this machine: its block was not run")
+        pytest.skip(f"{commands[language][0]} is not installed, so its example was not run")
     ended = subprocess.run(
         [*commands[language], block(language) + RUNNERS[language]],
         input=json.dumps(cases),
@@ -71,9 +71,8 @@ def signed(secrets: list[str], age: int = 0, body: str = BODY) -> dict[str, str]
 
 
 @pytest.mark.parametrize("language", RUNNERS)
-def test_what_we_sign_is_taken(language: str) -> None:
-    """Also an empty body, some minutes of difference between clocks, either of two secrets, and
-    signatures of a kind that the receiver does not know."""
+def test_examples_accept_our_signatures(language: str) -> None:
+    """They accept empty bodies, clock skew, either of two secrets and unknown versions."""
     both = signed([NEW, OLD])
     unknown = both | {"webhook-signature": f"v1a,x v2 {both['webhook-signature']}"}
     cases: list[Case] = [
@@ -89,9 +88,8 @@ def test_what_we_sign_is_taken(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", RUNNERS)
-def test_anything_else_is_refused(language: str) -> None:
-    """A body that was changed or written anew, an old or a future timestamp though well signed, a
-    retired secret, another id, and headers that are missing or absurd."""
+def test_examples_reject_anything_else(language: str) -> None:
+    """They reject changed bodies or ids, bad timestamps, retired secrets and bad headers."""
     good = signed([NEW])
     timestamps = ["", "now", "9" * 5000, "-1", "1e9", "²", good["webhook-timestamp"] + ".0"]
     signatures = ["", " ", "v1", "v1,", "v1,ä", good["webhook-signature"][3:], "v1,v1,"]
@@ -110,8 +108,8 @@ def test_anything_else_is_refused(language: str) -> None:
     assert run(language, cases) == [False] * len(cases)
 
 
-def test_every_header_is_described() -> None:
-    """What the sender adds of its own is in the table."""
+def test_documents_every_header() -> None:
+    """The table lists all headers that the sender adds."""
     sender = (ROOT / "chalicelib/webhook/sender.py").read_text()
     added = set(re.findall(r'"((?:webhook|timer)-[a-z-]+)":', sender))
     assert added == set(re.findall(r"^\| `([a-z-]+)` \|", PAGE, re.MULTILINE))

@@ -1,4 +1,4 @@
-"""Service and sender together against real receivers, hostile ones too: what comes of a timer."""
+"""Service and sender together: what becomes of a timer, with good and hostile receivers."""
 
 import socket
 import time
@@ -12,9 +12,11 @@ import pytest
 from chalicelib.core.errors import InvalidRequest
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets, is_public
 from chalicelib.core.timer import Status, Timer, Webhook, new_timer
-from chalicelib.webhook import sender as sender_module
-from chalicelib.webhook.sender import MAX_RESPONSE_BYTES, WebhookSender
-from tests.integration.test_sender import (
+from chalicelib.webhook import transport
+from chalicelib.webhook.sender import WebhookSender
+from chalicelib.webhook.transport import MAX_RESPONSE_BYTES
+from tests.support.fakes import Clock, FakeScheduler, FakeStore, created
+from tests.support.receivers import (
     Flooding,
     Handler,
     answering,
@@ -23,15 +25,14 @@ from tests.integration.test_sender import (
     resetting,
     silent,
 )
-from tests.support.fakes import Clock, FakeScheduler, FakeStore, created
 from tests.support.service import Service
 
 TIMEOUT = 1
-"""Seconds that each of these webhooks has."""
+"""Timeout of each webhook, in seconds."""
 
 
 def bomb() -> bytes:
-    """Return 600 KB that inflate to 600 MB."""
+    """Return 600 KB of gzip that inflate to 600 MB."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     pieces = [packer.compress(bytes(1024 * 1024)) for _ in range(600)]
     return b"".join([*pieces, packer.flush()])
@@ -42,7 +43,7 @@ ZIPPED = ("Content-Encoding: gzip", f"Content-Length: {len(BOMB)}")
 
 
 class Deliveries:
-    """A service whose webhooks are really sent; `received` counts what was read of the answers."""
+    """A service with a real sender; `received` counts the bytes read of plain-HTTP responses."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = Clock()
@@ -58,17 +59,17 @@ class Deliveries:
             pause=lambda _: None,
             chance=lambda: 0.5,
         )
-        real = sender_module._PlainSocket.recv_into
+        real = transport._PlainSocket.recv_into
 
         def recv_into(sock: Any, *arguments: Any) -> int:
             received = real(sock, *arguments)
             self.received += received
             return received
 
-        monkeypatch.setattr(sender_module._PlainSocket, "recv_into", recv_into)
+        monkeypatch.setattr(transport._PlainSocket, "recv_into", recv_into)
 
     def deliver(self, url: str) -> Timer:
-        """Return what became of a timer for this URL after its first attempt."""
+        """Make a timer for this URL and return it as it is after its first attempt."""
         hook = Webhook(url=url, timeout=TIMEOUT)
         timer = created(self.service, hook)
         self.service.deliver(timer.wakeup(), self.clock.now + timedelta(minutes=1))
@@ -84,27 +85,27 @@ def head(status: str, *fields: str) -> bytes:
     return "\r\n".join([f"HTTP/1.1 {status}", *fields, "", ""]).encode()
 
 
-FIRST = 5
-"""Seconds that a second attempt waits, with a chance of 0.5 of 10 s."""
+FIRST_RETRY = 5
+"""Seconds until the second attempt: half of the longest wait, because `chance` is 0.5."""
 
 LENGTH = "Content-Length: 0"
 
 
 @pytest.mark.parametrize(
-    ("handler", "result", "again"),
+    ("handler", "result", "retry_in"),
     [
         (answering(head("200 OK", LENGTH)), 200, None),
-        (answering(head("500 X", LENGTH)), 500, FIRST),
+        (answering(head("500 X", LENGTH)), 500, FIRST_RETRY),
         (answering(head("503 X", LENGTH, "Retry-After: 120")), 503, 125),
         (answering(head("503 X", LENGTH, "Retry-After: Sat, 31 Jan 2026 12:01:00 GMT")), 503, 65),
         (answering(head("410 Gone", LENGTH)), 410, None),
         (answering(head("302 Found", LENGTH, "Location: http://169.254.169.254/")), 302, None),
         (answering(head("307 X", LENGTH, "Location: /again")), 307, None),
-        (answering(head("103 Early Hints", "Link: </x>")), 103, FIRST),
-        (dripping(head("100 Continue") * 3, head("100 Continue")), "timeout", FIRST),
-        (silent, "timeout", FIRST),
-        (resetting, "connect", FIRST),
-        (dripping(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"), "timeout", FIRST),
+        (answering(head("103 Early Hints", "Link: </x>")), 103, FIRST_RETRY),
+        (dripping(head("100 Continue") * 3, head("100 Continue")), "timeout", FIRST_RETRY),
+        (silent, "timeout", FIRST_RETRY),
+        (resetting, "connect", FIRST_RETRY),
+        (dripping(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"), "timeout", FIRST_RETRY),
         (dripping(head("200 OK"), b"x"), 200, None),
         (Flooding(head("200 OK"), b"x" * 65536), 200, None),
         (Flooding(head("302 Found", "Location: /"), b"x" * 65536), 302, None),
@@ -117,29 +118,28 @@ LENGTH = "Content-Length: 0"
     ],
     ids=[
         "200", "500", "503 seconds", "503 date", "410", "redirect", "redirect to itself", "103",
-        "endless 100", "hangs", "drops", "drips its headers", "drips its body", "streams for ever",
-        "streams after a redirect", "header without end", "gzip bomb",
+        "endless 100", "hangs", "resets", "drips its head", "drips its body", "endless body",
+        "endless redirect", "endless header", "gzip bomb",
     ],
 )  # fmt: skip
-def test_outcome(
-    deliveries: Deliveries, handler: Handler, result: int | str, again: float | None
+def test_records_the_outcome_of_any_receiver(
+    deliveries: Deliveries, handler: Handler, result: int | str, retry_in: float | None
 ) -> None:
-    """Whatever a receiver does: the outcome is on record, the next attempt is when it has to be,
-    no more was read than may be, and the exchange was over in time."""
+    """The outcome is recorded, the retry is scheduled, and the limits on time and bytes hold."""
     with receiver(handler) as running:
         began = time.monotonic()
         timer = deliveries.deliver(f"http://127.0.0.1:{running.port}/")
         took = time.monotonic() - began
     (attempt,) = timer.attempts
     assert (attempt.outcome.status or attempt.outcome.error) == result
-    assert attempt.outcome.duration <= took < TIMEOUT + sender_module.BODY_TIMEOUT + 3
+    assert attempt.outcome.duration <= took < TIMEOUT + transport.BODY_TIMEOUT + 3
     assert deliveries.received <= MAX_RESPONSE_BYTES
-    if again is None:
+    if retry_in is None:
         wanted = Status.DELIVERED if result == 200 else Status.FAILED
         assert timer.status is wanted
     else:
         assert timer.status is Status.RETRYING
-        assert timer.due_at == deliveries.clock.now + timedelta(seconds=again)
+        assert timer.due_at == deliveries.clock.now + timedelta(seconds=retry_in)
         assert deliveries.scheduler.wakeups[-1] == timer.wakeup()
 
 
@@ -148,7 +148,7 @@ INNER = [
     "0.0.0.0", "168.63.129.16",  # noqa: S104
     "192.0.0.8", "224.0.0.1", "255.255.255.255", "198.18.0.1",
 ]  # fmt: skip
-INNER6 = [
+INNER_IPV6 = [
     "::1", "::", "::127.0.0.1", "::ffff:10.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b::7f00:1",
     "64:ff9b:1::1", "2002:7f00:1::", "fec0::1", "fe80::1", "fc00::1", "fd00:ec2::254", "ff02::1",
     "2001::1", "2001:db8::1", "2606:4700::5efe:7f00:1", "3fff::1",
@@ -156,7 +156,7 @@ INNER6 = [
 
 
 def spellings(address: str) -> list[str]:
-    """Return other ways to write an IPv4 address that resolvers understand."""
+    """Return the ways to write an IPv4 address that resolvers understand."""
     a, b, c, d = (int(part) for part in address.split("."))
     whole = int(ip_address(address))
     return [
@@ -182,11 +182,11 @@ NAMES = {
     "zone.example": ["fe80::1%eth0"],
     "nobody.example": [],
 }
-"""What the resolver says; `rebinding.example` says one thing first and another one then."""
+"""Addresses of the fake resolver; `rebinding.example` changes after the first lookup."""
 
 FORBIDDEN = [
     *(f"http://{form}/" for address in INNER for form in spellings(address)),
-    *(f"http://[{address}]/" for address in INNER6),
+    *(f"http://[{address}]/" for address in INNER_IPV6),
     *(f"http://{name}/" for name in NAMES if not name.startswith(("public", "nobody"))),
     *(f"http://{name}/" for name in ("localhost", "a.localhost", "LOCALHOST", "localhost.")),
     "http://127。0。0。1/", "http://①②⑦.0.0.1/", "http://１２７.0.0.1/",
@@ -201,14 +201,14 @@ FORBIDDEN = [
     "http://public.example:80@127.0.0.1:80/", "http://rebinding.example/",
 ]  # fmt: skip
 
-HARMLESS = ["http://public.example/", "https://public.example/", "http://public6.example/",
+PUBLIC = ["http://public.example/", "https://public.example/", "http://public6.example/",
             "http://public.example#@127.0.0.1/", "http://93.184.216.34/",
             "http://[2606:2800:220:1::1]/"]  # fmt: skip
 
 
 @pytest.fixture
 def connects(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let every connection fail, and return the addresses that were to be connected to."""
+    """Refuse every connection, and return the addresses that were tried."""
     tried: list[str] = []
     real = socket.getaddrinfo
     rebinding = iter([["93.184.216.34"], *[["127.0.0.1"]] * 9])
@@ -222,7 +222,7 @@ def connects(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if known is None:
             return real(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
         if not known:
-            raise socket.gaierror("nobody of this name")
+            raise socket.gaierror("Name not known")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (it, port)) for it in known]
 
     monkeypatch.setattr(socket.socket, "connect", connect)
@@ -231,49 +231,41 @@ def connects(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def attempted(url: str) -> str | None:
-    """Send a webhook there, as a timer from before the rules would; return the error's class."""
+    """Send a webhook to a URL that the API did not check; return the class of the error."""
     sender = WebhookSender(Targets())
     webhook = Webhook(url=url, timeout=TIMEOUT)
     timer = new_timer("id-1", "default", webhook, Clock().now, Clock().now)
     return sender.send(timer, Clock().now).error
 
 
-def test_there_are_enough_hostile_urls() -> None:
-    """More than a hundred, and none twice."""
-    assert len(set(FORBIDDEN)) == len(FORBIDDEN) > 100
-
-
 @pytest.mark.parametrize("url", FORBIDDEN)
-def test_no_forbidden_address_is_reached(url: str, connects: list[str]) -> None:
-    """Refused when it is created, or when it is sent; in no case is an inner address connected to,
-    neither at first nor when the name says something else the next time."""
+def test_never_connects_to_an_inner_address(url: str, connects: list[str]) -> None:
+    """The sender itself refuses inner addresses, also if the name resolves differently later."""
     for _ in range(2):
         attempted(url)
     assert all(is_public(ip_address(address)) for address in connects)
-    # A parser's trick may mean the public host after all.
+    # A URL that is hard to parse may mean the public host.
     if "rebinding" not in url and "public.example" not in url:
         assert connects == []
 
 
 @pytest.mark.parametrize("url", [url for url in FORBIDDEN if ".example/" not in url])
-def test_what_can_never_be_allowed_is_refused_at_creation(url: str) -> None:
-    """Whoever makes the timer hears of it; only what a name says later can't be known then."""
+def test_rejects_a_hopeless_url_at_creation(url: str) -> None:
+    """The owner gets an error at once if no resolution of the name could make the URL allowed."""
     with pytest.raises(InvalidRequest):
         Targets().check_url(url, "/url")
 
 
-@pytest.mark.parametrize("url", HARMLESS)
-def test_harmless_targets_are_tried(url: str, connects: list[str]) -> None:
-    """The guard is no wall against everything."""
+@pytest.mark.parametrize("url", PUBLIC)
+def test_connects_to_public_targets(url: str, connects: list[str]) -> None:
+    """Public hosts are connected to, by name or by address."""
     Targets().check_url(url, "/url")
     assert attempted(url) == "connect"
     assert connects
 
 
-def test_a_name_with_a_forbidden_address_fails_for_good(
-    deliveries: Deliveries, connects: list[str]
-) -> None:
-    """It is an attempt with the error `refused target`, and is not made again."""
+def test_a_forbidden_address_fails_the_timer(deliveries: Deliveries, connects: list[str]) -> None:
+    """The attempt has the error `refused target` and is not retried."""
     timer = deliveries.deliver("http://metadata.example/")
     assert timer.status is Status.FAILED
     assert timer.attempts[0].outcome.error == "refused target"

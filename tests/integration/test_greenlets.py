@@ -209,12 +209,12 @@ def test_a_task_that_waits_for_a_socket_lets_the_others_go_on(loop: Hub) -> None
     one, other = socket.socketpair()
 
     def echo() -> None:
-        loop.until(one, False, WAIT)
+        loop.wait_io(one, False, WAIT)
         one.send(one.recv(9))
 
     def ask() -> bytes:
         other.send(b"hello")
-        loop.until(other, False, WAIT)
+        loop.wait_io(other, False, WAIT)
         return other.recv(9)
 
     with one, other:
@@ -227,8 +227,8 @@ def test_waiting_for_a_socket_ends_in_time(loop: Hub) -> None:
     """Each task waits as long as it said, however long the others do."""
     one, other = socket.socketpair()
     with one, other:
-        long = begin(loop, lambda: loop.until(one, False, WAIT))
-        short = begin(loop, lambda: loop.until(other, False, 0.01))
+        long = begin(loop, lambda: loop.wait_io(one, False, WAIT))
+        short = begin(loop, lambda: loop.wait_io(other, False, 0.01))
         assert short.result(WAIT / 2) is None
         assert not long.done()
         other.send(b"x")
@@ -241,9 +241,9 @@ def test_calls_are_made_later(loop: Hub) -> None:
     last: Future[list[str]] = Future()
 
     def order() -> None:
-        loop.later(0.05, lambda: last.set_result([*made, "last"]))
-        loop.later(0.0, lambda: made.append("first"))
-        loop.later(0.01, lambda: made.append("second"))
+        loop.call_later(0.05, lambda: last.set_result([*made, "last"]))
+        loop.call_later(0.0, lambda: made.append("first"))
+        loop.call_later(0.01, lambda: made.append("second"))
 
     begin(loop, order).result(WAIT)
     assert last.result(WAIT) == ["first", "second", "last"]

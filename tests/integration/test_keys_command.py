@@ -209,16 +209,16 @@ def test_secrets_that_can_not_be_changed_so_stay(place: Place) -> None:
     def says(*options: str) -> str:
         return place.refuses("secrets", "--tenant=acme", *options)
 
-    assert says() == "Tenant acme has no secret: ADD=new makes one."
+    assert says() == "Tenant acme has no secret. Add one with ADD=new."
     place.secrets.add("acme", secret(0))
-    assert says("--add=new", f"--retire={secret(1)}") == "The tenant has no such secret."
-    assert says("--add=whsec_x") == "A secret is whsec_ and the base64 of 24 to 64 bytes."
+    assert says("--add=new", f"--retire={secret(1)}") == "The tenant does not have this secret."
+    assert says("--add=whsec_x") == "A secret is whsec_ followed by the base64 of 24 to 64 bytes."
     last = says(f"--retire={secret(0)}")
-    assert last == "It is the tenant's only secret: add another one first."
+    assert last == "This is the tenant's only secret. Add another one first."
     assert place.secrets.of("acme") == [secret(0)]
     for number in range(1, MAX_SECRETS):
         place.secrets.add("acme", secret(number))
-    assert says("--add=new") == "A tenant has 5 secrets at most: retire one first."
+    assert says("--add=new") == "A tenant can have at most 5 secrets. Retire one first."
 
 
 # What is wrong

@@ -1,4 +1,4 @@
-"""Secrets: where they are kept, who reads them how often, and what is sent while nobody can."""
+"""Signing secrets: the stores, the cache, and a sender that can't read them."""
 
 import logging
 import shutil
@@ -27,7 +27,8 @@ from chalicelib.core.signing import MAX_SECRETS
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import DEFAULT_TENANT, Status, Timer, Webhook, new_timer
 from chalicelib.service.ports import Secrets
-from chalicelib.webhook.sender import SECRETS_TTL, SecretsCache, WebhookSender
+from chalicelib.webhook.secrets_cache import SECRETS_TTL, SecretsCache
+from chalicelib.webhook.sender import WebhookSender
 from cli.keys import new_key
 from infra.deploy import Deployment
 from standalone.sqlite import MIGRATIONS, SqliteTimerStore, tenants_in
@@ -52,7 +53,7 @@ def aws() -> Iterator[Account]:
 
 
 class TestFakeSecrets(SecretsContract):
-    """The contract, on the fake."""
+    """The contract on the fake."""
 
     @pytest.fixture
     def kept(self) -> Secrets:
@@ -60,7 +61,7 @@ class TestFakeSecrets(SecretsContract):
 
 
 class TestDynamoSecrets(SecretsContract):
-    """The contract, on a table in moto."""
+    """The contract on a table in moto."""
 
     @pytest.fixture
     def kept(self, aws: Account) -> Secrets:
@@ -68,7 +69,7 @@ class TestDynamoSecrets(SecretsContract):
 
 
 class TestSecretsOfTheServer(SecretsContract):
-    """The contract, on the database as the server has it open."""
+    """The contract on the connection of the server."""
 
     @pytest.fixture
     def kept(self, path: Path) -> Iterator[Secrets]:
@@ -77,7 +78,7 @@ class TestSecretsOfTheServer(SecretsContract):
 
 
 class TestSecretsOfTheCommand(SecretsContract):
-    """The contract, on a second connection while the server has the database."""
+    """The contract on a second connection, while the server has the database open."""
 
     @pytest.fixture
     def kept(self, path: Path) -> Iterator[Secrets]:
@@ -88,8 +89,8 @@ class TestSecretsOfTheCommand(SecretsContract):
 # DynamoDB
 
 
-def test_what_is_stored_stays_readable(aws: Account) -> None:
-    """This is how secrets lie in the table; whoever changes it must go on reading this."""
+def test_stored_format(aws: Account) -> None:
+    """A deployed table holds secrets in this format, so it must stay readable."""
     kept = DynamoSecrets(aws.dynamodb, TENANTS)
     item: Any = {"id": {"S": "secrets#acme"}, "secrets": {"S": f'["{secret(2)}","{secret(1)}"]'}}
     for number in (1, 2):
@@ -97,8 +98,8 @@ def test_what_is_stored_stays_readable(aws: Account) -> None:
     assert aws.dynamodb.scan(TableName=TENANTS)["Items"] == [item]
 
 
-def test_two_changes_at_once_lose_nothing(aws: Account) -> None:
-    """Whoever finds that another one was faster starts over from what that one wrote."""
+def test_concurrent_changes_lose_nothing(aws: Account) -> None:
+    """A change that lost the race starts over from the newer secrets."""
     kept = DynamoSecrets(aws.dynamodb, TENANTS)
     others = [2, 1]
 
@@ -113,8 +114,8 @@ def test_two_changes_at_once_lose_nothing(aws: Account) -> None:
     assert kept.of("acme") == [secret(3), secret(2), secret(1)]
 
 
-def test_five_means_five_for_two_at_once(aws: Account) -> None:
-    """The limit holds for what is stored, not for what was read."""
+def test_concurrent_changes_keep_the_limit(aws: Account) -> None:
+    """The limit holds for the stored secrets, even if a stale read had room for one more."""
     kept = DynamoSecrets(aws.dynamodb, TENANTS)
     for number in range(MAX_SECRETS - 1):
         kept.add("acme", secret(number))
@@ -125,12 +126,12 @@ def test_five_means_five_for_two_at_once(aws: Account) -> None:
                 kept.add("acme", secret(MAX_SECRETS))
 
     aws.before = overtake
-    with pytest.raises(CommandError, match="5 secrets at most"):
+    with pytest.raises(CommandError, match="at most 5 secrets"):
         kept.add("acme", secret(MAX_SECRETS + 1))
 
 
-def test_an_answer_that_was_lost_is_no_fault(aws: Account) -> None:
-    """The client asks again and finds what it wrote itself: retired is retired, not unknown."""
+def test_retiring_survives_a_lost_response(aws: Account) -> None:
+    """If DynamoDB's response is lost, the repeated request finds its own write and succeeds."""
     kept = DynamoSecrets(aws.dynamodb, TENANTS)
     for number in range(2):
         kept.add("acme", secret(number))
@@ -145,8 +146,8 @@ def test_an_answer_that_was_lost_is_no_fault(aws: Account) -> None:
     assert kept.of("acme") == [secret(1)]
 
 
-def test_an_endless_race_is_unavailable(aws: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends, and says so."""
+def test_gives_up_after_too_many_races(aws: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change that loses every race raises Unavailable."""
     kept = DynamoSecrets(aws.dynamodb, TENANTS)
     monkeypatch.setattr(kept, "_replace", lambda *_: False)
     with pytest.raises(Unavailable, match="too many at once"):
@@ -157,8 +158,8 @@ def test_an_endless_race_is_unavailable(aws: Account, monkeypatch: pytest.Monkey
 # SQLite
 
 
-def test_server_and_command_at_once_lose_nothing(path: Path) -> None:
-    """Five connections add a secret each, and the server one as well: all but one are there."""
+def test_server_and_commands_change_secrets_concurrently(path: Path) -> None:
+    """The server adds one secret and five commands one each: the limit refuses exactly one."""
 
     def add(number: int) -> bool:
         with tenants_in(path) as (_, kept), suppress(CommandError):
@@ -174,25 +175,24 @@ def test_server_and_command_at_once_lose_nothing(path: Path) -> None:
         assert len(store.secrets.of("acme")) == MAX_SECRETS
 
 
-def test_a_refused_change_fails_alone(path: Path) -> None:
-    """It shares its transaction with timers, and takes none of them down."""
+def test_a_refused_change_does_not_fail_its_batch(path: Path) -> None:
+    """Secrets and timers share a transaction, but a refused secret rolls back no timer."""
     with closing(SqliteTimerStore(path)) as store:
         with pytest.raises(CommandError):
             store.secrets.retire("acme", secret(0))
         assert store.add(timer())
 
 
-def test_secrets_of_every_version_are_understood(path: Path) -> None:
-    """What a released version has stored still signs."""
+def test_reads_secrets_of_every_schema_version(path: Path) -> None:
+    """A database of any released version keeps its secrets."""
     for version in range(2, len(MIGRATIONS) + 1):
         shutil.copy(DATA / f"timers-v{version}.db", path)
         with closing(SqliteTimerStore(path)) as store:
             assert store.secrets.of(DEFAULT_TENANT) == [secret(2), secret(1)]
 
 
-def test_files_that_were_open_to_all_are_closed(path: Path) -> None:
-    """A database that was copied with everybody's rights is its owner's again once it is used,
-    and so is what lies beside it."""
+def test_makes_database_files_private(path: Path) -> None:
+    """Opening a database makes it and its side files readable by the owner only."""
     SqliteTimerStore(path).close()
     with closing(sqlite3.connect(path)) as db:
         db.execute("UPDATE health SET checks = checks + 1")
@@ -210,10 +210,10 @@ def test_files_that_were_open_to_all_are_closed(path: Path) -> None:
     )
 
 
-def test_a_database_that_stays_open_to_others_is_refused(
+def test_refuses_a_database_that_stays_readable_by_others(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it can't be made private, no secret goes in; one sentence says why."""
+    """If the file can't be made private, the start fails with the reason."""
     path.touch(0o644)
 
     def refuse(*_: object, **__: object) -> None:
@@ -224,11 +224,11 @@ def test_a_database_that_stays_open_to_others_is_refused(
         SqliteTimerStore(path)
 
 
-# The running server
+# The standalone server
 
 
 def accepts(by: str, arrival: Arrival) -> bool:
-    """Say whether a receiver that knows this secret takes what arrived."""
+    """Say whether a receiver with this secret accepts the webhook."""
     try:
         Verifier(by).verify(arrival.body, arrival.headers, json_parse=False)
     except WebhookVerificationError:
@@ -238,8 +238,7 @@ def accepts(by: str, arrival: Arrival) -> bool:
 
 @pytest.mark.e2e
 def test_rotation_while_the_server_runs(path: Path) -> None:
-    """The first start makes a secret. One more: soon both sign. The old one retired: soon it counts
-    no more. At no moment does none sign. A restart changes nothing, and no line shows a secret."""
+    """Add a secret, then retire the first: every webhook is signed, and no log line shows one."""
 
     def secrets(*arguments: str) -> list[str]:
         return tenants("secrets", *arguments, TIMERS_DB=str(path)).stdout.split()
@@ -268,20 +267,19 @@ def test_rotation_while_the_server_runs(path: Path) -> None:
         assert secrets() == [second]
 
 
-# The stage
+# Deployment
 
 
 class Stage(Deployment):
-    """A deployment of the stage that moto has."""
+    """A deployment of the stage in moto."""
 
     def __init__(self, root: Path) -> None:
         session = boto3.Session("testing", "testing", region_name=REGION)
         super().__init__(STAGE, session, root)
 
 
-def test_first_deployment_makes_a_secret(aws: Account, tmp_path: Path) -> None:
-    """Tenant default has one then, and so have tenants whose keys are older than signing; later
-    deployments leave them alone."""
+def test_deployment_makes_missing_secrets(aws: Account, tmp_path: Path) -> None:
+    """A deployment gives each tenant a first secret and leaves existing ones alone."""
     stage, kept = Stage(tmp_path), DynamoSecrets(aws.dynamodb, TENANTS)
     assert stage._first_key() is not None
     new_key(DynamoApiKeys(aws.dynamodb, TENANTS), kept, "acme", Role.FULL)
@@ -294,73 +292,72 @@ def test_first_deployment_makes_a_secret(aws: Account, tmp_path: Path) -> None:
     assert kept.of(DEFAULT_TENANT) == before
 
 
-# The sender
+# The cache and the sender
 
 
 def timer(url: str = "http://127.0.0.1:1/") -> Timer:
     return new_timer("id-1", "acme", Webhook(url=url, body="ä"), START, START)
 
 
-class Counting(FakeSecrets):
-    """Counts how often it is asked; `down` for no answer."""
+class RecordingSecrets(FakeSecrets):
+    """Records the reads; raises Unavailable while `down`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: list[str] = []
+        self.reads: list[str] = []
         self.down = False
 
     def of(self, tenant: str) -> list[str]:
-        self.asked.append(tenant)
+        self.reads.append(tenant)
         if self.down:
             raise Unavailable("DynamoDB does not answer.")
         return super().of(tenant)
 
 
-def test_secrets_are_read_once_a_minute() -> None:
-    """Within a minute nobody asks again; after it a change is seen; each tenant on its own."""
-    counting, clock = Counting(), Clock()
-    remembered = SecretsCache(counting.of, clock)
-    assert remembered.of("acme") == []
-    counting.secrets["acme"] = [secret(1)]
+def test_cache_reads_secrets_once_a_minute() -> None:
+    """A change is seen after SECRETS_TTL; each tenant has its own entry."""
+    kept, clock = RecordingSecrets(), Clock()
+    cached = SecretsCache(kept.of, clock)
+    assert cached.of("acme") == []
+    kept.secrets["acme"] = [secret(1)]
     clock.forward(SECRETS_TTL.total_seconds() - 0.001)
-    assert remembered.of("acme") == []
-    assert remembered.of("other") == []
-    assert counting.asked == ["acme", "other"]
+    assert cached.of("acme") == []
+    assert cached.of("other") == []
+    assert kept.reads == ["acme", "other"]
     clock.forward(0.001)
-    assert remembered.of("acme") == [secret(1)]
-    assert counting.asked == ["acme", "other", "acme"]
+    assert cached.of("acme") == [secret(1)]
+    assert kept.reads == ["acme", "other", "acme"]
     assert timedelta(minutes=1) == SECRETS_TTL
 
 
-def test_a_clock_that_steps_back_keeps_nothing_longer() -> None:
-    """What seems to be read in the future is read again."""
-    counting, clock = Counting(), Clock()
-    remembered = SecretsCache(counting.of, clock)
-    remembered.of("acme")
+def test_cache_reads_again_if_the_clock_steps_back() -> None:
+    """An entry with a time in the future is stale."""
+    kept, clock = RecordingSecrets(), Clock()
+    cached = SecretsCache(kept.of, clock)
+    cached.of("acme")
     clock.forward(-3600)
-    remembered.of("acme")
-    assert len(counting.asked) == 2
+    cached.of("acme")
+    assert len(kept.reads) == 2
 
 
-def test_a_failure_is_not_remembered() -> None:
-    """As soon as the table answers again there are secrets; older ones do not stand in."""
-    counting, clock = Counting(), Clock()
-    remembered = SecretsCache(counting.of, clock)
-    remembered.of("acme")
+def test_cache_keeps_no_failure() -> None:
+    """The next call after a failure reads again; stale secrets are never returned."""
+    kept, clock = RecordingSecrets(), Clock()
+    cached = SecretsCache(kept.of, clock)
+    cached.of("acme")
     clock.forward(60)
-    counting.down = True
+    kept.down = True
     for _ in range(2):
         with pytest.raises(Unavailable):
-            remembered.of("acme")
-    counting.down = False
-    counting.secrets["acme"] = [secret(1)]
-    assert remembered.of("acme") == [secret(1)]
+            cached.of("acme")
+    kept.down = False
+    kept.secrets["acme"] = [secret(1)]
+    assert cached.of("acme") == [secret(1)]
 
 
 @pytest.mark.parametrize("down", [False, True])
-def test_a_batch_asks_once(down: bool) -> None:
-    """Ten threads that need the same secrets wait for one reading, and share its failure: one
-    after another they would outlast the function."""
+def test_cache_has_single_flight(down: bool) -> None:
+    """Ten threads wait for one read and share its failure: ten reads would outlast the Lambda."""
     go, asked = threading.Event(), list[str]()
 
     def read(tenant: str) -> Sequence[str]:
@@ -370,9 +367,9 @@ def test_a_batch_asks_once(down: bool) -> None:
             raise Unavailable("DynamoDB does not answer.")
         return [secret(1)]
 
-    remembered = SecretsCache(read, Clock())
+    cached = SecretsCache(read, Clock())
     with ThreadPoolExecutor(10) as threads:
-        found = [threads.submit(remembered.of, "acme") for _ in range(10)]
+        found = [threads.submit(cached.of, "acme") for _ in range(10)]
         threading.Timer(0.05, go.set).start()
         faults = [future.exception() for future in found]
     assert [isinstance(fault, Unavailable) for fault in faults] == [down] * 10
@@ -380,12 +377,11 @@ def test_a_batch_asks_once(down: bool) -> None:
 
 
 def test_nothing_is_sent_unsigned() -> None:
-    """If the secrets can't be read, the receiver is not even connected to, and the attempt is none
-    of its failures: nothing is recorded, and the claim is released for the next ring."""
-    counting, store, clock = Counting(), FakeStore(), Clock()
-    counting.down = True
+    """If the secrets can't be read, the claim is released and no attempt is recorded."""
+    kept, store, clock = RecordingSecrets(), FakeStore(), Clock()
+    kept.down = True
     with Receiver() as receiver:
-        sender = WebhookSender(Targets.parse(LOOPBACK_TARGETS), secrets_of=counting.of)
+        sender = WebhookSender(Targets.parse(LOOPBACK_TARGETS), secrets_of=kept.of)
         service = Service(
             store, FakeScheduler(), sender, clock=clock, new_id=lambda: "id-1", pause=lambda _: None
         )
@@ -395,14 +391,13 @@ def test_nothing_is_sent_unsigned() -> None:
         assert receiver.arrivals == []
         after = store.timers["id-1"]
         assert (after.status, after.attempt, after.attempts) == (Status.SCHEDULED, 0, ())
-        counting.down = False
+        kept.down = False
         service.deliver(made.wakeup(), clock.now + timedelta(minutes=1))
         assert store.timers["id-1"].status is Status.DELIVERED
 
 
-def test_a_reading_that_takes_long_is_not_the_receivers_fault() -> None:
-    """It comes out of the time for the attempt, which must end as promised; if that is too little
-    then, it is not begun."""
+def test_reading_secrets_counts_towards_the_timeout() -> None:
+    """If the read takes over half of the timeout, nothing is sent."""
 
     def read(_: str) -> Sequence[str]:
         threading.Event().wait(0.2)
@@ -410,33 +405,32 @@ def test_a_reading_that_takes_long_is_not_the_receivers_fault() -> None:
 
     with Receiver(hold=lambda: threading.Event().wait(1)) as receiver:
         sender = WebhookSender(Targets.parse(LOOPBACK_TARGETS), secrets_of=read)
-        with pytest.raises(Unavailable, match="no time"):
+        with pytest.raises(Unavailable, match="over half of the timeout"):
             sender.send(replace(timer(receiver.url), timeout=0.3), START)
         assert receiver.arrivals == []
         outcome = sender.send(replace(timer(receiver.url), timeout=0.5), START)
     assert outcome.error == "timeout"
-    assert outcome.duration < 0.45  # of the half second 0.2 were gone
+    assert outcome.duration < 0.45  # reading took 0.2 s of the half second
 
 
-def test_functions_remember_and_sign() -> None:
-    """What the composition root for AWS makes reads the secrets of a tenant once, and signs with
-    them all."""
-    counting = Counting()
+def test_sender_on_aws_caches_and_signs() -> None:
+    """The AWS bootstrap's sender reads a tenant's secrets once and signs with all of them."""
+    kept = RecordingSecrets()
     for number in (1, 2):
-        counting.add("acme", secret(number))
-    counting.asked.clear()
-    sender = bootstrap._LazySender(Targets.parse(LOOPBACK_TARGETS), counting)
+        kept.add("acme", secret(number))
+    kept.reads.clear()
+    sender = bootstrap._LazySender(Targets.parse(LOOPBACK_TARGETS), kept)
     with Receiver() as receiver:
         for _ in range(3):
             assert sender.send(timer(receiver.url), runtime.now()).status == 200
-    assert counting.asked == ["acme"]
+    assert kept.reads == ["acme"]
     assert all(accepts(secret(n), it) for n in (1, 2) for it in receiver.arrivals)
 
 
 def test_no_log_shows_a_secret(caplog: pytest.LogCaptureFixture, path: Path, aws: Account) -> None:
-    """Neither ours nor the libraries', however much they tell, but for what goes to the table."""
+    """Not even at DEBUG, except in botocore's own log of requests to the table."""
     caplog.set_level(logging.DEBUG)
-    caplog.set_level(logging.INFO, "botocore")  # its DEBUG, which nobody turns on, writes requests
+    caplog.set_level(logging.INFO, "botocore")  # its DEBUG log has whole requests
     kept: Any
     with closing(SqliteTimerStore(path)) as store, Receiver() as receiver:
         for kept in (store.secrets, DynamoSecrets(aws.dynamodb, TENANTS)):

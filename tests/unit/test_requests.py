@@ -22,7 +22,7 @@ from tests.support.fakes import START
 TARGETS = Targets.parse(LOOPBACK_TARGETS)
 URL = "http://localhost/hook"
 TOO_FAR = "The deadline is more than 5 years ahead."
-NO_MOMENT = 'It is no moment like "2027-01-31T09:00:00+01:00"'
+NO_MOMENT = 'Write a date and time like "2027-01-31T09:00:00+01:00"'
 TEXT = "text/plain; charset=utf-8"
 
 

@@ -1,4 +1,4 @@
-"""Signatures against the standardwebhooks library: what we sign it verifies, and nothing else."""
+"""Signatures, verified by the standardwebhooks library."""
 
 import time
 from base64 import b64encode
@@ -17,7 +17,7 @@ from tests.contracts.secrets import secret
 from tests.support.fakes import FakeSecrets
 
 SAMPLE = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-"""The secret of the example that all of the specification's libraries are tested with."""
+"""The secret of the specification's example, which its libraries are tested with."""
 
 ENTROPY = st.binary(min_size=24, max_size=64)
 IDS = st.from_regex(r"[0-9a-f-]{1,36}", fullmatch=True)
@@ -25,7 +25,7 @@ BODIES = st.text(st.characters(exclude_categories=["Cs"])).map(str.encode)
 
 
 def verifies(by: str, signature: str, id: str, timestamp: int, body: bytes) -> bool:
-    """Say what a receiver says that knows this secret."""
+    """Say whether a receiver with this secret accepts the webhook."""
     headers = {
         "webhook-id": id,
         "webhook-timestamp": str(timestamp),
@@ -38,8 +38,8 @@ def verifies(by: str, signature: str, id: str, timestamp: int, body: bytes) -> b
     return True
 
 
-def test_the_specifications_example() -> None:
-    """The published signature is the one that we make, and the library."""
+def test_example_of_the_specification() -> None:
+    """The signature equals the published one, and the library's."""
     id, timestamp, body = "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, '{"test": 2432232314}'
     signature = signing.sign([SAMPLE], id, timestamp, body.encode())
     assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
@@ -49,7 +49,7 @@ def test_the_specifications_example() -> None:
 
 @given(entropy=ENTROPY, id=IDS, body=BODIES)
 def test_a_signature_verifies(entropy: bytes, id: str, body: bytes) -> None:
-    """Whatever the secret, the id and the body, ASCII or not, empty or not."""
+    """A signature verifies with any secret, id and body."""
     made, now = signing.new_secret(entropy), int(time.time())
     assert verifies(made, signing.sign([made], id, now, body), id, now, body)
 
@@ -59,7 +59,7 @@ def test_a_signature_verifies(entropy: bytes, id: str, body: bytes) -> None:
     body=BODIES,
 )
 def test_each_of_several_secrets_verifies(numbers: Sequence[int], body: bytes) -> None:
-    """One signature for each secret, in their order: a receiver needs to know only one."""
+    """There is one signature for each secret, in order; a receiver needs only one."""
     now = int(time.time())
     several = [secret(number) for number in numbers]
     signature = signing.sign(several, "id-1", now, body)
@@ -70,8 +70,8 @@ def test_each_of_several_secrets_verifies(numbers: Sequence[int], body: bytes) -
 @given(
     steps=st.lists(st.tuples(st.sampled_from(["add", "retire"]), st.integers(0, 7)), max_size=30)
 )
-def test_what_is_retired_fails(steps: Sequence[tuple[str, int]]) -> None:
-    """After any history of adding and retiring exactly the secrets that are left verify."""
+def test_only_current_secrets_verify(steps: Sequence[tuple[str, int]]) -> None:
+    """After any sequence of adding and retiring, a retired secret verifies nothing."""
     kept, now, valid = FakeSecrets(), int(time.time()), set[int]()
     for step, number in steps:
         try:
@@ -87,7 +87,7 @@ def test_what_is_retired_fails(steps: Sequence[tuple[str, int]]) -> None:
 
 @given(body=BODIES, place=st.integers(0), bit=st.integers(0, 7))
 def test_a_changed_body_fails(body: bytes, place: int, bit: int) -> None:
-    """Not one bit of it may differ."""
+    """A single changed bit invalidates the signature."""
     now = int(time.time())
     signature = signing.sign([SAMPLE], "id-1", now, body + b"{}")
     changed = bytearray(body + b"{}")
@@ -95,12 +95,12 @@ def test_a_changed_body_fails(body: bytes, place: int, bit: int) -> None:
     try:
         changed.decode()
     except UnicodeDecodeError:
-        return  # no text: the library takes none
+        return  # the library accepts valid UTF-8 only
     assert not verifies(SAMPLE, signature, "id-1", now, bytes(changed))
 
 
-def test_anything_else_changed_fails() -> None:
-    """Id and timestamp are signed with the body, so nobody can send an old webhook as a new one."""
+def test_a_changed_id_timestamp_or_secret_fails() -> None:
+    """The signature covers id and timestamp, so an old webhook can't be replayed as a new one."""
     now = int(time.time())
     signature = signing.sign([SAMPLE], "id-1", now, b"{}")
     assert verifies(SAMPLE, signature, "id-1", now, b"{}")
@@ -114,8 +114,8 @@ def test_anything_else_changed_fails() -> None:
 
 
 @given(entropy=ENTROPY)
-def test_a_secret_is_read_as_it_was_made(entropy: bytes) -> None:
-    """Written with or without its padding, or with spaces around, it is one and the same."""
+def test_parses_a_secret(entropy: bytes) -> None:
+    """Missing padding and surrounding whitespace make no difference."""
     made = signing.new_secret(entropy)
     assert made == f"whsec_{b64encode(entropy).decode()}"
     for text in (made, made.rstrip("="), f" {made}\n"):
@@ -144,25 +144,26 @@ def encoded(size: int) -> str:
         encoded(32).replace("A", "Ａ"),
     ],
 )
-def test_what_is_no_secret_is_refused(text: str) -> None:
-    """24 to 64 bytes in base64, behind the prefix; the sentence does not repeat what was given."""
+def test_rejects_invalid_secrets(text: str) -> None:
+    """The error states the format and does not quote the text, because it may be a secret."""
     with pytest.raises(CommandError) as refused:
         signing.parse_secret(text)
-    assert str(refused.value) == "A secret is whsec_ and the base64 of 24 to 64 bytes."
+    expected = "A secret is whsec_ followed by the base64 of 24 to 64 bytes."
+    assert str(refused.value) == expected
 
 
-def test_secrets_differ_in_every_byte() -> None:
-    """Every random byte counts."""
+def test_a_secret_uses_every_random_byte() -> None:
+    """Two secrets differ if any byte of their entropy differs."""
     made = {
         signing.new_secret(bytes(n) + b"\1" + bytes(31 - n)) for n in range(signing.SECRET_ENTROPY)
     }
     assert len(made) == signing.SECRET_ENTROPY == 32
 
 
-def test_several_changes_in_one_command() -> None:
-    """First one is added, then one retired, so that a single secret can be exchanged at once."""
+def test_adds_and_retires_in_one_command() -> None:
+    """Adding comes before retiring, so even a single secret can be replaced."""
     kept = FakeSecrets()
-    with pytest.raises(CommandError, match="Tenant acme has no secret: ADD=new makes one"):
+    with pytest.raises(CommandError, match="Tenant acme has no secret"):
         signing.change_secrets(kept, "acme", bytes(32), add=None, retire=None)
     assert signing.change_secrets(kept, "acme", bytes(32), add="new", retire=None) == [secret(0)]
     given = secret(1).rstrip("=")

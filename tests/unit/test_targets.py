@@ -1,5 +1,6 @@
-"""Which URLs and addresses a webhook may go to, as tables."""
+"""The SSRF allow-list: tables of URLs and addresses that webhooks may and may not go to."""
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
@@ -18,10 +19,11 @@ from chalicelib.core.targets import (
     split_url,
 )
 
-NOTHING_ADDED = Targets()
+NO_ENTRIES = Targets()
 
 
-def refusal(url: str, targets: Targets = NOTHING_ADDED) -> InvalidRequest:
+def refusal(url: str, targets: Targets = NO_ENTRIES) -> InvalidRequest:
+    """Return the error of a URL that is refused."""
     with pytest.raises(InvalidRequest) as caught:
         targets.check_url(url, "/url")
     return caught.value
@@ -53,8 +55,8 @@ def refusal(url: str, targets: Targets = NOTHING_ADDED) -> InvalidRequest:
         ),
     ],
 )
-def test_entries(text: str, entries: list[Entry]) -> None:
-    """Entries are hosts or networks, each with an optional port; empty ones do not count."""
+def test_parses_entries(text: str, entries: list[Entry]) -> None:
+    """Entries are hosts or networks with an optional port; empty entries are ignored."""
     assert Targets.parse(text).entries == tuple(entries)
 
 
@@ -85,21 +87,20 @@ def test_entries(text: str, entries: list[Entry]) -> None:
         "a" * 64,
     ],
 )
-def test_bad_entries(entry: str) -> None:
-    """An entry that can't be understood is refused in one sentence that repeats it."""
+def test_rejects_invalid_entries(entry: str) -> None:
+    """The error names the setting and quotes the invalid entry."""
     with pytest.raises(CommandError) as caught:
         Targets.parse(f"localhost, {entry}")
-    sentence = str(caught.value)
-    assert sentence.startswith("ALLOWED_TARGETS has ")
-    assert repr(entry) in sentence
-    assert sentence.endswith(".")
-    assert "\n" not in sentence
+    message = str(caught.value)
+    assert "ALLOWED_TARGETS" in message
+    assert repr(entry) in message
+    assert "\n" not in message
 
 
 @settings(deadline=None)
 @given(st.text() | st.text("[]:/.,0123456789af"))
-def test_any_entry(text: str) -> None:
-    """Whatever the operator writes is understood or refused with InvalidTargets."""
+def test_any_text_is_parsed_or_raises_command_error(text: str) -> None:
+    """No value of ALLOWED_TARGETS raises another exception."""
     with suppress(CommandError):
         Targets.parse(text)
 
@@ -130,22 +131,22 @@ def test_any_entry(text: str) -> None:
         ("https://[2606:4700:4700::1111]:80/", "2606:4700:4700::1111", 80),
     ],
 )
-def test_good_urls(url: str, host: str, port: int) -> None:
-    """Names and public addresses on ports 80 and 443 can be posted to over http and https."""
-    NOTHING_ADDED.check_url(url, "/url")
+def test_accepts_public_urls(url: str, host: str, port: int) -> None:
+    """Names and public addresses are allowed over http and https on ports 80 and 443."""
+    NO_ENTRIES.check_url(url, "/url")
     assert split_url(url) == (host, port)
 
 
 SCHEME = "The URL must begin with http:// or https://."
-HOST = "The URL has no valid host and port."
+HOST = "The URL needs a valid host"
 LONG = "The URL is longer than 2,048 characters."
-USER = "The URL must not hold a user name or password."
-CHARACTER = "The URL has a space, a control character or a backslash in it."
-UNCLEAR = "The URL can't be understood: "
+USER = "The URL must not contain a user name or a password."
+CHARACTER = "The URL contains a space, a control character or a backslash."
+INVALID = "The URL is not valid: "
 
 
 @pytest.mark.parametrize(
-    ("url", "sentence"),
+    ("url", "message"),
     [
         ("", SCHEME),
         ("example.com/hook", SCHEME),
@@ -178,15 +179,15 @@ UNCLEAR = "The URL can't be understood: "
         ("https://[2606:4700:4700::1111%25eth0]/", HOST),
         ("https://[v1.a:b]/", HOST),
         ("https://[v1.example]/", HOST),
-        ("https://[::1/", UNCLEAR),
-        ("https://[example.com]/", UNCLEAR),
-        ("https://[127.0.0.1]/", UNCLEAR),
-        ("https://example.com:99999/", UNCLEAR),
-        ("https://example.com:abc/", UNCLEAR),
-        ("https://example.com:-1/", UNCLEAR),
-        ("https://example.com:+80/", UNCLEAR),
-        ("https://example.com:８０/", UNCLEAR),
-        ("https://example.com:80:80/", UNCLEAR),
+        ("https://[::1/", INVALID),
+        ("https://[example.com]/", INVALID),
+        ("https://[127.0.0.1]/", INVALID),
+        ("https://example.com:99999/", INVALID),
+        ("https://example.com:abc/", INVALID),
+        ("https://example.com:-1/", INVALID),
+        ("https://example.com:+80/", INVALID),
+        ("https://example.com:８０/", INVALID),
+        ("https://example.com:80:80/", INVALID),
         ("https://user@example.com/", USER),
         ("https://user:password@example.com/", USER),
         ("https://@example.com/", USER),
@@ -212,12 +213,11 @@ UNCLEAR = "The URL can't be understood: "
         ("https://example.com/" + "a" * (MAX_URL_LENGTH - 19), LONG),
     ],
 )
-def test_malformed_urls(url: str, sentence: str) -> None:
-    """A URL that is none is refused at its pointer, in a sentence that says what is wrong."""
+def test_rejects_malformed_urls(url: str, message: str) -> None:
+    """The error has the pointer to the URL and says what is wrong."""
     error = refusal(url)
     assert error.pointer == "/url"
-    assert str(error).startswith(sentence)
-    assert str(error).endswith(".")
+    assert str(error).startswith(message)
 
 
 INNER_HOSTS = [
@@ -290,18 +290,27 @@ INNER_HOSTS = [
 
 
 @pytest.mark.parametrize("host", INNER_HOSTS)
-def test_inner_hosts(host: str) -> None:
-    """A literal address that is not public is refused in whatever way it is written."""
+def test_rejects_inner_hosts(host: str) -> None:
+    """A literal address that is not public is refused, however it is written."""
     error = refusal(f"http://{host}/hook")
     assert error.pointer == "/url"
-    assert str(error).endswith(" on port 80 are not allowed here (ALLOWED_TARGETS).")
+    assert " on port 80 are not allowed." in str(error)
+
+
+@pytest.mark.parametrize("host", [*INNER_HOSTS, "backend"])
+def test_error_names_the_entry_that_allows_the_url(host: str) -> None:
+    """ALLOWED_TARGETS as the error suggests it allows exactly this host and port."""
+    url = f"http://{host}:3000/hook"
+    (suggested,) = re.findall(r"ALLOWED_TARGETS=(\S+) to allow it", str(refusal(url)))
+    Targets.parse(suggested).check_url(url, "/url")
+    assert refusal(f"http://{host}:3001/hook", Targets.parse(suggested))
 
 
 @pytest.mark.parametrize("host", ["example.com", "8.8.8.8", "[2606:4700:4700::1111]"])
 @pytest.mark.parametrize("port", [1, 22, 79, 81, 444, 8080, 65535])
-def test_other_ports(host: str, port: int) -> None:
-    """Ports other than 80 and 443 are refused even on public hosts, with the port in the words."""
-    assert f" on port {port} are not allowed here" in str(refusal(f"http://{host}:{port}/"))
+def test_rejects_other_ports(host: str, port: int) -> None:
+    """Ports other than 80 and 443 are refused even on public hosts; the error names the port."""
+    assert f" on port {port} are not allowed." in str(refusal(f"http://{host}:{port}/"))
 
 
 @settings(deadline=None)
@@ -314,13 +323,13 @@ def test_other_ports(host: str, port: int) -> None:
 @example("http://[")
 @example("http://xn--\u0660")
 @example("http://\u2100.example")
-def test_any_url(url: str) -> None:
-    """Whatever the text, checking it as a URL ends well or with InvalidRequest."""
+def test_any_text_is_a_url_or_raises_invalid_request(url: str) -> None:
+    """No text raises another exception."""
     with suppress(InvalidRequest):
         Targets.parse(LOOPBACK_TARGETS).check_url(url, "/url")
 
 
-# What ALLOWED_TARGETS adds
+# URLs that ALLOWED_TARGETS adds
 
 
 @pytest.mark.parametrize(
@@ -344,13 +353,13 @@ def test_any_url(url: str) -> None:
         (LOOPBACK_TARGETS, "http://127.9.9.9:1/"),
         (LOOPBACK_TARGETS, "http://localhost:8000/"),
         (LOOPBACK_TARGETS, "http://[::1]:8000/"),
-        # This name may have an address in there.
+        # This name may resolve to an address in the network.
         ("10.0.0.0/8", "http://internal.example:8080/"),
         ("10.0.0.0/8:8080", "http://internal.example:8080/"),
     ],
 )
-def test_added_urls(targets: str, url: str) -> None:
-    """A URL that an entry may allow is accepted, however its host is written."""
+def test_accepts_urls_that_an_entry_may_allow(targets: str, url: str) -> None:
+    """The host may be written in any form."""
     Targets.parse(targets).check_url(url, "/url")
 
 
@@ -379,9 +388,9 @@ def test_added_urls(targets: str, url: str) -> None:
         (LOOPBACK_TARGETS, "http://[::ffff:127.0.0.1]/"),
     ],
 )
-def test_urls_not_added(targets: str, url: str) -> None:
-    """An entry adds nothing but what it says: no other host, network or port."""
-    assert "not allowed here" in str(refusal(url, Targets.parse(targets)))
+def test_an_entry_allows_nothing_else(targets: str, url: str) -> None:
+    """An entry allows no other host, network or port."""
+    assert "not allowed" in str(refusal(url, Targets.parse(targets)))
 
 
 @pytest.mark.parametrize(
@@ -408,8 +417,10 @@ def test_urls_not_added(targets: str, url: str) -> None:
         ("0.0.0.0/0", "a.example", "::1", 80, False),
     ],
 )
-def test_allows(targets: str, host: str, address: str, port: int, allowed: bool) -> None:
-    """At the attempt the host's entry counts, or its address, each on its port."""
+def test_allows_by_host_or_address(
+    targets: str, host: str, address: str, port: int, allowed: bool
+) -> None:
+    """An attempt is allowed by an entry for its host or its address, on that entry's port."""
     assert Targets.parse(targets).allows(host, ip_address(address), port) is allowed
 
 
@@ -435,7 +446,7 @@ def test_allows(targets: str, host: str, address: str, port: int, allowed: bool)
     ],
 )
 def test_public_addresses(address: str) -> None:
-    """Addresses of the public internet are public, up to the borders of the special networks."""
+    """Addresses just outside special networks are public."""
     assert is_public(ip_address(address))
 
 
@@ -469,8 +480,8 @@ def inside(network: IPv4Network) -> st.SearchStrategy[int]:
 
 @settings(deadline=None)
 @given(st.sampled_from(INNER_NETWORKS).flatmap(inside))
-def test_inner_addresses(number: int) -> None:
-    """No IPv4 address of a private, loopback, link-local, multicast or reserved net is public."""
+def test_inner_addresses_are_not_public(number: int) -> None:
+    """Private, loopback, link-local, multicast and reserved networks are not public."""
     assert not is_public(IPv4Address(number))
 
 
@@ -495,6 +506,6 @@ EMBEDDED = {
 @pytest.mark.parametrize("form", EMBEDDED)
 @settings(deadline=None)
 @given(number=st.sampled_from(INNER_NETWORKS).flatmap(inside))
-def test_embedded_addresses(form: str, number: int) -> None:
-    """No IPv6 way to write such an IPv4 address is public either."""
+def test_embedded_inner_addresses_are_not_public(form: str, number: int) -> None:
+    """An IPv6 address that embeds an inner IPv4 address is not public."""
     assert not is_public(EMBEDDED[form](number))

@@ -26,8 +26,8 @@ BEYOND_SCHEMA = (
     r"A GET has no body\.",
     r"URLs, headers and body are [\d,]+ bytes; 65,536 are possible\.",
     r"The metadata is [\d,]+ bytes; 4,096 are possible\.",
-    r"The header \S+ is set by the service alone\.",
-    r"Two headers differ in upper and lower case only\.",
+    r"The header \S+ is reserved: Timers sets it itself\.",
+    r"Two header names differ only in case\.",
     r"The parameter `cursor` is not what a list has given\.",
 )
 """Why a request may be refused that keeps to the schema: what a JSON Schema can't say."""
@@ -35,7 +35,7 @@ BEYOND_SCHEMA = (
 NO_INTEGER = r"Expected `int( \| str)?`, got `float` in .*"
 """Why 5.0 is refused, which JSON Schema takes for an integer."""
 
-NO_MOMENT = r"(?:In `(from|to)`: )?There is no such moment\."
+NO_MOMENT = r"(?:In `(from|to)`: )?There is no such date and time\."
 """Why a date-time is refused that RFC 3339 allows …"""
 
 EDGE_OF_TIME = re.compile("000[01]-|9999-|.*:60")
