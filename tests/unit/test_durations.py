@@ -94,7 +94,7 @@ def test_parses_durations(text: str, seconds: int) -> None:
 )
 def test_rejects_other_durations(text: str) -> None:
     """Signs, fractions, spaces, repeats, other orders, units and digits are rejected."""
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"\.$"):
         durations.parse_duration(text)
 
 
