@@ -26,8 +26,8 @@ from chalicelib.core.signing import MAX_SECRETS, Secrets
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import DEFAULT_TENANT, Status, Timer, Webhook, new_timer
 from chalicelib.service.service import Service
+from chalicelib.service.tenants import issue_key
 from chalicelib.webhook.sender import SECRETS_TTL, SecretsCache, WebhookSender
-from cli.keys import new_key
 from infra.deploy import Deployment
 from standalone.sqlite import MIGRATIONS, SqliteTimerStore, tenants_in
 from tests.contracts.secrets import SecretsContract, secret
@@ -282,7 +282,7 @@ def test_first_deployment_makes_a_secret(aws: Account, tmp_path: Path) -> None:
     deployments leave them alone."""
     stage, kept = Stage(tmp_path), DynamoSecrets(aws.dynamodb, TENANTS)
     assert stage._first_key() is not None
-    new_key(DynamoApiKeys(aws.dynamodb, TENANTS), kept, "acme", Role.FULL)
+    issue_key(DynamoApiKeys(aws.dynamodb, TENANTS), kept, "acme", Role.FULL, START)
     assert len(kept.of(DEFAULT_TENANT)) == len(kept.of("acme")) == 1
     assert kept.of("acme") != kept.of(DEFAULT_TENANT)
     before = kept.of(DEFAULT_TENANT)
