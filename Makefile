@@ -1,136 +1,152 @@
-# The commands of this project; each makes what it needs first.
+# The project's commands. Each installs what it needs first. `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TIMERS = $(BIN)/python -m cli
 LOCALSTACK := .localstack
 BENCH := .bench
 AXE := $(VENV)/node_modules/axe-core
-# Keys and secrets are those of a stage, or of this machine's database.
-TENANTS = $(BIN)/python -m cli.keys $(if $(STAGE),--stage $(STAGE))
+COMPOSE := docker compose -f docker-compose.localstack.yml
 
-.PHONY: run demo test check screenshot openapi fuzz chaos e2e simulate bench soak bench-lambda deploy destroy key keys revoke secrets stage named localstack localstack-down clean
+# $(call options,STAGE TENANT) is --stage "dev" --tenant "acme", for the variables that are set.
+options = $(foreach name,$(1),$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) "$($(name))"))
 
-run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (PORT, HOST, AUTH, RATE, RETENTION, TIMERS_DB, ALLOWED_TARGETS)
-	@exec $(BIN)/python -m standalone
+.DEFAULT_GOAL := help
+.PHONY: help run demo test test-fast check fuzz chaos e2e simulate bench soak bench-lambda deploy destroy key keys revoke secrets localstack localstack-down openapi screenshot clean require-stage require-key
 
-demo: $(VENV)/run.done  ## look at it: a scratch database with a handful of timers, and the console (PORT)
-	@exec $(BIN)/python -m cli.demo
+help:  ## list these commands
+	@awk -F ':.*##  *' '/^[a-z0-9-]+:.*##/ {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
-test: $(VENV)/dev.done $(AXE)  ## run all tests, two files at a time but for those with real deadlines
+run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (settings: PORT, HOST, AUTH, …)
+	@exec $(TIMERS) serve
+
+demo: $(VENV)/run.done  ## serve a scratch database with a few timers (PORT)
+	@exec $(TIMERS) demo
+
+test: $(VENV)/dev.done $(AXE)  ## run all tests, except those on LocalStack
 	$(BIN)/python -m pytest -m 'not e2e' -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m e2e
 
-check: $(VENV)/dev.done  ## lint, format, types, then all tests
+test-fast: $(VENV)/dev.done  ## run the unit tests, in under a minute
+	$(BIN)/python -m pytest tests/unit -m 'not e2e' -n 2 --dist loadfile
+
+check: $(VENV)/dev.done  ## lint, check formatting and types, then run all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
-	$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test
 
-screenshot: $(VENV)/dev.done  ## take the README's picture of the console anew
-	@$(BIN)/python -m tools.screenshot
+fuzz: $(VENV)/dev.done  ## send the server random requests and check its responses (EXAMPLES, SEED)
+	@$(BIN)/python -m tools.fuzz $(call options,EXAMPLES SEED)
 
-openapi: $(VENV)/run.done  ## write the API's contract into docs/openapi.json
-	@$(BIN)/python -c 'from chalicelib import openapi; print(openapi.document())' > docs/openapi.json
+chaos: $(VENV)/dev.done  ## kill and disturb Timers, and write docs/reliability.md (KILLS, STORMS, SEED)
+	@$(BIN)/python -m tools.chaos $(call options,KILLS STORMS SEED)
 
-fuzz: $(VENV)/dev.done  ## send the server thousands of requests, right and wrong, and hold it to its contract (EXAMPLES for each operation, SEED)
-	@$(BIN)/python -m tools.fuzz $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(SEED),--seed $(SEED))
-
-chaos: $(VENV)/dev.done  ## break what the service stands on, with kill -9 and much else, and write docs/reliability.md's figures (KILLS, STORMS, SEED)
-	@$(BIN)/python -m tools.chaos $(if $(KILLS),--kills $(KILLS)) $(if $(STORMS),--storms $(STORMS)) $(if $(SEED),--seed $(SEED))
-
-e2e: $(VENV)/dev.done $(LOCALSTACK)/runtime.done $(if $(AWS_ENDPOINT_URL),,$(LOCALSTACK)/done)  ## deploy to LocalStack and use it; AWS_ENDPOINT_URL names a running one
+e2e: $(VENV)/dev.done $(LOCALSTACK)/runtime.done $(if $(AWS_ENDPOINT_URL),,$(LOCALSTACK)/done)  ## test a deployment on LocalStack (AWS_ENDPOINT_URL of a running one)
 	$(BIN)/python -m pytest tests/e2e/localstack
 
-simulate: $(VENV)/dev.done  ## run the AWS side in simulated time, at full size, and print its lateness
+simulate: $(VENV)/dev.done  ## run the AWS engine in simulated time, and print its lateness
 	$(BIN)/python -m tools.simulation
 
-bench-lambda: $(VENV)/dev.done $(LOCALSTACK)/runtime.done  ## measure what each function takes to start and to work, into docs/benchmarks.md
+bench: $(BENCH)/done  ## compare Timers with Celery and BullMQ in docs/benchmarks.md (ROUNDS)
+	@$(BENCH)/venv/bin/python -m bench $(call options,ROUNDS)
+
+soak: $(BENCH)/done  ## serve for half an hour, and check memory, files and latency (MINUTES, RATE)
+	@$(BENCH)/venv/bin/python -m bench.soak $(call options,MINUTES RATE)
+
+bench-lambda: $(VENV)/dev.done $(LOCALSTACK)/runtime.done  ## measure the Lambda functions in docs/benchmarks.md
 	$(BIN)/python -m bench.cold_start
 
-bench: $(BENCH)/done  ## measure Timers beside Celery + Redis and BullMQ and write docs/benchmarks.md (ROUNDS)
-	@$(BENCH)/venv/bin/python -m bench $(if $(ROUNDS),--rounds $(ROUNDS))
+deploy: require-stage $(VENV)/deploy.done  ## create or update a stage on AWS (STAGE=dev, TOPIC, RATE, BURST, POLLERS)
+	@$(TIMERS) deploy $(STAGE) $(call options,TOPIC RATE BURST POLLERS)
 
-soak: $(BENCH)/done  ## serve for half an hour, hold memory, files and latency to be flat (MINUTES, RATE creates a second)
-	@$(BENCH)/venv/bin/python -m bench.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RATE),--rate $(RATE))
+destroy: require-stage $(VENV)/deploy.done  ## delete a stage and all of its timers (STAGE=dev)
+	@$(TIMERS) destroy $(STAGE)
 
-deploy: stage $(VENV)/deploy.done  ## deploy into an AWS account, STAGE=dev or prod (TOPIC, RATE, BURST, POLLERS)
-	@$(BIN)/python -m infra.deploy deploy $(STAGE) $(if $(TOPIC),--topic "$(TOPIC)") $(if $(RATE),--rate $(RATE)) $(if $(BURST),--burst $(BURST)) $(if $(POLLERS),--pollers $(POLLERS))
-
-destroy: stage $(VENV)/deploy.done  ## take a stage away, its timers included, STAGE=dev
-	@$(BIN)/python -m infra.deploy destroy $(STAGE)
-
+# Keys and secrets belong to this machine's database, or to a STAGE.
 key keys revoke secrets: $(VENV)/$(if $(STAGE),deploy,run).done
 
-key:  ## make an API key and print it (STAGE, else this machine; TENANT, ROLE=full or read)
-	@$(TENANTS) add $(if $(TENANT),--tenant "$(TENANT)") $(if $(ROLE),--role "$(ROLE)")
+key:  ## create an API key and print it (TENANT, ROLE=full or read, STAGE)
+	@$(TIMERS) keys add $(call options,STAGE TENANT ROLE)
 
-keys:  ## list the API keys (STAGE, else this machine)
-	@$(TENANTS) list
+keys:  ## list the API keys (STAGE)
+	@$(TIMERS) keys list $(call options,STAGE)
 
-revoke: named  ## make an API key open nothing any more, KEY=… (STAGE, else this machine)
-	@$(TENANTS) revoke "$(KEY)"
+revoke: require-key  ## disable an API key (KEY=…, STAGE)
+	@$(TIMERS) keys revoke $(call options,STAGE) "$(KEY)"
 
-secrets:  ## print what webhooks are signed with (STAGE, else this machine; TENANT, ADD=new, RETIRE=whsec_…)
-	@$(TENANTS) secrets $(if $(TENANT),--tenant "$(TENANT)") $(if $(ADD),--add "$(ADD)") $(if $(RETIRE),--retire "$(RETIRE)")
+secrets:  ## print or change the signing secrets (TENANT, ADD=new, RETIRE=whsec_…, STAGE)
+	@$(TIMERS) secrets $(call options,STAGE TENANT ADD RETIRE)
 
-localstack:  ## run Timers on LocalStack in Docker (PRECISION=60 for schedules as coarse as AWS's)
-	@command -v docker > /dev/null || { echo "Docker is missing; without it there is \`make e2e\`." >&2; exit 1; }
-	docker compose -f docker-compose.localstack.yml up --build --detach --wait localstack schedule-runner
-	@docker compose -f docker-compose.localstack.yml logs --no-log-prefix deploy | tail -5
+localstack:  ## run Timers on LocalStack in Docker (PRECISION=60 for schedules as imprecise as on AWS)
+	@command -v docker > /dev/null || { echo "Docker is missing. \`make e2e\` tests Timers on LocalStack without it." >&2; exit 1; }
+	$(COMPOSE) up --build --detach --wait localstack schedule-runner
+	@$(COMPOSE) logs --no-log-prefix deploy | tail -5
 
-localstack-down:  ## end that, and forget its timers
-	docker compose -f docker-compose.localstack.yml down
+localstack-down:  ## stop LocalStack, and delete its timers
+	$(COMPOSE) down
 
-stage:
-	@test -n "$(STAGE)" || { echo "Say which stage: make $(MAKECMDGOALS) STAGE=dev" >&2; exit 1; }
+openapi: $(VENV)/run.done  ## write the API's OpenAPI document to docs/openapi.json
+	@$(BIN)/python -c 'from chalicelib.http import openapi; print(openapi.document())' > docs/openapi.json
 
-named:
-	@test -n "$(KEY)" || { echo "Say which key: make revoke KEY=…; make keys lists them" >&2; exit 1; }
+screenshot: $(VENV)/dev.done  ## take the README's screenshot of the console
+	@$(BIN)/python -m tools.screenshot
 
-clean:  ## remove what the other commands made; not your timers in .data/
-	rm -rf $(VENV) $(LOCALSTACK) $(BENCH) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean:  ## delete environments and caches, but not the timers in .data/
+	rm -rf $(VENV) $(LOCALSTACK) $(BENCH) *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+require-stage:
+	@test -n "$(STAGE)" || { echo "Choose a stage: make $(MAKECMDGOALS) STAGE=dev" >&2; exit 1; }
+
+require-key:
+	@test -n "$(KEY)" || { echo "Name the key: make revoke KEY=… (\`make keys\` lists them)" >&2; exit 1; }
+
+# $(call install,PURPOSE,MARKS) installs the first prerequisite, and the package for its command.
+# Without build isolation, pip need not download setuptools again.
+define install
+@echo "Installing the libraries for $(1) …" >&2
+@$(PIP) -r $<
+@$(PIP) --no-build-isolation --no-deps -e .
+@touch $@ $(2)
+endef
+
 $(VENV)/run.done: requirements-run.txt requirements.txt | $(BIN)/python
-	@echo "Installing what Timers needs …" >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
-	@touch $@
+	$(call install,Timers)
 
 $(VENV)/deploy.done: requirements-deploy.txt requirements-run.txt requirements.txt | $(BIN)/python
-	@echo "Installing what deploying needs …" >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
-	@touch $@ $(VENV)/run.done
+	$(call install,deployments,$(VENV)/run.done)
 
 $(VENV)/dev.done: requirements-dev.txt requirements-deploy.txt requirements-run.txt requirements.txt | $(BIN)/python
-	@echo "Installing what the tests need …" >&2
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
-	@touch $@ $(VENV)/deploy.done $(VENV)/run.done
+	$(call install,tests,$(VENV)/deploy.done $(VENV)/run.done)
 
-# What judges the pages' accessibility; without npm these tests are skipped.
+# Checks the console's accessibility. Without npm, these tests are skipped.
 $(AXE): | $(BIN)/python
 	@if command -v npm > /dev/null; then echo "Installing axe-core …" >&2; \
 	npm install --silent --no-save --no-package-lock --no-audit --no-fund --prefix $(VENV) axe-core@4.14.1; fi
 
-# LocalStack wants libraries of its own age, and functions see nothing but what Lambda has.
+# LocalStack needs older libraries, so it has an environment of its own.
 $(LOCALSTACK)/done: tests/e2e/localstack/constraints.txt | $(BIN)/python
 	@echo "Installing LocalStack …" >&2
 	@rm -rf $(LOCALSTACK)/venv
 	@$(BIN)/python -m venv $(LOCALSTACK)/venv
 	@$(LOCALSTACK)/venv/bin/python -m pip install --quiet --disable-pip-version-check -c $< "localstack-core[runtime]==4.9.2"
-	@mkdir -p $(LOCALSTACK)/venv/usr/lib/localstack  # for its catalog of AWS's calls, which takes 10 s to make
+	@mkdir -p $(LOCALSTACK)/venv/usr/lib/localstack  # holds LocalStack's catalog of AWS calls, built below in 10 s
 	@FILESYSTEM_ROOT=$(LOCALSTACK)/venv OVERRIDE_IN_DOCKER=0 $(LOCALSTACK)/venv/bin/python -m localstack.aws.spec > /dev/null
 	@touch $@
 
+# Functions see only the libraries that Lambda provides.
 $(LOCALSTACK)/runtime.done: tests/e2e/localstack/runtime-requirements.txt | $(BIN)/python
-	@echo "Installing what Lambda has …" >&2
+	@echo "Installing the libraries of the Lambda runtime …" >&2
 	@$(BIN)/python -m venv --clear $(LOCALSTACK)/runtime
 	@$(LOCALSTACK)/runtime/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-# What npm does not give is left out, and `make bench` says so.
+# If npm fails, the benchmark skips BullMQ and says so.
 $(BENCH)/done: bench/requirements.txt bench/package.json bench/package-lock.json requirements-run.txt requirements.txt | $(BIN)/python
-	@command -v node > /dev/null || { echo "node is missing: the receiver needs it (on Debian and Ubuntu: apt-get install nodejs npm)." >&2; exit 1; }
-	@echo "Installing what is measured …" >&2
+	@command -v node > /dev/null || { echo "Node.js is missing; the receiver needs it (on Debian and Ubuntu: apt-get install nodejs npm)." >&2; exit 1; }
+	@echo "Installing the benchmark's peers …" >&2
 	@rm -rf $(BENCH)
 	@$(BIN)/python -m venv $(BENCH)/venv
 	@$(BENCH)/venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<
@@ -140,6 +156,6 @@ $(BENCH)/done: bench/requirements.txt bench/package.json bench/package-lock.json
 
 $(BIN)/python:
 	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is missing: install Python 3.11 or newer." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Timers needs Python 3.11 or newer; say which with: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Timers needs Python 3.11 or newer. To choose one: make PYTHON=python3.11 run" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "Python's venv module is missing: install it (on Debian and Ubuntu: apt-get install python3-venv)." >&2; exit 1; }
 	@$(PYTHON) -m venv --clear $(VENV)

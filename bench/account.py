@@ -28,6 +28,7 @@ from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core import api_keys, signing
 from chalicelib.core.api_keys import Role
 from chalicelib.core.timer import DEFAULT_TENANT, Webhook
+from chalicelib.service import tenants
 from tests.support.aws import ACCOUNT, REGION, STAGE, TENANTS, Account, account
 from tests.support.cloud import Cloud
 from tests.support.fakes import created
@@ -54,7 +55,7 @@ class Busy:
         self._key, key = api_keys.mint(DEFAULT_TENANT, Role.FULL, now, chance())
         DynamoApiKeys(aws.dynamodb, TENANTS).add(key)
         secrets = DynamoSecrets(aws.dynamodb, TENANTS)
-        signing.ensure_secret(secrets, DEFAULT_TENANT, token_bytes(signing.SECRET_ENTROPY))
+        tenants.ensure_secret(secrets, DEFAULT_TENANT, token_bytes(signing.SECRET_ENTROPY))
 
     def create(self) -> Any:
         """POST /timers, due in ten minutes."""

@@ -1,1 +1,1 @@
-"""What Timers is deployed with: the template of what Chalice does not make, and the commands."""
+"""Deploys Timers: the CloudFormation template, the Lambda bundle, and the steps of a deployment."""

@@ -1,15 +1,15 @@
-"""What goes to Lambda: a copy of the checkout, with its libraries, in which everything is compiled.
+"""Builds the Lambda bundle: a copy of the checkout with its libraries, all compiled.
 
-A function can't write where its code lies, so what comes without .pyc is compiled in every cold
-start. `chalice deploy` ships chalicelib/ with all that is in it, and lays vendor/ over the rest:
+A function can't write where its code lies, so a module without a .pyc is compiled again in every
+cold start. `chalice deploy` ships chalicelib/ whole, and merges vendor/ into the bundle's root:
 
-    app.py, chalicelib/       as they are, chalicelib/ with its .pyc
-    vendor/                   what requirements.txt names, with its .pyc
-    vendor/__pycache__        … of app.py, and in vendor/chalice/ of what Chalice adds of itself
-    .chalice                  the checkout's: Chalice keeps there what it has deployed
+    app.py, chalicelib/       copied; chalicelib/ gets its .pyc files
+    vendor/                   the libraries in requirements.txt, with their .pyc files
+    vendor/__pycache__        the .pyc of app.py; vendor/chalice/ has those of Chalice's own modules
+    .chalice                  a link to the checkout's: Chalice stores its state there
 
-These .pyc are used whatever the dates of their sources are, for unzipping changes those. In the
-checkout they would outlive the next edit, hence the copy.
+Python uses these .pyc files without comparing dates, because unzipping changes the dates. In the
+checkout such files would hide later edits, so the bundle is built from a copy.
 """
 
 import compileall
@@ -25,26 +25,26 @@ import chalice.app
 from chalicelib.core.errors import CommandError
 
 PLATFORM = "manylinux2014_x86_64"
-"""What the functions run on; of which Python, the one that deploys decides."""
+"""The functions' platform. Their Python version is that of the deploying machine."""
 
 TASK = "/var/task"
-"""Where Lambda unpacks the bundle."""
+"""The folder into which Lambda unpacks the bundle."""
 
 UNUSED = (
     "bin",
     "**/*.pyi",
     "aws_lambda_powertools/event_handler",
-    "aws_lambda_powertools/utilities/[!_j]*",  # its jmespath_utils are used by the rest
+    "aws_lambda_powertools/utilities/[!_j]*",  # Powertools itself needs jmespath_utils
 )
-"""What of the libraries no function needs: with it, compiled, the bundle's 2.7 MB were 4.5."""
+"""Parts of the libraries that no function needs. Leaving them out saves 1.8 MB of 4.5."""
 
 UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
 
 
 def build(root: Path, folder: Path) -> None:
-    """Make `folder`, which is there and empty, the project that `chalice deploy` is to ship.
+    """Fill the empty `folder` with the project that `chalice deploy` ships.
 
-    Raises Refused if the libraries can't be had.
+    Raises CommandError if pip can't install the libraries.
     """
     (folder / ".chalice").symlink_to(root / ".chalice")
     shutil.copy(root / "app.py", folder)
@@ -60,7 +60,7 @@ def build(root: Path, folder: Path) -> None:
 
 
 def _install(requirements: Path, vendor: Path) -> None:
-    ended = subprocess.run(  # noqa: S603  # what it runs is ours
+    finished = subprocess.run(  # noqa: S603  # the command is fixed
         [
             *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
             *("--requirement", requirements, "--no-deps", "--target", vendor, "--no-compile"),
@@ -68,8 +68,10 @@ def _install(requirements: Path, vendor: Path) -> None:
         ],
         check=False,
     )
-    if ended.returncode:
-        raise CommandError("The libraries can't be had; what pip said stands above.")
+    if finished.returncode:
+        raise CommandError(
+            "pip could not install the libraries of the bundle; its output is above."
+        )
 
 
 def _compile(folder: Path, vendor: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the commands for a stage share: which stages there are, and how their account is reached."""
+"""Stages (dev, prod, localstack) and the AWS sessions to reach them."""
 
 import json
 import os
@@ -22,29 +22,27 @@ ON_LOCALSTACK = {
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
-"""What stage localstack takes for granted, where the environment does not say otherwise."""
+"""Settings of stage localstack; environment variables override them."""
 
 
 @contextmanager
 def aws_session(stage: str) -> Iterator["boto3.Session"]:
-    """Give a session for the account of a stage; what AWS does not do then raises Refused."""
-    # Not at the top: a machine that never deploys has no boto3.
+    """Give a session for a stage's account; AWS errors in the block become a CommandError."""
+    # Imported here because `make run` does not install boto3.
     import boto3  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
     if stage == "localstack":
         os.environ.pop("AWS_PROFILE", None)
         os.environ.update(ON_LOCALSTACK | os.environ)
-    hint = " Is it running? `make localstack` starts it." if stage == "localstack" else ""
+    hint = " Is LocalStack running? `make localstack` starts it." if stage == "localstack" else ""
     try:
         session = boto3.Session()
         if not session.region_name:
-            raise CommandError(
-                "Say which region, for example: export AWS_DEFAULT_REGION=eu-central-1"
-            )
+            raise CommandError("Set the region first: export AWS_DEFAULT_REGION=eu-central-1")
         yield session
     except (BotoCoreError, ClientError) as error:
         raise CommandError(f"{error}{hint}") from None
     except Unavailable as error:
-        # The operator may read AWS's own words, which an answer of the API leaves out.
+        # Operators may see the AWS error, which the API hides from its users.
         raise CommandError(f"{error.__cause__ or error}{hint}") from None

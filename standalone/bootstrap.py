@@ -20,6 +20,7 @@ from pathlib import Path
 
 from chalicelib import runtime
 from chalicelib.core.timer import DEFAULT_TENANT, RETENTION
+from chalicelib.service import tenants
 
 try:
     from app import app
@@ -149,7 +150,7 @@ def run(settings: Settings, store: SqliteTimerStore, server: Server, stop: threa
     os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:2")
     engine = HeapScheduler(store, now)
     entropy = secrets.token_bytes(signing.SECRET_ENTROPY)
-    signing.ensure_secret(store.secrets, DEFAULT_TENANT, entropy)
+    tenants.ensure_secret(store.secrets, DEFAULT_TENANT, entropy)
     secrets_of = SecretsCache(store.secrets.of, now, SECRETS_TTL).of
     sender = WebhookSender(settings.targets, secrets_of=secrets_of, waiting=engine.loop)
 

@@ -27,10 +27,11 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask
 
 from chalicelib.core import errors
-from chalicelib.core.api_keys import ApiKey, find
+from chalicelib.core.api_keys import ApiKey
 from chalicelib.core.timer import DEFAULT_TENANT
 from chalicelib.http import responses
 from chalicelib.service.ports import ApiKeys
+from chalicelib.service.tenants import authenticate
 from standalone.greenlets import Dispatcher, wait
 from standalone.rate_limit import RateLimiter
 from standalone.receiver import RECEIVER_PATH, Receiver
@@ -260,7 +261,7 @@ class ApiKeyAuthorizer(LocalGatewayAuthorizer):
 
 def _key(keys: ApiKeys, headers: Mapping[str, str]) -> ApiKey:
     # Looked up for each request, so that a key that is taken back opens nothing from then on.
-    key = find(keys, headers.get("authorization", ""))
+    key = authenticate(keys, headers.get("authorization", ""))
     if key is None:
         raise errors.Unauthenticated("Send an API key that counts: `Authorization: Bearer tmr_…`.")
     return key

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import msgspec
 from chalice.app import AuthResponse
 
-from chalicelib.core import api_keys
 from chalicelib.core.errors import NotConfigured
 from chalicelib.core.timer import Wakeup
 from chalicelib.runtime import Dependencies
+from chalicelib.service import tenants
 
 SWEEP_RESERVE = timedelta(seconds=15)
 """How long before its end the sweep begins no further batch."""
@@ -29,7 +29,7 @@ def authorize(parts: Dependencies, authorization: str) -> AuthResponse:
     The answer is good for all routes, since the gateway keeps it for a while; what the key may be
     used for, the views see to.
     """
-    key = api_keys.find(parts.keys, authorization) if parts.keys else None
+    key = tenants.authenticate(parts.keys, authorization) if parts.keys else None
     if key is None:
         return AuthResponse(routes=[], principal_id="unknown")
     found = {"tenant": key.tenant, "role": key.role.value}

@@ -1,4 +1,4 @@
-"""API keys: format, hashing and lookup.
+"""API keys: format and hashing. Pure.
 
 A key looks like `tmr_<id>_<secret>`. The id is public: it names the key in lists and logs. Only the
 SHA-256 of the whole key is stored; a plain hash is enough for 256 random bits.
@@ -10,7 +10,6 @@ from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
 from hmac import compare_digest
-from typing import Protocol
 
 from msgspec import Struct
 
@@ -43,21 +42,9 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     role: Role
     created_at: datetime
 
-
-class ApiKeys(Protocol):
-    """Stores API keys. Every method raises Unavailable if the storage does not respond."""
-
-    def add(self, key: ApiKey) -> None:
-        """Store a new key."""
-
-    def get(self, key_id: str) -> ApiKey | None:
-        """Return the key with this id (a consistent read), or None."""
-
-    def remove(self, key_id: str) -> bool:
-        """Delete the key; say whether it existed."""
-
-    def all(self) -> list[ApiKey]:
-        """Return all keys, oldest first."""
+    def matches(self, token: str) -> bool:
+        """Say, in constant time, whether this is the record of the whole key `token`."""
+        return compare_digest(self.hash, _hash(token))
 
 
 def mint(tenant: str, role: Role, now: datetime, entropy: bytes) -> tuple[str, ApiKey]:
@@ -67,14 +54,10 @@ def mint(tenant: str, role: Role, now: datetime, entropy: bytes) -> tuple[str, A
     return text, ApiKey(id=id, hash=_hash(text), tenant=tenant, role=role, created_at=now)
 
 
-def find(keys: ApiKeys, authorization: str) -> ApiKey | None:
-    """Return the key of an Authorization header (`Bearer tmr_…`), or None if it is not valid."""
+def token_in(authorization: str) -> str | None:
+    """Return the key in an Authorization header (`Bearer tmr_…`), or None if there is none."""
     bearer = _BEARER.fullmatch(authorization.strip())
-    token = _KEY.fullmatch(bearer[1]) if bearer else None
-    key = keys.get(token[1]) if token else None
-    if token is None or key is None or not compare_digest(key.hash, _hash(token[0])):
-        return None
-    return key
+    return bearer[1] if bearer and _KEY.fullmatch(bearer[1]) else None
 
 
 def key_id_in(text: str) -> str | None:

@@ -8,7 +8,6 @@ secrets are rotated without a gap.
 import hmac
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from typing import Protocol
 
 from chalicelib.core.errors import CommandError
 
@@ -22,19 +21,6 @@ SECRET_PREFIX = "whsec_"  # noqa: S105  # public: every secret starts with it
 
 NEW_SECRET = "new"  # noqa: S105  # a keyword, no secret
 """Asks for a generated secret."""
-
-
-class Secrets(Protocol):
-    """Stores secrets. Every method raises Unavailable if the storage does not respond."""
-
-    def of(self, tenant: str) -> list[str]:
-        """Return the tenant's secrets, newest first."""
-
-    def add(self, tenant: str, secret: str) -> None:
-        """Add a secret as `with_secret` does, atomically."""
-
-    def retire(self, tenant: str, secret: str) -> None:
-        """Remove a secret as `without_secret` does, atomically."""
 
 
 def sign(secrets: Sequence[str], id: str, timestamp: int, body: bytes) -> str:
@@ -92,39 +78,6 @@ def without_secret(secrets: Sequence[str], secret: str) -> list[str]:
     if len(secrets) == 1:
         raise CommandError("This is the tenant's only secret. Add another one first.")
     return [other for other in secrets if other != secret]
-
-
-def ensure_secret(secrets: Secrets, tenant: str, entropy: bytes) -> None:
-    """Add a secret made of `entropy` if the tenant has none."""
-    if not secrets.of(tenant):
-        secrets.add(tenant, new_secret(entropy))
-
-
-def change_secrets(
-    secrets: Secrets, tenant: str, entropy: bytes, *, add: str | None, retire: str | None
-) -> list[str]:
-    """Add and retire a secret, either optional; return the tenant's secrets afterwards.
-
-    `add` may be NEW_SECRET, for a secret made of `entropy`. Raises CommandError, also if the tenant
-    has no secret in the end.
-    """
-    new = None if add is None else new_secret(entropy) if add == NEW_SECRET else parse_secret(add)
-    old = None if retire is None else parse_secret(retire)
-    before = secrets.of(tenant)
-    if old is not None:
-        # Finds a mistake before anything changes.
-        without_secret([*before, *([new] if new else [])], old)
-    # Add first if there is room, so that the tenant always has a secret.
-    if new is not None and len(before) < MAX_SECRETS:
-        secrets.add(tenant, new)
-    if old is not None:
-        secrets.retire(tenant, old)
-    if new is not None and len(before) >= MAX_SECRETS:
-        secrets.add(tenant, new)
-    after = secrets.of(tenant)
-    if not after:
-        raise CommandError(f"Tenant {tenant} has no secret. Add one with ADD={NEW_SECRET}.")
-    return after
 
 
 def _content(secret: str) -> bytes:

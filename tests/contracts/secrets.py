@@ -5,6 +5,7 @@ import pytest
 from chalicelib.core import signing
 from chalicelib.core.errors import CommandError
 from chalicelib.core.signing import MAX_SECRETS
+from chalicelib.service import tenants
 from chalicelib.service.ports import Secrets
 
 
@@ -78,5 +79,5 @@ class SecretsContract:
     def test_ensures_a_first_secret(self, kept: Secrets) -> None:
         """A tenant keeps its secret, however often the service starts or is deployed."""
         for number in range(3):
-            signing.ensure_secret(kept, "acme", bytes([number]) * 32)
+            tenants.ensure_secret(kept, "acme", bytes([number]) * 32)
         assert kept.of("acme") == [secret(0)]

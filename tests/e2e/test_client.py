@@ -85,7 +85,7 @@ def test_with_a_key(folder: Path, tmp_path: Path) -> None:
     """Where keys are wanted the program says so, and works with the line that has one."""
     database = tmp_path / "timers.db"
     with Standalone(database, {"AUTH": "keys"}) as server:
-        key = tenants("add", TIMERS_DB=str(database)).stdout.strip()
+        key = tenants("keys", "add", TIMERS_DB=str(database)).stdout.strip()
         program = block("python", server.url)
         without = run([sys.executable, "-c", program], folder)
         keyed = program.replace("# With a key: ", "").replace("tmr_…", key)

@@ -674,7 +674,7 @@ def test_keys(tmp_path: Path, browser: Browser) -> None:
     asked: list[Request] = []
     with Standalone(database, {"AUTH": "keys"}) as server, opened(browser, expected="401") as page:
         full, read = (
-            tenants("add", "--role", role, TIMERS_DB=str(database)).stdout.strip()
+            tenants("keys", "add", "--role", role, TIMERS_DB=str(database)).stdout.strip()
             for role in ("full", "read")
         )
         console = Console(page, server.url)
@@ -716,7 +716,7 @@ def test_keys(tmp_path: Path, browser: Browser) -> None:
         console.press("keyed")
         console.press("Fire now")
         console.sees("This key may only read.")
-        tenants("revoke", read, TIMERS_DB=str(database))
+        tenants("keys", "revoke", read, TIMERS_DB=str(database))
         console.looks_again()
         console.sees("This key opens nothing here.")
 
@@ -732,7 +732,7 @@ class Keyed(NamedTuple):
         return self.run("add", "--role", role)
 
     def run(self, *arguments: str) -> str:
-        return tenants(*arguments, TIMERS_DB=str(self.database)).stdout.strip()
+        return tenants("keys", *arguments, TIMERS_DB=str(self.database)).stdout.strip()
 
     def make(self, key: str, **members: Any) -> str:
         """Make a timer that is due in an hour; return its id."""

@@ -1,4 +1,4 @@
-"""`make demo`: something to look at, at once, and nothing left behind."""
+"""`timers demo` serves a scratch database with timers, and leaves nothing behind."""
 
 import re
 import signal
@@ -10,30 +10,30 @@ import pytest
 import requests
 from pytest_httpserver import HTTPServer
 
+from chalicelib.core.errors import CommandError
 from cli import demo
 from tests.support.processes import ROOT, environment, wait_until
 
-OTHERS = {
+UNRELATED_SETTINGS = {
     "AUTH": "keys",
-    "HOST": "0.0.0.0",  # noqa: S104  # it is the demo's to say
+    "HOST": "0.0.0.0",  # noqa: S104  # the demo overrides it
     "ALLOWED_TARGETS": "192.0.2.1",
-    "http_proxy": demo.NOBODY,
+    "http_proxy": demo.REFUSING_URL,
     "no_proxy": "",
 }
-"""What somebody's environment may have that is not meant for the demo."""
+"""Settings in the operator's environment that the demo must override."""
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_demo(tmp_path: Path, number: signal.Signals) -> None:
-    """It says where the console is, shows what arrives, has a timer that retries, and cleans up,
-    whatever else is set."""
+    """The demo prints its URL and arriving webhooks, has a retrying timer, and cleans up."""
     log = tmp_path / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cli.demo"],
+            [sys.executable, "-m", "cli", "demo"],
             cwd=ROOT,
-            env=environment(TMPDIR=str(tmp_path), **OTHERS),
+            env=environment(TMPDIR=str(tmp_path), **UNRELATED_SETTINGS),
             stdout=output,
             stderr=output,
             start_new_session=True,
@@ -44,7 +44,7 @@ def test_demo(tmp_path: Path, number: signal.Signals) -> None:
         assert requests.get(f"{url}/console", timeout=30).status_code == 200
         timers = requests.get(f"{url}/timers", timeout=30).json()["timers"]
         assert len({timer["label"] for timer in timers}) == 9
-        (retrying,) = (it for it in timers if it["label"] == "retries, and fails")
+        (retrying,) = (it for it in timers if it["label"] == "retries, then fails")
         path = f"{url}/timers/{retrying['id']}"
         wait_until(lambda: requests.get(path, timeout=30).json()["status"] == "retrying")
         wait_until(lambda: "webhook received: POST /_receiver/welcome" in log.read_text())
@@ -56,10 +56,10 @@ def test_demo(tmp_path: Path, number: signal.Signals) -> None:
     assert not list(tmp_path.glob("timers-*"))
 
 
-def test_what_is_refused_is_told(httpserver: HTTPServer) -> None:
-    """A demo whose timers are not all set ends, and says why."""
+def test_demo_fails_if_a_timer_is_rejected(httpserver: HTTPServer) -> None:
+    """The error holds the reason of the rejection."""
     refused = {"status": 400, "problem": {"detail": "No such host."}}
     answer = {"results": [{"status": 201}, refused]}
     httpserver.expect_request("/timers/batch", "POST").respond_with_json(answer)
-    with pytest.raises(SystemExit, match="can't set its timers: No such host"):
-        demo._fill(httpserver.url_for("").rstrip("/"))
+    with pytest.raises(CommandError, match="No such host"):
+        demo._create_timers(httpserver.url_for("").rstrip("/"))

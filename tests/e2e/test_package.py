@@ -1,4 +1,4 @@
-"""What goes to Lambda: the bundle of `make deploy`, and that of a plain `chalice deploy`."""
+"""The Lambda bundles of `make deploy` and of a plain `chalice deploy`."""
 
 import importlib.util
 import shutil
@@ -15,12 +15,12 @@ from tests.support.processes import ROOT, environment
 BIN = Path(sys.executable).parent
 
 UNCHECKED = (1).to_bytes(4, "little")
-"""What stands in a .pyc that is used whatever its source says, as PEP 552 has it."""
+"""The flags of a .pyc that Python uses without checking its source (PEP 552)."""
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of what is packaged as `make deploy` does it."""
+    """The folder with the package of `make deploy`."""
     folder = tmp_path_factory.mktemp("made")
     package(folder)
     return folder
@@ -41,15 +41,24 @@ def tops(names: dict[str, bytes]) -> set[str]:
 def test_bundle_is_small_and_its_template_valid(
     made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The zip is under 3 MB, holds neither AWS's libraries nor Chalice's command line, and the
-    template of it passes cfn-lint."""
+    """The zip is under 3 MB, without boto3 and Chalice's command line; cfn-lint passes."""
     size = (made / "deployment.zip").stat().st_size
     with capsys.disabled():
         print(f"\nThe bundle has {size:,} bytes.")  # noqa: T201
     assert size < 3_000_000
     files = contents(made)
     assert {"app.py", "chalicelib", "requests", "msgspec"} <= tops(files)
-    assert not tops(files) & {"boto3", "botocore", "embedded", "tests", "click", "pip", "bin"}
+    assert not tops(files) & {
+        "boto3",
+        "botocore",
+        "standalone",
+        "cli",
+        "infra",
+        "tests",
+        "click",
+        "pip",
+        "bin",
+    }
     assert {name for name in files if name.startswith("chalice/") and name.endswith(".py")} == {
         "chalice/__init__.py",
         "chalice/app.py",
@@ -61,9 +70,11 @@ def test_bundle_is_small_and_its_template_valid(
 
 
 @pytest.mark.e2e
-def test_bundle_is_compiled_and_the_checkout_is_not(made: Path) -> None:
-    """Every module has its .pyc for this Python, made of the source beside it and used unchecked:
-    unzipping changes dates. In the checkout such a .pyc would outlive the next edit."""
+def test_only_the_bundle_has_unchecked_pyc_files(made: Path) -> None:
+    """Every module in the bundle has a .pyc of its source that Python uses unchecked.
+
+    In the checkout such a .pyc would hide the next edit.
+    """
     files = contents(made)
     sources = [name for name in files if name.endswith(".py")]
     for name in sources:
@@ -77,8 +88,8 @@ def test_bundle_is_compiled_and_the_checkout_is_not(made: Path) -> None:
 
 
 @pytest.mark.e2e
-def test_checkout_can_be_packaged_as_it_is(tmp_path: Path) -> None:
-    """A plain `chalice deploy` needs nothing of ours: Chalice brings the libraries itself."""
+def test_chalice_packages_the_checkout(tmp_path: Path) -> None:
+    """A plain `chalice deploy` works: Chalice adds the libraries itself."""
     project = tmp_path / "project"
     project.mkdir()
     for name in ("app.py", "requirements.txt"):

@@ -21,6 +21,7 @@ from chalicelib.core.api_keys import KEY_ENTROPY, Role
 from chalicelib.core.errors import Forbidden, Unavailable
 from chalicelib.core.timer import DEFAULT_TENANT
 from chalicelib.http import requests
+from chalicelib.service import tenants
 from chalicelib.service.ports import ApiKeys
 from standalone.sqlite import SqliteApiKeys, SqliteTimerStore, tenants_in
 from tests.contracts.api_keys import KEY, TOKEN, ApiKeysContract, another
@@ -88,7 +89,7 @@ def test_keys_and_secrets_are_no_items_of_each_other() -> None:
     """They share a table: what is named as a tenant is no key, and no revoking takes secrets."""
     with account() as aws:
         kept, signed = DynamoApiKeys(aws.dynamodb, TENANTS), DynamoSecrets(aws.dynamodb, TENANTS)
-        signing.ensure_secret(signed, "acme", bytes(signing.SECRET_ENTROPY))
+        tenants.ensure_secret(signed, "acme", bytes(signing.SECRET_ENTROPY))
         for name in ("acme", "secrets#acme"):
             assert not kept.remove(name)
         assert signed.of("acme") != []
@@ -99,11 +100,11 @@ def test_what_the_command_does_counts_at_once_for_the_server(tmp_path: Path) -> 
     opens nothing any more: no connection goes by what it has read before."""
     path = tmp_path / "timers.db"
     with closing(SqliteTimerStore(path)) as store, tenants_in(path) as (kept, _):
-        assert api_keys.find(store.keys, f"Bearer {TOKEN}") is None
+        assert tenants.authenticate(store.keys, f"Bearer {TOKEN}") is None
         kept.add(KEY)
-        assert api_keys.find(store.keys, f"Bearer {TOKEN}") == KEY
+        assert tenants.authenticate(store.keys, f"Bearer {TOKEN}") == KEY
         kept.remove(KEY.id)
-        assert api_keys.find(store.keys, f"Bearer {TOKEN}") is None
+        assert tenants.authenticate(store.keys, f"Bearer {TOKEN}") is None
         assert store.keys.all() == []
 
 
@@ -169,7 +170,7 @@ def test_a_known_key_is_found(header: str) -> None:
     """The scheme may be written as one likes (RFC 9110)."""
     kept = FakeApiKeys()
     kept.add(KEY)
-    assert api_keys.find(kept, header) == KEY
+    assert tenants.authenticate(kept, header) == KEY
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_anything_else_is_none(header: str) -> None:
     kept = FakeApiKeys()
     kept.add(KEY)
     kept.add(another(1))
-    assert api_keys.find(kept, header) is None
+    assert tenants.authenticate(kept, header) is None
 
 
 class Opened:

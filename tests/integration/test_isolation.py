@@ -20,6 +20,7 @@ from chalicelib.core import api_keys
 from chalicelib.core.api_keys import KEY_ENTROPY, Role
 from chalicelib.core.pagination import TimerFilter
 from chalicelib.core.timer import IdempotencyKey, Outcome, Status, Timer, TimerSpec, Webhook
+from chalicelib.service import tenants
 from chalicelib.service.ports import ApiKeys, Store
 from standalone.server import application
 from standalone.sqlite import SqliteTimerStore
@@ -67,7 +68,7 @@ class World:
             "revoked": self._key(kept, 4, "acme", Role.FULL),
             "no": None,
         }
-        gone = api_keys.find(kept, f"Bearer {self.callers['revoked']}")
+        gone = tenants.authenticate(kept, f"Bearer {self.callers['revoked']}")
         assert gone is not None
         kept.remove(gone.id)
         self.store = store

@@ -1,4 +1,4 @@
-"""The command for keys and secrets, on this machine's database and on a stage in moto."""
+"""`timers keys` and `timers secrets`, on a local database and on a stage in moto."""
 
 import re
 import shutil
@@ -9,72 +9,73 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import boto3
 import pytest
 from botocore.exceptions import NoCredentialsError
 
 from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
-from chalicelib.core import api_keys
 from chalicelib.core.api_keys import ApiKey, Role
 from chalicelib.core.signing import MAX_SECRETS
 from chalicelib.core.timer import DEFAULT_TENANT
 from chalicelib.service.ports import ApiKeys, Secrets
-from cli.keys import main, new_key
+from chalicelib.service.tenants import authenticate, issue_key
+from cli.main import ROLES, main
 from infra import stages
 from standalone.sqlite import SqliteTimerStore
 from tests.contracts.api_keys import KEY, TOKEN, another
 from tests.contracts.secrets import secret
 from tests.support.aws import REGION, STAGE, TENANTS, Account, account
-from tests.support.fakes import FakeApiKeys, FakeSecrets
+from tests.support.fakes import START, FakeApiKeys, FakeSecrets
 from tests.support.processes import ROOT, environment, tenants
 
 DATA = ROOT / "tests/compat/databases"
 
+COMMANDS = [["keys", "add"], ["keys", "list"], ["keys", "revoke", KEY.id], ["secrets"]]
+
 
 @dataclass
 class Place:
-    """Where the command works, and how else one sees what is kept there."""
+    """The local database or a stage: the options that choose it, and its stores."""
 
     options: list[str]
     keys: ApiKeys
     secrets: Secrets
-    said: Any
+    capsys: pytest.CaptureFixture[str]
 
     def run(self, *arguments: str) -> str:
-        """Return what the command prints."""
-        main([*self.options, *arguments])
-        out, err = self.said.readouterr()
+        """Run a command, and return its output."""
+        main([*arguments, *self.options])
+        out, err = self.capsys.readouterr()
         assert err == ""
-        return str(out)
+        return out
 
-    def refuses(self, *arguments: str) -> str:
-        """Return what the command says before it ends with status 1."""
+    def fail(self, *arguments: str) -> str:
+        """Run a command that fails with status 1, and return its error message."""
         with pytest.raises(SystemExit) as ended:
-            main([*self.options, *arguments])
-        assert self.said.readouterr() == ("", "")
-        assert isinstance(ended.value.code, str)  # which Python prints, and ends with 1
+            main([*arguments, *self.options])
+        assert self.capsys.readouterr() == ("", "")
+        assert isinstance(ended.value.code, str)  # Python prints it, and exits with 1
         return ended.value.code
 
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    made = tmp_path / "timers.db"
-    monkeypatch.setenv("TIMERS_DB", str(made))
-    return made
+    database = tmp_path / "timers.db"
+    monkeypatch.setenv("TIMERS_DB", str(database))
+    return database
 
 
 @pytest.fixture
 def machine(path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Place]:
-    """This machine's database, which the server has open."""
+    """This machine's database, opened by a server."""
     with closing(SqliteTimerStore(path)) as store:
         yield Place([], store.keys, store.secrets, capsys)
 
 
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
-    """The account that the command reaches as that of stage `test`."""
+    """The account of stage `test`."""
     with account() as made:
         session = SimpleNamespace(region_name=REGION, client=lambda _: made.dynamodb)
         monkeypatch.setattr(boto3, "Session", lambda: session)
@@ -84,8 +85,8 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
 
 @pytest.fixture
 def stage(aws: Account, capsys: pytest.CaptureFixture[str]) -> Place:
-    kept, signed = DynamoApiKeys(aws.dynamodb, TENANTS), DynamoSecrets(aws.dynamodb, TENANTS)
-    return Place(["--stage", STAGE], kept, signed, capsys)
+    keys, secrets = DynamoApiKeys(aws.dynamodb, TENANTS), DynamoSecrets(aws.dynamodb, TENANTS)
+    return Place(["--stage", STAGE], keys, secrets, capsys)
 
 
 @pytest.fixture(params=["machine", "stage"])
@@ -98,50 +99,59 @@ def place(request: pytest.FixtureRequest) -> Place:
 # Keys
 
 
-def test_a_new_key_is_all_that_is_printed(place: Place) -> None:
-    """So that a script can take it; it opens for that tenant and role, and its tenant's webhooks
-    are signed."""
-    for options, tenant, role in (
+@pytest.mark.parametrize(
+    ("options", "tenant", "role"),
+    [
         ([], DEFAULT_TENANT, Role.FULL),
         (["--tenant", "acme", "--role", "read"], "acme", Role.READ),
-    ):
-        printed = place.run("add", *options)
-        assert re.fullmatch(r"tmr_[a-z2-7]{10}_[a-z2-7]{52}\n", printed)
-        found = api_keys.find(place.keys, f"Bearer {printed.strip()}")
-        assert found is not None
-        assert (found.tenant, found.role) == (tenant, role)
-        assert len(place.secrets.of(tenant)) == 1
-    assert place.run("add") != place.run("add")
+    ],
+)
+def test_add_prints_only_a_working_key(
+    place: Place, options: list[str], tenant: str, role: Role
+) -> None:
+    """Scripts can capture the key. It has its tenant and role, and the tenant a signing secret."""
+    printed = place.run("keys", "add", *options)
+    assert re.fullmatch(r"tmr_[a-z2-7]{10}_[a-z2-7]{52}\n", printed)
+    found = authenticate(place.keys, f"Bearer {printed.strip()}")
+    assert found is not None
+    assert (found.tenant, found.role) == (tenant, role)
+    assert len(place.secrets.of(tenant)) == 1
+    assert place.run("keys", "add", *options) != printed
 
 
-def test_another_key_makes_no_other_secret(place: Place) -> None:
-    """Keys and secrets are changed independently."""
-    place.run("add", "--tenant=acme")
+def test_roles_are_those_of_the_core() -> None:
+    """The command line repeats the roles so that it need not load msgspec."""
+    assert {role.value for role in Role} == set(ROLES)
+
+
+def test_another_key_keeps_the_secret(place: Place) -> None:
+    """A tenant's second key does not create another signing secret."""
+    place.run("keys", "add", "--tenant=acme")
     before = place.secrets.of("acme")
-    place.run("add", "--tenant=acme")
+    place.run("keys", "add", "--tenant=acme")
     assert place.secrets.of("acme") == before
     assert place.secrets.of(DEFAULT_TENANT) == []
 
 
-def test_whoever_has_a_key_has_a_secret() -> None:
-    """Cut off in between, it leaves a secret that nobody misses, and no key without one."""
-    signed = FakeSecrets()
+def test_a_tenant_gets_its_secret_before_its_key() -> None:
+    """A crash in between leaves a secret without a key, never a key without a secret."""
+    secrets = FakeSecrets()
 
-    class Last(FakeApiKeys):
+    class Keys(FakeApiKeys):
         def add(self, key: ApiKey) -> None:
-            assert len(signed.of(key.tenant)) == 1
+            assert len(secrets.of(key.tenant)) == 1
             super().add(key)
 
-    kept = Last()
-    text = new_key(kept, signed, "acme", Role.READ)
-    assert api_keys.find(kept, f"Bearer {text}") == kept.all()[0]
+    keys = Keys()
+    text = issue_key(keys, secrets, "acme", Role.READ, START)
+    assert authenticate(keys, f"Bearer {text}") == keys.all()[0]
 
 
-def test_keys_are_listed_for_people(place: Place) -> None:
-    """Oldest first, one below the other, moments in UTC; of the key only the id."""
+def test_list_shows_keys_in_columns(place: Place) -> None:
+    """Keys are listed oldest first by id, tenant, role and creation time in UTC."""
     for key in (another(90, "a-tenant-of-some-length"), another(1), KEY):
         place.keys.add(key)
-    assert place.run("list") == (
+    assert place.run("keys", "list") == (
         "id          tenant                   role  created (UTC)\n"
         "aaaaaaaaaa  default                  full  2026-01-31 12:00:00\n"
         "aaaaaaaaae  acme                     read  2026-01-31 12:00:01\n"
@@ -149,41 +159,43 @@ def test_keys_are_listed_for_people(place: Place) -> None:
     )
 
 
-def test_no_key_ever_appears_in_a_list(place: Place) -> None:
-    """Neither the part that is secret, nor what it is compared with."""
-    printed = place.run("add").strip()
-    listed = place.run("list")
-    (kept,) = place.keys.all()
-    assert kept.id in listed
+def test_list_shows_no_secret_part(place: Place) -> None:
+    """A list holds neither a key's secret part nor its hash."""
+    printed = place.run("keys", "add").strip()
+    listed = place.run("keys", "list")
+    (key,) = place.keys.all()
+    assert key.id in listed
     assert printed.rpartition("_")[2] not in listed
-    assert kept.hash not in listed
+    assert key.hash not in listed
 
 
-def test_without_a_key_it_says_so(machine: Place, stage: Place) -> None:
-    """And how to make one there."""
-    assert machine.run("list") == "There is no key: `make key` makes one.\n"
-    assert stage.run("list") == "There is no key: `make key STAGE=test` makes one.\n"
+def test_list_without_keys_says_how_to_create_one(machine: Place, stage: Place) -> None:
+    """The hint is the make command for the same place."""
+    assert "`make key`" in machine.run("keys", "list")
+    assert "`make key STAGE=test`" in stage.run("keys", "list")
 
 
 @pytest.mark.parametrize("name", [KEY.id, f"tmr_{KEY.id}", TOKEN])
-def test_a_key_is_revoked_by_its_id_or_as_a_whole(place: Place, name: str) -> None:
-    """It says whose it was, and repeats nothing that is secret; the others stay."""
+def test_revoke_takes_an_id_or_a_whole_key(place: Place, name: str) -> None:
+    """Revoke names the key's id and tenant, repeats no secret, and keeps other keys."""
     place.keys.add(KEY)
     place.keys.add(another(1))
-    assert place.run("revoke", name) == f"Revoked key {KEY.id} of tenant default.\n"
+    output = place.run("keys", "revoke", name)
+    assert KEY.id in output
+    assert "default" in output
+    assert TOKEN not in output
     assert place.keys.all() == [another(1)]
-    assert api_keys.find(place.keys, f"Bearer {TOKEN}") is None
+    assert authenticate(place.keys, f"Bearer {TOKEN}") is None
 
 
-def test_what_is_no_key_is_not_revoked(machine: Place, stage: Place) -> None:
-    """Revoked already, mistyped, nothing at all: whoever thinks it is safe now has to hear it."""
-    for place, keys_there in ((machine, "make keys"), (stage, "make keys STAGE=test")):
+def test_revoke_fails_for_an_unknown_key(machine: Place, stage: Place) -> None:
+    """A mistyped or revoked key fails, so nobody believes that it was disabled just now."""
+    for place, command in ((machine, "make keys`"), (stage, "make keys STAGE=test`")):
         place.keys.add(KEY)
         place.keys.add(another(1))
-        place.run("revoke", KEY.id)
+        place.run("keys", "revoke", KEY.id)
         for name in (KEY.id, TOKEN, another(2).id, "acme", "tmr_", "", "x" * 3000):
-            said = place.refuses("revoke", name)
-            assert said == f"There is no such key: `{keys_there}` lists those there are."
+            assert command in place.fail("keys", "revoke", name)
         assert place.keys.all() == [another(1)]
 
 
@@ -191,7 +203,7 @@ def test_what_is_no_key_is_not_revoked(machine: Place, stage: Place) -> None:
 
 
 def test_secrets_are_printed_added_and_retired(place: Place) -> None:
-    """Newest first, for one tenant, as they are after the change."""
+    """The command prints the tenant's secrets after the change, newest first."""
     (first,) = place.run("secrets", "--tenant=acme", "--add=new").split()
     second, other = place.run("secrets", "--tenant=acme", "--add=new").split()
     assert (other, second != first) == (first, True)
@@ -203,85 +215,91 @@ def test_secrets_are_printed_added_and_retired(place: Place) -> None:
     assert place.secrets.of("acme") == both.split()
 
 
-def test_secrets_that_can_not_be_changed_so_stay(place: Place) -> None:
-    """One sentence says why: no tenant of that name, the last one, one too many, a slip."""
-
-    def says(*options: str) -> str:
-        return place.refuses("secrets", "--tenant=acme", *options)
-
-    assert says() == "Tenant acme has no secret. Add one with ADD=new."
+def test_secrets_rejects_impossible_changes(place: Place) -> None:
+    """The secrets stay as they are if the change would leave none, too many or a broken one."""
+    place.fail("secrets", "--tenant=acme")
     place.secrets.add("acme", secret(0))
-    assert says("--add=new", f"--retire={secret(1)}") == "The tenant does not have this secret."
-    assert says("--add=whsec_x") == "A secret is whsec_ followed by the base64 of 24 to 64 bytes."
-    last = says(f"--retire={secret(0)}")
-    assert last == "This is the tenant's only secret. Add another one first."
+    for change in ("--add=whsec_x", f"--retire={secret(0)}"):
+        place.fail("secrets", "--tenant=acme", change)
+    place.fail("secrets", "--tenant=acme", "--add=new", f"--retire={secret(1)}")
     assert place.secrets.of("acme") == [secret(0)]
     for number in range(1, MAX_SECRETS):
         place.secrets.add("acme", secret(number))
-    assert says("--add=new") == "A tenant can have at most 5 secrets. Retire one first."
+    place.fail("secrets", "--tenant=acme", "--add=new")
+    assert len(place.secrets.of("acme")) == MAX_SECRETS
 
 
-# What is wrong
+# Failures
 
 
-def test_it_is_used_as_it_is_meant(machine: Place) -> None:
-    """No command, no such stage, tenant or role: argparse says what there is, and ends with 2."""
-    for arguments, words in (
-        ([], "required: command"),
-        (["--stage=nowhere", "list"], "choose from"),
-        (["add", "--role=root"], "choose from"),
-        (["revoke"], "required: ID"),
-        *((["add", f"--tenant={name}"], "a-z, 0-9") for name in ("", "-x", "Acme", "a" * 64)),
-        (["secrets", "--tenant=A"], "a-z, 0-9"),
-    ):
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        assert ended.value.code == 2
-        assert words in machine.said.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "COMMAND"),
+        (["keys"], "COMMAND"),
+        (["keys", "list", "--stage=nowhere"], "choose from"),
+        (["keys", "add", "--role=root"], "choose from"),
+        (["keys", "revoke"], "KEY"),
+    ],
+)
+def test_usage_errors_exit_with_2(machine: Place, arguments: list[str], reason: str) -> None:
+    """The message names the missing or wrong argument."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert reason in machine.capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "-x", "Acme", "a" * 64])
+@pytest.mark.parametrize("command", [["keys", "add"], ["secrets"]])
+def test_rejects_invalid_tenant_names(machine: Place, command: list[str], name: str) -> None:
+    """The error lists the characters that a tenant name may have."""
+    assert "a-z, 0-9" in machine.fail(*command, f"--tenant={name}")
     assert machine.keys.all() == []
 
 
-@pytest.mark.parametrize("command", [["add"], ["list"], ["revoke", KEY.id], ["secrets"]])
-def test_a_database_that_can_not_be_used_is_said(
+@pytest.mark.parametrize("command", COMMANDS)
+def test_rejects_an_unusable_database(
     path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
-    """None there, one of another version, something else: it is left as it is."""
+    """A missing, outdated or damaged database is reported and stays as it is."""
     place = Place([], FakeApiKeys(), FakeSecrets(), capsys)
-    assert place.refuses(*command) == f"There is no database {path} yet: `make run` makes it."
+    assert str(path) in place.fail(*command)
     assert not path.exists()
     shutil.copy(DATA / "timers-v1.db", path)
     before = path.read_bytes()
-    assert "is of another version of Timers (schema 1): start this" in place.refuses(*command)
+    assert "schema 1" in place.fail(*command)
     assert path.read_bytes() == before
     path.write_text("no database " * 1000)
-    assert "file is not a database" in place.refuses(*command)
+    assert "file is not a database" in place.fail(*command)
 
 
-def test_errors_end_the_command(path: Path) -> None:
-    """Status 1, one sentence, nothing on the output that a script reads."""
-    for options in ([], ["--stage=dev"]):
-        ended = tenants(
-            *options, "add", HOME="/nonexistent", TIMERS_DB=str(path), AWS_DEFAULT_REGION=""
-        )
-        assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
-        assert ("AWS_DEFAULT_REGION" if options else "make run") in ended.stderr
+@pytest.mark.parametrize(
+    ("options", "reason"), [([], "make run"), (["--stage=dev"], "AWS_DEFAULT_REGION")]
+)
+def test_failures_exit_with_1(path: Path, options: list[str], reason: str) -> None:
+    """A failure prints one line to stderr, and nothing to stdout."""
+    ended = tenants(
+        "keys", "add", *options, HOME="/nonexistent", TIMERS_DB=str(path), AWS_DEFAULT_REGION=""
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
+    assert reason in ended.stderr
 
 
-def test_a_stage_that_is_not_there_is_said(aws: Account, stage: Place) -> None:
-    """What AWS says of a missing table helps nobody."""
+@pytest.mark.parametrize("command", COMMANDS)
+def test_rejects_a_stage_that_is_not_deployed(
+    aws: Account, stage: Place, command: list[str]
+) -> None:
+    """The error names the command that deploys the stage, not AWS's missing table."""
     aws.dynamodb.delete_table(TableName=TENANTS)
-    for command in (["add"], ["list"], ["revoke", KEY.id], ["secrets"]):
-        assert stage.refuses(*command) == (
-            "There is no timers-test in this account and region: `make deploy STAGE=test` makes it."
-        )
+    assert "`make deploy STAGE=test`" in stage.fail(*command)
 
 
 @pytest.mark.parametrize("name", [STAGE, "localstack"])
-def test_what_aws_says_is_told(
+def test_aws_errors_are_shown(
     aws: Account, stage: Place, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The operator needs the cause, which answers of the API leave out; and to know whether it is
-    LocalStack that does not run."""
+    """The operator sees the AWS error, and on LocalStack the command that starts it."""
     monkeypatch.setattr(stages, "STAGES", [name])
     for variable in stages.ON_LOCALSTACK:
         monkeypatch.setenv(variable, "x")
@@ -291,15 +309,16 @@ def test_what_aws_says_is_told(
 
     aws.before = fail
     stage.options = ["--stage", name]
-    hint = " Is it running? `make localstack` starts it." if name == "localstack" else ""
-    assert stage.refuses("list") == f"Unable to locate credentials{hint}"
+    message = stage.fail("keys", "list")
+    assert message.startswith("Unable to locate credentials")
+    assert ("make localstack" in message) == (name == "localstack")
 
 
-def test_this_machine_needs_nothing_of_aws(path: Path) -> None:
-    """Without a stage the command runs on what `make run` installs, and loads no more than that."""
+def test_the_local_database_needs_no_aws_library(path: Path) -> None:
+    """Without a stage the commands load neither boto3 nor our AWS adapters."""
     SqliteTimerStore(path).close()
     program = (
-        "import sys; from cli.keys import main; [main([it]) for it in ('add', 'list')];"
+        "import sys; from cli.main import main; [main(['keys', it]) for it in ('add', 'list')];"
         " print([m for m in sys.modules if m.startswith(('boto', 'chalicelib.aws'))])"
     )
     ended = subprocess.run(
@@ -313,11 +332,31 @@ def test_this_machine_needs_nothing_of_aws(path: Path) -> None:
     assert ended.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], *([name, "--help"] for name in ("serve", "demo", "keys", "secrets",
+     "deploy", "destroy")), *(["keys", name, "--help"] for name in ("add", "list", "revoke"))],
+    ids=" ".join,
+)  # fmt: skip
+def test_help_loads_only_the_parser(arguments: list[str]) -> None:
+    """Help and version load no server, no msgspec and no boto3, so they appear at once."""
+    program = (
+        "import sys\nfrom cli.main import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit as ended: print(ended.code, [m for m in sys.modules"
+        " if m.startswith(('boto', 'msgspec', 'standalone', 'requests'))])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.splitlines()[-1] == "0 []"
+
+
 # make
 
 
 def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run make without doing what it would do."""
+    """Print the commands of a target without running them."""
     return subprocess.run(
         ["make", "--dry-run", *arguments],
         cwd=ROOT,
@@ -329,38 +368,36 @@ def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize(
-    ("target", "wanted"),
+    ("target", "command"),
     [
-        (["key"], "add"),
-        (["key", "TENANT=acme", "ROLE=read"], 'add --tenant "acme" --role "read"'),
-        (["keys"], "list"),
-        (["revoke", "KEY=x"], 'revoke "x"'),
+        (["key"], "keys add"),
+        (["key", "TENANT=acme", "ROLE=read"], 'keys add --tenant "acme" --role "read"'),
+        (["key", "STAGE=dev"], 'keys add --stage "dev"'),
+        (["keys"], "keys list"),
+        (["revoke", "KEY=x", "STAGE=dev"], 'keys revoke --stage "dev" "x"'),
         (["secrets"], "secrets"),
         (
             ["secrets", "TENANT=acme", "ADD=new", "RETIRE=whsec_x"],
             'secrets --tenant "acme" --add "new" --retire "whsec_x"',
         ),
+        (["deploy", "STAGE=dev", "RATE=5"], 'deploy dev --rate "5"'),
+        (["destroy", "STAGE=dev"], "destroy dev"),
     ],
     ids=lambda it: it if isinstance(it, str) else " ".join(it),
 )
-def test_make_calls_the_command(tmp_path: Path, target: list[str], wanted: str) -> None:
-    """One target for both: this machine's database, or with STAGE a stage in an account, which
-    takes what deploying takes."""
-    for stage, options, installed in (
-        ([], "", "run.done"),
-        (["STAGE=dev"], " --stage dev", "deploy.done"),
-    ):
-        lines = make(*target, *stage, f"VENV={tmp_path}").stdout.splitlines()
-        assert " ".join(lines[-1].split()) == (
-            f"{tmp_path}/bin/python -m cli.keys{options} {wanted}"
-        )
-        assert [line for line in lines if line.startswith(f"touch {tmp_path}/{installed}")]
+def test_make_calls_the_command(tmp_path: Path, target: list[str], command: str) -> None:
+    """Variables become options. A stage needs the libraries for deployments."""
+    lines = make(*target, f"VENV={tmp_path}").stdout.splitlines()
+    assert " ".join(lines[-1].split()) == f"{tmp_path}/bin/python -m cli {command}"
+    installed = "deploy.done" if "STAGE=dev" in target else "run.done"
+    assert [line for line in lines if line.startswith(f"touch {tmp_path}/{installed}")]
 
 
-def test_make_revoke_wants_a_key(tmp_path: Path) -> None:
-    """It says so before it installs anything."""
+@pytest.mark.parametrize(("target", "variable"), [("revoke", "KEY="), ("deploy", "STAGE=")])
+def test_make_asks_for_missing_variables(tmp_path: Path, target: str, variable: str) -> None:
+    """A missing variable fails before anything is installed."""
     ended = subprocess.run(
-        ["make", "revoke", f"VENV={tmp_path}"],
+        ["make", target, f"VENV={tmp_path}"],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -369,14 +406,12 @@ def test_make_revoke_wants_a_key(tmp_path: Path) -> None:
     )
     assert ended.returncode != 0
     assert list(tmp_path.iterdir()) == []
-    assert ended.stderr.splitlines()[0] == (
-        "Say which key: make revoke KEY=…; make keys lists them"
-    )
+    assert variable in ended.stderr
 
 
-def test_make_prints_nothing_beside_the_key(tmp_path: Path) -> None:
-    """What has to be installed first is told on the other output: KEY=$(make key) works."""
+def test_make_key_prints_only_the_key(tmp_path: Path) -> None:
+    """Progress goes to stderr, so `KEY=$(make key)` works even when make installs first."""
     lines = make("key", f"VENV={tmp_path}").stdout.splitlines()
-    told = [line for line in lines if line.startswith("echo")]
-    assert told
-    assert all(line.endswith(">&2") for line in told)
+    progress = [line for line in lines if line.startswith("echo")]
+    assert progress
+    assert all(line.endswith(">&2") for line in progress)

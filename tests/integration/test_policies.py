@@ -11,10 +11,10 @@ from botocore.exceptions import ClientError
 
 from chalicelib.aws import scheduler as scheduler_module
 from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
-from chalicelib.core import api_keys
 from chalicelib.core.errors import ScheduleRefused, Unavailable
 from chalicelib.core.pagination import TimerFilter
 from chalicelib.core.timer import DEFAULT_TENANT, Status
+from chalicelib.service import tenants
 from tests.contracts.api_keys import TOKEN
 from tests.support.aws import TENANTS, account
 from tests.support.cloud import Cloud
@@ -105,7 +105,7 @@ def sweep(cloud: Cloud) -> None:
 
 
 def authorizer(cloud: Cloud) -> None:
-    api_keys.find(DynamoApiKeys(cloud.aws.dynamodb, TENANTS), f"Bearer {TOKEN}")
+    tenants.authenticate(DynamoApiKeys(cloud.aws.dynamodb, TENANTS), f"Bearer {TOKEN}")
 
 
 FUNCTIONS: dict[str, Callable[[Cloud], None]] = {

@@ -1,4 +1,4 @@
-"""The schedule runner: does for LocalStack's schedules what EventBridge Scheduler does on AWS."""
+"""The schedule runner fires LocalStack's schedules as EventBridge Scheduler does on AWS."""
 
 import re
 import signal
@@ -18,12 +18,12 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from infra.localstack import schedule_runner
 from infra.localstack.schedule_runner import (
-    NotUnderstood,
     Runner,
+    UnsupportedSchedule,
     backoff,
     due_at,
     exhausted,
-    goes_off_at,
+    fires_at,
 )
 from tests.support.aws import ACCOUNT, NAME, REGION, Account, account
 from tests.support.fakes import START, Clock
@@ -38,47 +38,47 @@ def refusal(code: str) -> ClientError:
 
 
 class FakeLambda:
-    """Takes events, and remembers when; answers with the `faults` first, one each."""
+    """Records invocations; the first ones fail with the `faults`, one each."""
 
     def __init__(self, clock: Clock) -> None:
-        self.taken: list[dict[str, Any]] = []
-        self.tried: list[float] = []
+        self.invocations: list[dict[str, Any]] = []
+        self.attempts: list[float] = []
         self.faults: list[Exception] = []
         self._clock = clock
 
     def invoke(self, **request: Any) -> None:
-        self.tried.append((self._clock.now - START).total_seconds())
+        self.attempts.append((self._clock.now - START).total_seconds())
         if self.faults:
             raise self.faults.pop(0)
-        self.taken.append(request)
+        self.invocations.append(request)
 
 
 class Stage:
-    """The schedule group of a stage on moto, the function, and what the runner said."""
+    """A stage's schedule group on moto, its function, and the runner's log."""
 
     def __init__(self, aws: Account) -> None:
         self.aws = aws
         self.clock = Clock()
         self.functions = FakeLambda(self.clock)
-        self.said: list[str] = []
+        self.log: list[str] = []
         self.runner = self.new_runner()
 
     def new_runner(self, precision: int = 1) -> Runner:
-        """Return a runner that knows nothing yet."""
+        """Return a runner without any state."""
         return Runner(
             self.aws.scheduler,
             self.functions,
             self.aws.sqs,
             group=NAME,
             clock=self.clock,
-            say=self.said.append,
+            log=self.log.append,
             precision=precision,
         )
 
     def put(
         self, name: str = "t.1", *, target: Any = None, change: bool = False, **parts: Any
     ) -> None:
-        """Create a schedule that is due after 5 s, or change it."""
+        """Create or change a schedule; it is due after 5 s."""
         addresses = self.aws.addresses
         put: Any = (
             self.aws.scheduler.update_schedule if change else self.aws.scheduler.create_schedule
@@ -100,18 +100,18 @@ class Stage:
         with self.aws.unobserved():
             put(**schedule | parts)
 
-    def turn(self, seconds: float = 0) -> None:
-        """Let time pass, then let the runner look once."""
+    def poll(self, seconds: float = 0) -> None:
+        """Advance the clock, then poll once."""
         self.clock.forward(seconds)
-        self.runner.turn()
+        self.runner.poll()
 
-    def turns(self, seconds: int) -> None:
-        """Let the runner look once a second."""
+    def polls(self, seconds: int) -> None:
+        """Poll once a second."""
         for _ in range(seconds):
-            self.turn(1)
+            self.poll(1)
 
     def fail(self, operation: str, error: BaseException) -> None:
-        """Let one operation fail from now on."""
+        """Make one operation fail from now on."""
 
         def before(called: str) -> None:
             if called == operation:
@@ -120,11 +120,11 @@ class Stage:
         self.aws.before = before
 
     def mend(self) -> None:
-        """Let all operations succeed again."""
+        """Make all operations succeed again."""
         self.aws.before = lambda _: None
 
-    def letters(self) -> list[dict[str, Any]]:
-        """Return what is in the dead-letter queue."""
+    def dead_letters(self) -> list[dict[str, Any]]:
+        """Return the messages in the dead-letter queue."""
         answer = self.aws.sqs.receive_message(
             QueueUrl=self.aws.queue_url() + "-dead", MessageAttributeNames=["All"]
         )
@@ -146,12 +146,12 @@ def stage() -> Iterator[Stage]:
         ("at(2026-01-31T12:00:05)", "Europe/Berlin", "2026-01-31T11:00:05"),
         ("at(2026-07-31T12:00:05)", "Europe/Berlin", "2026-07-31T10:00:05"),
         ("at(2026-01-31T00:00:00)", "Asia/Kathmandu", "2026-01-30T18:15:00"),
-        ("at(2026-10-25T02:30:00)", "Europe/Berlin", "2026-10-25T00:30:00"),  # comes twice
-        ("at(2026-03-29T02:30:00)", "Europe/Berlin", "2026-03-29T01:30:00"),  # comes never
+        ("at(2026-10-25T02:30:00)", "Europe/Berlin", "2026-10-25T00:30:00"),  # ambiguous
+        ("at(2026-03-29T02:30:00)", "Europe/Berlin", "2026-03-29T01:30:00"),  # skipped
     ],
 )
-def test_expression_is_a_moment_of_its_time_zone(expression: str, zone: str, moment: str) -> None:
-    """`at(…)` counts in the schedule's zone; an hour that comes twice means the first."""
+def test_due_at_converts_the_time_zone(expression: str, zone: str, moment: str) -> None:
+    """`at(…)` is in the schedule's time zone. An ambiguous hour means the first one."""
     assert due_at(expression, zone) == datetime.fromisoformat(moment).replace(tzinfo=UTC)
 
 
@@ -171,30 +171,30 @@ def test_expression_is_a_moment_of_its_time_zone(expression: str, zone: str, mom
         ("at(2026-01-31T12:00:05)", "Europe"),
     ],
 )
-def test_what_is_no_moment_is_not_understood(expression: str, zone: str) -> None:
-    """Recurring, malformed and impossible expressions and unknown zones are told apart."""
-    with pytest.raises(NotUnderstood):
+def test_due_at_rejects_other_expressions(expression: str, zone: str) -> None:
+    """Recurring, malformed and impossible expressions and unknown zones are unsupported."""
+    with pytest.raises(UnsupportedSchedule):
         due_at(expression, zone)
 
 
-def test_precision_spreads_schedules_over_its_seconds() -> None:
-    """A schedule goes off in a second of its own: never early, never later than the precision."""
-    seconds = [(goes_off_at(f"t{n}.1", START, 60) - START).total_seconds() for n in range(6000)]
+def test_precision_spreads_schedules() -> None:
+    """A schedule fires in a second fixed by its name: never early, at most `precision` late."""
+    seconds = [(fires_at(f"t{n}.1", START, 60) - START).total_seconds() for n in range(6000)]
     counts = Counter(seconds)
     assert set(counts) == set(range(60))
     assert max(counts.values()) < 2 * min(counts.values())
-    assert goes_off_at("t1.1", START, 60) == goes_off_at("t1.1", START, 60)
-    assert {goes_off_at(f"t{n}.1", START, 1) for n in range(100)} == {START}
+    assert fires_at("t1.1", START, 60) == fires_at("t1.1", START, 60)
+    assert {fires_at(f"t{n}.1", START, 1) for n in range(100)} == {START}
 
 
-def test_pause_doubles_up_to_a_minute() -> None:
-    """The first retry comes after a second; nobody waits longer than a minute for one."""
-    pauses = [backoff(tries).total_seconds() for tries in (1, 2, 3, 4, 5, 6, 7, 8, 186)]
+def test_backoff_doubles_up_to_a_minute() -> None:
+    """The first retry comes after a second, later ones at most a minute apart."""
+    pauses = [backoff(attempts).total_seconds() for attempts in (1, 2, 3, 4, 5, 6, 7, 8, 186)]
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
 @pytest.mark.parametrize(
-    ("policy", "tries", "age", "bound"),
+    ("policy", "attempts", "age", "limit"),
     [
         ({}, 185, 86_400, ""),
         ({}, 186, 0, "MaximumRetryAttempts"),
@@ -205,19 +205,21 @@ def test_pause_doubles_up_to_a_minute() -> None:
         ({"MaximumEventAgeInSeconds": 60}, 1, 61, "MaximumEventAgeInSeconds"),
     ],
 )
-def test_retry_policy_bounds_tries_and_age(policy: Any, tries: int, age: int, bound: str) -> None:
-    """185 retries within a day unless the schedule says otherwise; tries are one more."""
+def test_retry_policy_limits_attempts_and_age(
+    policy: Any, attempts: int, age: int, limit: str
+) -> None:
+    """The default is 185 retries within a day; the first attempt is not a retry."""
     target: Any = {"RetryPolicy": policy}
-    assert exhausted(target, tries, timedelta(seconds=age)) == bound
+    assert exhausted(target, attempts, timedelta(seconds=age)) == limit
 
 
-def test_schedule_fires_in_its_second(stage: Stage) -> None:
-    """Not a microsecond early, and then at once, as an event with the Input as it is."""
+def test_fires_on_time(stage: Stage) -> None:
+    """The function is invoked asynchronously with the unchanged Input, and never early."""
     stage.put()
-    stage.turn(4.999_999)
-    assert not stage.functions.taken
-    stage.turn(0.000_001)
-    assert stage.functions.taken == [
+    stage.poll(4.999_999)
+    assert not stage.functions.invocations
+    stage.poll(0.000_001)
+    assert stage.functions.invocations == [
         {
             "FunctionName": stage.aws.addresses.fire_arn,
             "InvocationType": "Event",
@@ -226,62 +228,63 @@ def test_schedule_fires_in_its_second(stage: Stage) -> None:
     ]
 
 
-def test_lateness_is_said_but_never_the_input(stage: Stage) -> None:
-    """One line names the schedule and how late it fired; what it carries is nobody's business."""
+def test_logs_the_lateness_but_not_the_input(stage: Stage) -> None:
+    """A log line has the schedule's name and lateness. The Input may be confidential."""
     stage.functions.faults = [refusal("TooManyRequestsException")]
     stage.put()
-    stage.turn(5.5)
-    stage.turn(1)
-    assert stage.said == [
-        "t.1 not fired, try 1: TooManyRequestsException; again in 1 s.",
-        "t.1 fired, 1.5 s after its time.",
-    ]
+    stage.poll(5.5)
+    stage.poll(1)
+    failed, fired = stage.log
+    assert "t.1" in failed
+    assert "TooManyRequestsException" in failed
+    assert "t.1, 1.5 s late" in fired
+    assert "xyzzy" not in failed + fired
 
 
-def test_schedule_fires_by_the_clock_of_its_zone(stage: Stage) -> None:
+def test_fires_in_the_time_zone_of_the_schedule(stage: Stage) -> None:
     """13:00:05 in Berlin is 12:00:05 in UTC."""
     stage.put(
         ScheduleExpression="at(2026-01-31T13:00:05)", ScheduleExpressionTimezone="Europe/Berlin"
     )
-    stage.turn(4)
-    assert not stage.functions.taken
-    stage.turn(1)
-    assert stage.functions.taken
+    stage.poll(4)
+    assert not stage.functions.invocations
+    stage.poll(1)
+    assert stage.functions.invocations
 
 
-def test_what_came_due_while_nobody_looked_fires_at_once(stage: Stage) -> None:
-    """A runner started late fires what is overdue, the oldest first."""
+def test_fires_overdue_schedules_oldest_first(stage: Stage) -> None:
+    """A runner that starts late fires all overdue schedules at once."""
     stage.put("b", ScheduleExpression="at(2026-01-29T12:00:00)")
     stage.put("c", ScheduleExpression="at(2026-01-30T12:00:00)")
     stage.put("a", ScheduleExpression="at(2026-01-31T12:00:00)")
-    stage.turn()
-    assert [words.split()[0] for words in stage.said] == ["b", "c", "a"]
+    stage.poll()
+    assert [re.findall("Fired (.),", line) for line in stage.log] == [["b"], ["c"], ["a"]]
 
 
 def test_precision_delays_the_invocation(stage: Stage) -> None:
-    """With the precision of AWS a schedule waits for its second of the minute."""
+    """With AWS's precision a schedule fires within the minute after its time."""
     stage.runner = stage.new_runner(precision=60)
     stage.put()
-    wait = (goes_off_at("t.1", START, 60) - START).total_seconds()
+    wait = (fires_at("t.1", START, 60) - START).total_seconds()
     assert wait
-    stage.turn(5 + wait - 0.001)
-    assert not stage.functions.taken
-    stage.turn(0.001)
-    assert stage.functions.taken
+    stage.poll(5 + wait - 0.001)
+    assert not stage.functions.invocations
+    stage.poll(0.001)
+    assert stage.functions.invocations
 
 
-def test_no_page_is_overlooked(stage: Stage) -> None:
-    """A list holds 100 schedules at most; those on the pages after it fire as well."""
+def test_reads_all_pages(stage: Stage) -> None:
+    """A page holds 100 schedules; those on later pages fire as well."""
     for n in range(101):
         stage.put(f"t{n}.1")
-    stage.turn(5)
-    assert len(stage.functions.taken) == 101
+    stage.poll(5)
+    assert len(stage.functions.invocations) == 101
     assert stage.aws.names().count("ListSchedules") == 2
     assert stage.aws.schedules() == []
 
 
-def test_deletion_between_two_pages_is_no_trouble(stage: Stage) -> None:
-    """LocalStack knows a page by its first schedule; if that goes, the next turn starts anew."""
+def test_survives_a_deletion_between_two_pages(stage: Stage) -> None:
+    """LocalStack's page token names the next schedule. If that is deleted, the next poll works."""
     for n in range(101):
         stage.put(f"t{n}.1")
 
@@ -291,95 +294,93 @@ def test_deletion_between_two_pages_is_no_trouble(stage: Stage) -> None:
                 stage.aws.scheduler.delete_schedule(GroupName=NAME, Name="t0.1")
 
     stage.aws.before = before
-    stage.turn(5)
+    stage.poll(5)
     stage.mend()
-    assert stage.said == []
-    stage.turn()
-    assert len(stage.functions.taken) == 100
+    assert stage.log == []
+    stage.poll()
+    assert len(stage.functions.invocations) == 100
 
 
-def test_pending_schedule_costs_nothing_but_the_list(stage: Stage) -> None:
-    """A schedule is got once; from then on a turn makes the calls of the list alone."""
+def test_reads_each_schedule_once(stage: Stage) -> None:
+    """After the first poll, a poll only lists the group."""
     stage.put("a.1")
     stage.put("b.1")
-    stage.turn()
+    stage.poll()
     assert stage.aws.names() == ["ListSchedules", "GetSchedule", "GetSchedule"]
-    stage.turns(3)
+    stage.polls(3)
     assert stage.aws.names()[3:] == ["ListSchedules"] * 3
 
 
-def test_modified_schedule_is_got_again(stage: Stage) -> None:
-    """A new expression counts from the next turn on, and the old one no longer."""
+def test_reads_a_modified_schedule_again(stage: Stage) -> None:
+    """The next poll uses the new expression."""
     stage.put()
-    stage.turn()
+    stage.poll()
     stage.put(change=True, ScheduleExpression="at(2026-01-31T12:00:08)")
-    stage.turn(7)
+    stage.poll(7)
     assert stage.aws.names().count("GetSchedule") == 2
-    assert not stage.functions.taken
-    stage.turn(1)
-    assert stage.functions.taken
+    assert not stage.functions.invocations
+    stage.poll(1)
+    assert stage.functions.invocations
 
 
-def test_deleted_schedule_is_forgotten(stage: Stage) -> None:
-    """What is no longer listed does not fire, and fires again if it is made again."""
+def test_forgets_a_deleted_schedule(stage: Stage) -> None:
+    """A deleted schedule does not fire; if it is created again, it fires again."""
     stage.put(ActionAfterCompletion="NONE")
-    stage.turn()
+    stage.poll()
     stage.aws.scheduler.delete_schedule(GroupName=NAME, Name="t.1")
-    stage.turn(5)
-    assert not stage.functions.taken
+    stage.poll(5)
+    assert not stage.functions.invocations
     for _ in range(2):
         stage.put(ActionAfterCompletion="NONE")
-        stage.turn()
+        stage.poll()
         stage.aws.scheduler.delete_schedule(GroupName=NAME, Name="t.1")
-        stage.turn()
-    assert len(stage.functions.taken) == 2
+        stage.poll()
+    assert len(stage.functions.invocations) == 2
 
 
-def test_schedule_deleted_since_it_was_listed_is_no_trouble(stage: Stage) -> None:
-    """Between the list and the look at it a schedule may go away."""
+def test_survives_a_deletion_after_the_list(stage: Stage) -> None:
+    """A schedule may be deleted between ListSchedules and GetSchedule."""
     stage.put()
     stage.fail("GetSchedule", refusal("ResourceNotFoundException"))
-    stage.turn(5)
-    assert stage.said == []
+    stage.poll(5)
+    assert stage.log == []
 
 
-def test_schedule_that_cannot_be_read_holds_up_no_other(stage: Stage) -> None:
-    """A refused GetSchedule is said once and made again; what is known fires meanwhile."""
+def test_an_unreadable_schedule_delays_no_other(stage: Stage) -> None:
+    """A failed GetSchedule is logged once and repeated. Other schedules fire meanwhile."""
     stage.put("a.1")
-    stage.turn()
+    stage.poll()
     stage.put("b.1")
     stage.fail("GetSchedule", refusal("ThrottlingException"))
-    stage.turn(5)
-    stage.turn()
+    stage.poll(5)
+    stage.poll()
     stage.mend()
-    stage.turn()
-    assert stage.said == [
-        "b.1 can't be read yet: ThrottlingException.",
-        "a.1 fired, 0.0 s after its time.",
-        "b.1 fired, 0.0 s after its time.",
-    ]
+    stage.poll()
+    unreadable, *fired = stage.log
+    assert "b.1" in unreadable
+    assert fired == ["Fired a.1, 0.0 s late.", "Fired b.1, 0.0 s late."]
 
 
-def test_completed_schedule_is_deleted_if_it_says_so(stage: Stage) -> None:
-    """ActionAfterCompletion=DELETE: it goes away after it fired, and not before."""
+def test_deletes_a_completed_schedule(stage: Stage) -> None:
+    """With ActionAfterCompletion=DELETE, a schedule is deleted after it fired."""
     stage.put()
-    stage.turn()
+    stage.poll()
     assert stage.aws.schedules() == ["t.1"]
-    stage.turn(5)
+    stage.poll(5)
     assert stage.aws.schedules() == []
 
 
-def test_completed_schedule_that_stays_fires_once(stage: Stage) -> None:
-    """ActionAfterCompletion=NONE: it is kept, as on AWS, and does not fire again."""
+def test_a_kept_schedule_fires_once(stage: Stage) -> None:
+    """With ActionAfterCompletion=NONE, a schedule is kept and does not fire again."""
     stage.put(ActionAfterCompletion="NONE")
-    stage.turn(5)
-    stage.turns(3)
-    assert len(stage.functions.taken) == 1
+    stage.poll(5)
+    stage.polls(3)
+    assert len(stage.functions.invocations) == 1
     assert stage.aws.schedules() == ["t.1"]
 
 
-def test_crash_before_the_deletion_fires_again(stage: Stage) -> None:
-    """At least once: a runner that died after the invocation left the schedule to the next one."""
+def test_a_crash_before_the_deletion_fires_again(stage: Stage) -> None:
+    """At least once: if a runner dies before the deletion, the next one fires the schedule."""
 
     class Killed(BaseException):
         pass
@@ -387,45 +388,47 @@ def test_crash_before_the_deletion_fires_again(stage: Stage) -> None:
     stage.put()
     stage.fail("DeleteSchedule", Killed())
     with pytest.raises(Killed):
-        stage.turn(5)
+        stage.poll(5)
     stage.mend()
     stage.runner = stage.new_runner()
-    stage.turn()
-    assert len(stage.functions.taken) == 2
+    stage.poll()
+    assert len(stage.functions.invocations) == 2
     assert stage.aws.schedules() == []
 
 
 @pytest.mark.parametrize("error", [refusal("ThrottlingException"), DOWN])
-def test_refused_deletion_does_not_fire_again(stage: Stage, error: Exception) -> None:
-    """As long as the runner lives, it knows that the schedule has fired and only deletes it."""
+def test_a_failed_deletion_does_not_fire_again(stage: Stage, error: Exception) -> None:
+    """A running runner remembers the firing, and repeats the deletion alone."""
     stage.put()
     stage.fail("DeleteSchedule", error)
-    stage.turn(5)
+    stage.poll(5)
     stage.mend()
-    stage.turn()
-    assert len(stage.functions.taken) == 1
+    stage.poll()
+    assert len(stage.functions.invocations) == 1
     assert stage.aws.schedules() == []
 
 
-def test_refused_deletion_is_said_once(stage: Stage) -> None:
-    """What fails at every turn is said at the first."""
+def test_logs_a_failed_deletion_once(stage: Stage) -> None:
+    """A deletion that fails at every poll is logged at the first."""
     stage.put()
     stage.fail("DeleteSchedule", refusal("ThrottlingException"))
-    stage.turn(5)
-    stage.turns(3)
-    assert stage.said[1:] == ["t.1 can't be deleted yet: ThrottlingException."]
+    stage.poll(5)
+    stage.polls(3)
+    (failed,) = stage.log[1:]
+    assert "t.1" in failed
+    assert "ThrottlingException" in failed
 
 
-def test_disabled_schedule_does_not_fire(stage: Stage) -> None:
-    """State DISABLED: it waits, unsaid, until somebody enables it."""
+def test_a_disabled_schedule_does_not_fire(stage: Stage) -> None:
+    """A disabled schedule waits silently until it is enabled."""
     stage.put(State="DISABLED")
-    stage.turn(5)
-    stage.turn()
-    assert not stage.functions.taken
-    assert stage.said == []
+    stage.poll(5)
+    stage.poll()
+    assert not stage.functions.invocations
+    assert stage.log == []
     stage.put(change=True, State="ENABLED")
-    stage.turn()
-    assert stage.functions.taken
+    stage.poll()
+    assert stage.functions.invocations
 
 
 @pytest.mark.parametrize(
@@ -439,19 +442,18 @@ def test_disabled_schedule_does_not_fire(stage: Stage) -> None:
     ],
     ids=str,
 )
-def test_what_is_not_understood_is_said_once_and_left_alone(stage: Stage, parts: Any) -> None:
-    """It is neither fired nor deleted nor got again, and keeps no other from firing."""
+def test_ignores_unsupported_schedules(stage: Stage, parts: Any) -> None:
+    """They are logged once, never fired or deleted, and do not delay others."""
     stage.runner = stage.new_runner(precision=3600)
     stage.put("odd", **parts)
-    stage.turn(5)
+    stage.poll(5)
     stage.put()
-    stage.turns(2)
-    stage.turn(3600)
-    odd = [words for words in stage.said if words.startswith("odd is left alone: ")]
-    assert len(odd) == 1
+    stage.polls(2)
+    stage.poll(3600)
+    assert len([line for line in stage.log if "odd" in line]) == 1
     assert stage.aws.names().count("GetSchedule") == 2
     assert stage.aws.schedules() == ["odd"]
-    assert len(stage.functions.taken) == 1
+    assert len(stage.functions.invocations) == 1
 
 
 @pytest.mark.parametrize(
@@ -464,28 +466,28 @@ def test_what_is_not_understood_is_said_once_and_left_alone(stage: Stage, parts:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_failed_invocation_is_tried_again_after_a_pause(stage: Stage, error: Exception) -> None:
-    """Whatever the reason: the schedule stays, and its second try comes a second later."""
+def test_retries_a_failed_invocation(stage: Stage, error: Exception) -> None:
+    """After any failure the schedule stays, and the second attempt follows a second later."""
     stage.put()
     stage.functions.faults = [error]
-    stage.turn(5)
-    stage.turn(0.9)
-    assert stage.functions.tried == [5]
+    stage.poll(5)
+    stage.poll(0.9)
+    assert stage.functions.attempts == [5]
     assert stage.aws.schedules() == ["t.1"]
-    stage.turn(0.1)
-    assert stage.functions.tried == [5, 6]
+    stage.poll(0.1)
+    assert stage.functions.attempts == [5, 6]
     assert stage.aws.schedules() == []
-    assert not stage.letters()
+    assert not stage.dead_letters()
 
 
-def test_exhausted_retries_end_in_the_dead_letter_queue(stage: Stage) -> None:
-    """After MaximumRetryAttempts the Input goes there, with what AWS says of it; it is over."""
+def test_sends_an_exhausted_event_to_the_dead_letter_queue(stage: Stage) -> None:
+    """After MaximumRetryAttempts the Input goes there, with AWS's message attributes."""
     stage.put(target={"RetryPolicy": {"MaximumRetryAttempts": 2}})
     stage.functions.faults = [refusal("TooManyRequestsException")] * 3
-    stage.turn(5)
-    stage.turns(30)
-    assert stage.functions.tried == [5, 6, 8]
-    [letter] = stage.letters()
+    stage.poll(5)
+    stage.polls(30)
+    assert stage.functions.attempts == [5, 6, 8]
+    [letter] = stage.dead_letters()
     assert letter["Body"] == INPUT
     texts = {name: value["StringValue"] for name, value in letter["MessageAttributes"].items()}
     assert texts == {
@@ -499,110 +501,106 @@ def test_exhausted_retries_end_in_the_dead_letter_queue(stage: Stage) -> None:
         "TARGET_ARN": stage.aws.addresses.fire_arn,
     }
     assert stage.aws.schedules() == []
-    assert stage.said[-1].endswith("; given up at MaximumRetryAttempts.")
 
 
-def test_event_grows_too_old(stage: Stage) -> None:
-    """No try comes later than MaximumEventAgeInSeconds after the first one."""
+def test_gives_up_an_event_that_is_too_old(stage: Stage) -> None:
+    """No attempt comes later than MaximumEventAgeInSeconds after the first one."""
     stage.put(target={"RetryPolicy": {"MaximumEventAgeInSeconds": 60}})
     stage.functions.faults = [refusal("ServiceException")] * 10
-    stage.turn(1000)
-    stage.turns(62)
-    assert stage.functions.tried == [1000, 1001, 1003, 1007, 1015, 1031]
-    [letter] = stage.letters()
+    stage.poll(1000)
+    stage.polls(62)
+    assert stage.functions.attempts == [1000, 1001, 1003, 1007, 1015, 1031]
+    [letter] = stage.dead_letters()
     condition = letter["MessageAttributes"]["EXHAUSTED_RETRY_CONDITION"]["StringValue"]
     assert condition == "MaximumEventAgeInSeconds"
     assert letter["MessageAttributes"]["RETRY_ATTEMPTS"]["StringValue"] == "5"
 
 
-def test_without_a_dead_letter_queue_the_event_is_dropped(stage: Stage) -> None:
-    """As on AWS: given up, and over."""
+def test_drops_the_event_without_a_dead_letter_queue(stage: Stage) -> None:
+    """As on AWS, the schedule completes and its event is lost."""
     stage.put(target={"RetryPolicy": {"MaximumRetryAttempts": 0}, "DeadLetterConfig": {}})
     stage.functions.faults = [refusal("ServiceException")]
-    stage.turn(5)
+    stage.poll(5)
     assert "SendMessage" not in stage.aws.names()
     assert stage.aws.schedules() == []
 
 
-def test_given_up_schedule_that_stays_is_over(stage: Stage) -> None:
-    """With ActionAfterCompletion=NONE it is neither tried nor buried again."""
+def test_a_kept_schedule_is_given_up_once(stage: Stage) -> None:
+    """With ActionAfterCompletion=NONE, a failed schedule is not attempted again."""
     stage.put(ActionAfterCompletion="NONE", target={"RetryPolicy": {"MaximumRetryAttempts": 0}})
     stage.functions.faults = [refusal("ServiceException")]
-    stage.turn(5)
-    stage.turns(62)
-    assert stage.functions.tried == [5]
-    assert len(stage.letters()) == 1
+    stage.poll(5)
+    stage.polls(62)
+    assert stage.functions.attempts == [5]
+    assert len(stage.dead_letters()) == 1
 
 
 @pytest.mark.parametrize("error", [refusal("AWS.SimpleQueueService.NonExistentQueue"), DOWN])
-def test_event_without_a_grave_is_kept(stage: Stage, error: Exception) -> None:
-    """If the dead-letter queue can't be reached, the schedule stays, to be tried again."""
+def test_keeps_the_event_while_the_dead_letter_queue_fails(stage: Stage, error: Exception) -> None:
+    """While the dead-letter queue is unavailable, the schedule stays and is attempted again."""
     stage.put(target={"RetryPolicy": {"MaximumRetryAttempts": 0}})
     stage.functions.faults = [refusal("ServiceException")] * 2
     stage.fail("SendMessage", error)
-    stage.turn(5)
+    stage.poll(5)
     assert stage.aws.schedules() == ["t.1"]
     stage.mend()
-    stage.turn(0.5)
-    assert not stage.letters()
-    stage.turn(0.5)
-    assert len(stage.letters()) == 1
+    stage.poll(0.5)
+    assert not stage.dead_letters()
+    stage.poll(0.5)
+    assert len(stage.dead_letters()) == 1
     assert stage.aws.schedules() == []
 
 
-def test_absent_localstack_is_said_once_and_waited_for(stage: Stage) -> None:
-    """While nothing answers nothing is tried; once it does, that is said, and what is due fires."""
+def test_waits_for_localstack(stage: Stage) -> None:
+    """An outage and its end are logged once each. Then due schedules fire."""
     stage.put()
-    stage.turn()
+    stage.poll()
     stage.fail("ListSchedules", DOWN)
-    stage.turns(6)
-    assert not stage.functions.tried
+    stage.polls(6)
+    assert not stage.functions.attempts
     stage.mend()
-    stage.turns(2)
-    url = stage.aws.scheduler.meta.endpoint_url
-    assert stage.said == [
-        f"{url} does not answer; still trying.",
-        f"{NAME} can be read; schedules in it: 1.",
-        "t.1 fired, 2.0 s after its time.",
-    ]
+    stage.polls(2)
+    down, up, fired = stage.log
+    assert stage.aws.scheduler.meta.endpoint_url in down
+    assert NAME in up
+    assert fired == "Fired t.1, 2.0 s late."
 
 
-def test_localstack_that_still_starts_is_waited_for(stage: Stage) -> None:
-    """What changes about the trouble is said; what stays the same is not."""
+def test_waits_while_localstack_starts(stage: Stage) -> None:
+    """Each change of the problem is logged once."""
     stage.fail("ListSchedules", DOWN)
-    stage.turns(2)
+    stage.polls(2)
     stage.fail("ListSchedules", refusal("503"))
-    stage.turns(2)
+    stage.polls(2)
     stage.mend()
-    stage.turns(2)
-    assert [words.partition(";")[0] for words in stage.said[1:]] == [
-        f"{NAME} can't be read: 503",
-        f"{NAME} can be read",
-    ]
+    stage.polls(2)
+    _, starting, up = stage.log
+    assert "503" in starting
+    assert NAME in up
 
 
-def test_missing_group_is_said_once_and_waited_for(stage: Stage) -> None:
-    """Not deployed yet, or LocalStack came back empty: what was known is gone, what comes fires."""
+def test_waits_for_a_missing_group(stage: Stage) -> None:
+    """Without its group the runner forgets old schedules; it fires those of a new group."""
     stage.put("old.1")
-    stage.turn()
+    stage.poll()
     stage.aws.scheduler.delete_schedule_group(Name=NAME)
-    stage.turns(6)
-    assert not stage.functions.tried
+    stage.polls(6)
+    assert not stage.functions.attempts
     stage.aws.scheduler.create_schedule_group(Name=NAME)
     stage.put("new.1")
-    stage.turn()
-    assert stage.said == [
-        f"There is no schedule group {NAME}; waiting for it.",
-        f"{NAME} can be read; schedules in it: 1.",
-        "new.1 fired, 1.0 s after its time.",
-    ]
+    stage.poll()
+    missing, found, fired = stage.log
+    assert NAME in missing
+    assert NAME in found
+    assert fired == "Fired new.1, 1.0 s late."
 
 
-def test_group_that_the_list_misses_is_a_missing_group(stage: Stage) -> None:
-    """AWS refuses the list itself; that says the same."""
+def test_waits_for_a_group_that_the_list_rejects(stage: Stage) -> None:
+    """AWS fails ListSchedules for a missing group; LocalStack returns an empty list."""
     stage.fail("ListSchedules", refusal("ResourceNotFoundException"))
-    stage.turns(2)
-    assert stage.said == [f"There is no schedule group {NAME}; waiting for it."]
+    stage.polls(2)
+    (missing,) = stage.log
+    assert NAME in missing
 
 
 @pytest.mark.parametrize(
@@ -620,13 +618,13 @@ def test_group_that_the_list_misses_is_a_missing_group(stage: Stage) -> None:
         ("localstack.cloud.amazonaws.com", False),
         ("evil-localstack.cloud", False),
         ("52.94.5.1", False),
-        ("876807425", False),  # the same, as one number
+        ("876807425", False),  # the same address as a number
         (".", False),
         ("", False),
     ],
 )
-def test_only_local_addresses_are_taken(host: str, *, local: bool) -> None:
-    """Nothing that could be AWS is ever called."""
+def test_only_local_addresses_are_allowed(host: str, *, local: bool) -> None:
+    """The runner never calls an address that could be AWS."""
     assert schedule_runner.is_local(host) is local
 
 
@@ -642,21 +640,21 @@ def test_only_local_addresses_are_taken(host: str, *, local: bool) -> None:
     ],
 )
 def test_arguments_are_checked(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """What makes no sense is refused before anything starts."""
+    """Wrong arguments are usage errors."""
     with pytest.raises(SystemExit, match="2"):
         schedule_runner._options(arguments.split())
     assert "usage: " in capsys.readouterr().err
 
 
-def test_names_do_not_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
-    """What comes from outside is shown as what it is, on one line with the time."""
-    schedule_runner._say("a\x1b[2J\nb fired")
+def test_escapes_control_characters_in_names(capsys: pytest.CaptureFixture[str]) -> None:
+    """A log line starts with the time, and shows control characters in names as text."""
+    schedule_runner._log("a\x1b[2J\nb fired")
     assert re.fullmatch(r"\d\d:\d\d:\d\d a\\x1b\[2J\\nb fired\n", capsys.readouterr().out)
 
 
 @contextmanager
 def running(url: str) -> Iterator[subprocess.Popen[str]]:
-    """Start the runner as people do; it is killed at the end if still running."""
+    """Start the runner as a process; kill it at the end if it still runs."""
     process = subprocess.Popen(
         [sys.executable, "-m", "infra.localstack.schedule_runner", "--stage", "test"],
         cwd=ROOT,
@@ -665,7 +663,7 @@ def running(url: str) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    guard = threading.Timer(30, process.kill)  # for who waits for a line that never comes
+    guard = threading.Timer(30, process.kill)  # ends a test that waits for a missing line
     guard.start()
     with process:
         try:
@@ -676,7 +674,7 @@ def running(url: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def stop(process: subprocess.Popen[str], number: signal.Signals) -> str:
-    """Ask the runner to stop, which it must do soon and with status 0; return what it said."""
+    """Stop the runner within 2 s and with status 0; return its remaining output."""
     assert process.stdout is not None
     asked = time.monotonic()
     process.send_signal(number)
@@ -687,21 +685,21 @@ def stop(process: subprocess.Popen[str], number: signal.Signals) -> str:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_runner_lives_without_localstack_and_stops_when_told(number: signal.Signals) -> None:
-    """A dead port is one sentence, not a traceback; SIGTERM and Ctrl-C end it with status 0."""
+def test_runs_without_localstack_and_stops_on_a_signal(number: signal.Signals) -> None:
+    """A closed port is one line in the log. SIGTERM and Ctrl-C end the runner with status 0."""
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
     with running(url) as process:
         assert process.stdout is not None
-        said = process.stdout.readline() + process.stdout.readline()
-        assert f" Firing the schedules of timers-test at {url}.\n" in said
-        assert said.endswith(f" {url} does not answer; still trying.\n")
+        started, down = process.stdout.readline(), process.stdout.readline()
+        assert f"timers-test at {url}" in started
+        assert url in down
         assert stop(process, number) == ""
 
 
 @pytest.mark.e2e
-def test_call_that_hangs_does_not_keep_the_runner() -> None:
-    """It stops in the middle of a call that would take half a minute to give up."""
+def test_stops_during_a_call_that_hangs() -> None:
+    """A stop signal ends the runner even if a call would time out only after 30 s."""
     with (
         closing(socket.create_server(("127.0.0.1", 0))) as server,
         running(f"http://127.0.0.1:{server.getsockname()[1]}") as process,
@@ -713,12 +711,9 @@ def test_call_that_hangs_does_not_keep_the_runner() -> None:
 
 
 @pytest.mark.e2e
-def test_runner_refuses_aws() -> None:
-    """An endpoint of AWS ends the runner before it makes a call."""
+def test_refuses_to_call_aws() -> None:
+    """With an endpoint of AWS the runner exits before its first call."""
     with running("https://scheduler.nowhere-1.amazonaws.com") as process:
         assert process.stdout is not None
         assert process.wait(30) == 1
-        said = process.stdout.read()
-        assert re.fullmatch(
-            r"LocalStack can't be used: https://\S+ is not on this machine.\n", said
-        )
+        assert "https://scheduler.nowhere-1.amazonaws.com" in process.stdout.read()

@@ -27,9 +27,9 @@ from chalicelib.core.signing import MAX_SECRETS
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import DEFAULT_TENANT, Status, Timer, Webhook, new_timer
 from chalicelib.service.ports import Secrets
+from chalicelib.service.tenants import issue_key
 from chalicelib.webhook.secrets_cache import SECRETS_TTL, SecretsCache
 from chalicelib.webhook.sender import WebhookSender
-from cli.keys import new_key
 from infra.deploy import Deployment
 from standalone.sqlite import MIGRATIONS, SqliteTimerStore, tenants_in
 from tests.contracts.secrets import SecretsContract, secret
@@ -282,7 +282,7 @@ def test_deployment_makes_missing_secrets(aws: Account, tmp_path: Path) -> None:
     """A deployment gives each tenant a first secret and leaves existing ones alone."""
     stage, kept = Stage(tmp_path), DynamoSecrets(aws.dynamodb, TENANTS)
     assert stage._first_key() is not None
-    new_key(DynamoApiKeys(aws.dynamodb, TENANTS), kept, "acme", Role.FULL)
+    issue_key(DynamoApiKeys(aws.dynamodb, TENANTS), kept, "acme", Role.FULL, START)
     assert len(kept.of(DEFAULT_TENANT)) == len(kept.of("acme")) == 1
     assert kept.of("acme") != kept.of(DEFAULT_TENANT)
     before = kept.of(DEFAULT_TENANT)

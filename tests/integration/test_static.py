@@ -122,7 +122,7 @@ def test_try_it_out(tmp_path: Path) -> None:
     with Standalone(database, {"AUTH": "keys"}) as server, chromium() as it, opened(it) as page:
         docs = ApiDocs(page, server.url)
         assert docs.operations() == {operation.id for operation in OPERATIONS.values()}
-        docs.authorize(tenants("add", TIMERS_DB=str(database)).stdout.strip())
+        docs.authorize(tenants("keys", "add", TIMERS_DB=str(database)).stdout.strip())
         url = f"{server.url}/_receiver/docs"
         made = docs.try_out("create_timer", 201, body={"minutes": 5, "url": url})
         assert (made["status"], made["url"]) == ("scheduled", url)

@@ -36,9 +36,9 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 def tenants(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
-    """Run the command for keys and secrets, on the database TIMERS_DB if nothing else is said."""
+    """Run `timers keys …` or `timers secrets …` on the database TIMERS_DB, or on a --stage."""
     return subprocess.run(
-        [sys.executable, "-m", "cli.keys", *arguments],
+        [sys.executable, "-m", "cli", *arguments],
         cwd=ROOT,
         env=environment(**settings),
         capture_output=True,

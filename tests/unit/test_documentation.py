@@ -1,4 +1,4 @@
-"""The documents name everything there is: routes, settings, make targets; the bundle is small."""
+"""The documents cover all routes, settings and make targets, and the pins are consistent."""
 
 import json
 import re
@@ -15,7 +15,7 @@ def documents() -> str:
 
 
 def settings(name: str) -> set[str]:
-    """Return the environment variables that a composition root reads."""
+    """Return the environment variables that a source file reads."""
     return set(re.findall(r"""environ\.get\(['"](\w+)""", source(name)))
 
 
@@ -26,7 +26,7 @@ def test_every_route_is_documented() -> None:
     text = documents()
     for path, method in routes:
         shown = path.replace("{timer_id}", "{id}")
-        assert f"{method} {shown}" in text, f"{method} {shown} is documented nowhere"
+        assert f"{method} {shown}" in text, f"{method} {shown} is undocumented"
 
 
 def test_every_setting_is_documented() -> None:
@@ -37,7 +37,7 @@ def test_every_setting_is_documented() -> None:
 
 
 def test_every_setting_of_a_stage_is_read() -> None:
-    """config.json sets only what the functions read."""
+    """config.json sets only variables that the functions read."""
     stages = json.loads(source(".chalice/config.json"))["stages"].values()
     names = {name for stage in stages for name in stage["environment_variables"]}
     assert names - settings("chalicelib/aws/bootstrap.py") == {"RES_OPTIONS"}  # glibc reads it
@@ -52,13 +52,13 @@ def test_every_make_target_is_documented() -> None:
 
 
 def test_the_bundle_holds_no_framework() -> None:
-    """Lambda has botocore, and Chalice adds itself; in the bundle they would only be weight."""
+    """Lambda provides boto3 and Chalice adds its runtime, so the bundle needs neither."""
     pins = [line.split("==")[0] for line in source("requirements.txt").splitlines()]
     assert not set(pins) & {"chalice", "boto3", "botocore"}
 
 
 def test_npm_packages_are_pinned() -> None:
-    """The measured peer is the same everywhere, to the last dependency, from any registry."""
+    """The benchmark installs the same npm packages everywhere, from any registry."""
     wanted = json.loads(source("bench/package.json"))["dependencies"]
     packages = json.loads(source("bench/package-lock.json"))["packages"]
     assert packages.pop("")["dependencies"] == wanted

@@ -219,7 +219,8 @@ def test_the_list_wants_a_key(tmp_path: Path) -> None:
     database = tmp_path / "timers.db"
     with Standalone(database, {"AUTH": "keys"}) as server:
         mine, theirs = (
-            "Bearer " + tenants("add", "--tenant", name, TIMERS_DB=str(database)).stdout.strip()
+            "Bearer "
+            + tenants("keys", "add", "--tenant", name, TIMERS_DB=str(database)).stdout.strip()
             for name in ("acme", "zeta")
         )
         body = {"seconds": 0, "url": f"{server.url}/_receiver/x"}

@@ -13,6 +13,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from chalicelib.core import signing
 from chalicelib.core.errors import CommandError
 from chalicelib.core.signing import MAX_SECRETS
+from chalicelib.service import tenants
 from tests.contracts.secrets import secret
 from tests.support.fakes import FakeSecrets
 
@@ -164,10 +165,10 @@ def test_adds_and_retires_in_one_command() -> None:
     """Adding comes before retiring, so even a single secret can be replaced."""
     kept = FakeSecrets()
     with pytest.raises(CommandError, match="Tenant acme has no secret"):
-        signing.change_secrets(kept, "acme", bytes(32), add=None, retire=None)
-    assert signing.change_secrets(kept, "acme", bytes(32), add="new", retire=None) == [secret(0)]
+        tenants.change_secrets(kept, "acme", bytes(32), add=None, retire=None)
+    assert tenants.change_secrets(kept, "acme", bytes(32), add="new", retire=None) == [secret(0)]
     given = secret(1).rstrip("=")
-    assert signing.change_secrets(kept, "acme", bytes(32), add=given, retire=secret(0)) == [
+    assert tenants.change_secrets(kept, "acme", bytes(32), add=given, retire=secret(0)) == [
         secret(1)
     ]
-    assert signing.change_secrets(kept, "acme", bytes(32), add=None, retire=None) == [secret(1)]
+    assert tenants.change_secrets(kept, "acme", bytes(32), add=None, retire=None) == [secret(1)]

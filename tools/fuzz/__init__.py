@@ -11,12 +11,13 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import requests
 
 from chalicelib.core.api_keys import Role
-from cli.keys import new_key
+from chalicelib.service.tenants import issue_key
 from standalone.sqlite import tenants_in
 from tests.support.processes import ROOT, Standalone, environment, wait_until
 
@@ -104,7 +105,8 @@ def _named(tenant: str, authorization: str) -> dict[str, object]:
 def _headers(database: Path) -> dict[str, str]:
     """Return the Authorization of each tenant: a new key."""
     with tenants_in(database) as (kept, signed):
-        return {name: f"Bearer {new_key(kept, signed, name, Role.FULL)}" for name in TENANTS}
+        now = datetime.now(UTC)
+        return {name: f"Bearer {issue_key(kept, signed, name, Role.FULL, now)}" for name in TENANTS}
 
 
 def _failed(url: str, authorization: str) -> list[str]:

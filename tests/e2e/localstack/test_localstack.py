@@ -398,7 +398,7 @@ def dev(deployed: Deployed) -> Iterator[tuple[str, str]]:
     its["ALLOWED_TARGETS"] = theirs["ALLOWED_TARGETS"]
     file.write_text(json.dumps(config))
     output = deployed.make("deploy", "STAGE=dev", "RATE=50")
-    key = re.search(r"Its key is shown this once: (tmr_\S+)", output)
+    key = re.search(r"API key, shown only now: (tmr_\S+)", output)
     assert key, output
     yield url(output), key[1]
     deployed.make("destroy", "STAGE=dev")
@@ -539,7 +539,7 @@ def test_redeploy(deployed: Deployed, dev: tuple[str, str]) -> None:
     assert "make deploy STAGE=dev" in refused
     output = deployed.make("deploy", "STAGE=dev")
     assert url(output) == where
-    assert "It has keys" in output
+    assert "API keys exist" in output
     kept = DynamoApiKeys(deployed.client("dynamodb"), "timers-dev-tenants").all()
     assert len(kept) == len({key.id for key in kept}) <= 2
 
@@ -580,7 +580,7 @@ def test_schedules_that_went_off_are_gone(deployed: Deployed, far: dict[str, Any
 
 def test_destroy(deployed: Deployed, dev: tuple[str, str]) -> None:
     """Nothing that was deployed is left, and it may be said twice."""
-    assert "timers-localstack is gone." in deployed.make("destroy", "STAGE=localstack")
+    assert "timers-localstack is deleted." in deployed.make("destroy", "STAGE=localstack")
     functions = deployed.client("lambda").list_functions()["Functions"]
     assert [it for it in functions if it["FunctionName"].startswith("timers-localstack")] == []
     tables = deployed.client("dynamodb").list_tables()["TableNames"]
@@ -588,4 +588,4 @@ def test_destroy(deployed: Deployed, dev: tuple[str, str]) -> None:
     groups = deployed.client("scheduler").list_schedule_groups()["ScheduleGroups"]
     assert "timers-localstack" not in [group["Name"] for group in groups]
     assert requests.get(f"{deployed.url}/health", timeout=30).status_code in (403, 404)
-    assert "There is no timers-localstack here." in deployed.make("destroy", "STAGE=localstack")
+    assert "timers-localstack is not deployed here." in deployed.make("destroy", "STAGE=localstack")

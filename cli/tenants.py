@@ -1,0 +1,58 @@
+"""Opens the API keys and signing secrets of a stage, or those of this machine."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chalicelib.core.api_keys import TENANT_PATTERN
+from chalicelib.core.errors import CommandError, Unavailable
+from chalicelib.core.timer import DEFAULT_TENANT
+from chalicelib.service.ports import ApiKeys, Secrets
+from infra import stages
+from standalone.sqlite import DEFAULT_DATABASE, tenants_in
+
+
+@contextmanager
+def open_tenants(stage: str | None) -> Iterator[tuple[ApiKeys, Secrets]]:
+    """Give the API keys and signing secrets of a stage, or without one those in TIMERS_DB.
+
+    The local database may be in use by a server, which reads it afresh each time.
+    Raises CommandError or Unavailable.
+    """
+    if stage:
+        with _tenants_of(stage) as opened:
+            yield opened
+    else:
+        with tenants_in(Path(os.environ.get("TIMERS_DB", DEFAULT_DATABASE))) as opened:
+            yield opened
+
+
+def tenant_name(name: str | None) -> str:
+    """Return a valid tenant name, the default one for None; raise CommandError."""
+    if name is None:
+        return DEFAULT_TENANT
+    if not TENANT_PATTERN.fullmatch(name):
+        raise CommandError(
+            f"{name[:80]!r} is not a valid tenant name: use 1 to 63 of a-z, 0-9, - and _,"
+            " beginning with a letter or digit."
+        )
+    return name
+
+
+@contextmanager
+def _tenants_of(stage: str) -> Iterator[tuple[ApiKeys, Secrets]]:
+    # `make run` does not install boto3, and the local database works without it.
+    from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets  # noqa: PLC0415
+
+    with stages.aws_session(stage) as session:
+        client, table = session.client("dynamodb"), f"timers-{stage}-tenants"
+        try:
+            yield DynamoApiKeys(client, table), DynamoSecrets(client, table)
+        except Unavailable as error:
+            if "ResourceNotFoundException" not in str(error):
+                raise
+            raise CommandError(
+                f"timers-{stage} does not exist in this account and region."
+                f" Run `make deploy STAGE={stage}` first."
+            ) from None
