@@ -635,7 +635,7 @@ def test_overview_counts_the_newest_100_timers(empty: Standalone, page: Page) ->
         r" up to 10 s: \d, more than 10 s: \d",
         late,
     )
-    console.sees(re.compile(r"max\s+\d+ ms\s+\(3 deliveries\)"))
+    console.sees(re.compile(r"max\s+\d+ ms\s+\(of 3\)"))
     counts.get_by_role("link", name="failed").click()
     expect(page.get_by_label("Status")).to_have_value("failed")
     create_batch(empty, 95)

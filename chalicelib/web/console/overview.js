@@ -100,7 +100,7 @@ function Lateness({ timers }) {
       <${BarChart} bins=${bins} label=${`${total} by lateness`} />
       <p>${values.length
         ? html`Median <b>${duration(values[Math.floor((values.length - 1) / 2)])}</b>, max
-            <b> ${duration(values.at(-1))}</b> (${total})`
+            <b> ${duration(values.at(-1))}</b> (of ${values.length})`
         : "No deliveries yet"}</p>
     </div>`;
 }
