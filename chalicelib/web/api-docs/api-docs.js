@@ -1,7 +1,7 @@
-// The document and its server are relative to this page: the same everywhere, also below a stage.
+// The URL is relative, so that the page also works below a stage's path.
 window.ui = SwaggerUIBundle({
   url: "openapi.json",
   dom_id: "#swagger-ui",
   deepLinking: true,
-  validatorUrl: null,  // it would ask a service on the internet
+  validatorUrl: null,  // the default sends the document to a public service
 });

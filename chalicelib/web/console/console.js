@@ -1,127 +1,129 @@
-// The console: which view is shown, and what stands around it.
+// The console: routing between views, page header, API key form, notifications.
 
-import { html, render, useEffect, useRef, useState } from "./preact.js";
-import { ask, key } from "./service.js";
-import { Loading, NEW_KEY, useLoaded } from "./parts.js";
+import { apiKey, request } from "./api.js";
+import { LoadingState, SIGNED_IN, usePolling } from "./components.js";
+import { NewTimer, Reschedule } from "./forms.js";
 import { Overview } from "./overview.js";
-import { Timers } from "./timers.js";
-import { Timer } from "./timer.js";
-import { NewTimer, Reschedule } from "./order.js";
+import { html, render, useEffect, useRef, useState } from "./preact.js";
 import { Received } from "./received.js";
+import { Timer } from "./timer.js";
+import { Timers } from "./timers.js";
 
-const SAID_FOR = 8000; // milliseconds
-const OPENS_NOTHING = "This key opens nothing here.";
+const NOTIFICATION_TIME = 8000; // milliseconds
+const INVALID_KEY = "This API key is not valid.";
 
-/** The view that the address names, as [view, its parameters]. */
-function read(hash) {
+/** The view of a URL's fragment, and its properties. */
+function route(hash) {
   const [path, query] = hash.replace(/^#/, "").split("?");
-  const [, first, id, more] = path.split("/").map(decoded);
+  const [, first, id, action] = path.split("/").map(decode);
   if (first === "new") return [NewTimer, { title: "New timer" }];
-  if (first === "received") return [Received, { title: "Received" }];
+  if (first === "received") return [Received, { title: "Received webhooks" }];
   if (id === "." || id === "..") return [Home, { title: "Timers", query: new URLSearchParams() }];
-  if (first === "timers" && id && more === "reschedule") return [Reschedule, { title: `Reschedule ${id}`, id }];
+  if (first === "timers" && id && action === "reschedule") {
+    return [Reschedule, { title: `Reschedule ${id}`, id }];
+  }
   if (first === "timers" && id) return [Timer, { title: id, id }];
   return [Home, { title: "Timers", query: new URLSearchParams(query) }];
 }
 
-function decoded(part) {
+function decode(part) {
   try {
     return decodeURIComponent(part);
   } catch {
-    return part; // somebody wrote the address by hand
+    return part; // a malformed escape, as in a link that was cut off
   }
 }
 
-const Home = ({ query, ...more }) => html`
-  <${Overview} ...${more} />
-  <${Timers} query=${query} ...${more} />`;
+const Home = ({ query, ...properties }) => html`
+  <${Overview} ...${properties} />
+  <${Timers} query=${query} ...${properties} />`;
 
 function Console() {
   const [hash, setHash] = useState(location.hash);
-  const [held, hold] = useState(key.get());
-  const [isRefused, setRefused] = useState(false);
-  const [said, say] = useState("");
-  const health = useLoaded("health", () => ask("GET", "health"));
+  const [currentKey, setCurrentKey] = useState(apiKey.get());
+  const [isRejected, setRejected] = useState(false);
+  const [message, notify] = useState("");
+  const health = usePolling("health", () => request("GET", "health"));
   const { auth, receiver } = health.data ?? {};
-  const isAnswered = Boolean(health.data || health.error);
-  const lacksKey = auth === "keys" && !held;
-  const wantsKey = lacksKey || isRefused;
+  const isReady = Boolean(health.data || health.error);
+  const isSignedOut = auth === "keys" && !currentKey;
+  const needsKey = isSignedOut || isRejected;
 
   useEffect(() => {
-    const changed = () => setHash(location.hash);
-    addEventListener("hashchange", changed);
-    return () => removeEventListener("hashchange", changed);
+    const onHashChange = () => setHash(location.hash);
+    addEventListener("hashchange", onHashChange);
+    return () => removeEventListener("hashchange", onHashChange);
   }, []);
 
   useEffect(() => {
-    const clearing = setTimeout(() => say(""), SAID_FOR);
-    return () => clearTimeout(clearing);
-  }, [said]);
+    const timeout = setTimeout(() => notify(""), NOTIFICATION_TIME);
+    return () => clearTimeout(timeout);
+  }, [message]);
 
-  /** Ask the service as `ask` does; once it wants a key, so does the page, in front of the view. */
-  const asking = async (...request) => {
+  /** Like `request`, but shows the API key form in front of the view when the key is rejected. */
+  const viewRequest = async (...parameters) => {
     try {
-      return await ask(...request);
+      return await request(...parameters);
     } catch (error) {
-      if (error.wantsKey) setRefused(true);
+      if (error.needsKey) setRejected(true);
       throw error;
     }
   };
 
-  const open = () => {
-    hold(key.get());
-    setRefused(false);
-    dispatchEvent(new Event(NEW_KEY));
+  const signedIn = () => {
+    setCurrentKey(apiKey.get());
+    setRejected(false);
+    dispatchEvent(new Event(SIGNED_IN));
   };
-  const forget = () => {
-    key.forget();
-    hold("");
-    setRefused(false);
+  const signOut = () => {
+    apiKey.clear();
+    setCurrentKey("");
+    setRejected(false);
   };
 
-  const [View, { title, ...parameters }] = read(hash);
-  const started = useRef(false);
+  const [View, { title, ...properties }] = route(hash);
+  const hasStarted = useRef(false);
   useEffect(() => {
     document.title = title === "Timers" ? title : `${title} · Timers`;
-    if (wantsKey) document.querySelector("dialog[open]")?.close(); // it would bar the way to the field
-    // as if it were a new page
-    if (started.current) document.querySelector(wantsKey ? "#key" : "h1")?.focus();
-    started.current = true;
-  }, [title, wantsKey, held]);
+    if (needsKey) document.querySelector("dialog[open]")?.close(); // it would block the form
+    // Move the focus as a page load would.
+    if (hasStarted.current) document.querySelector(needsKey ? "#key" : "h1")?.focus();
+    hasStarted.current = true;
+  }, [title, needsKey, currentKey]);
 
   return html`
-    <a class="skip" href="#main" onClick=${toMain}>Skip to content</a>
-    <${Header} view=${View} receiver=${receiver} onForget=${held && forget} />
+    <a class="skip" href="#main" onClick=${focusMain}>Skip to content</a>
+    <${Header} view=${View} receiver=${receiver} onSignOut=${currentKey && signOut} />
     <main id="main" tabindex="-1">
       ${health.error
-        ? html`<div class="note bad" role="alert"><p>All is not well: ${health.error.message}</p></div>`
-        : html`<${Loading} loaded=${health} what="the console" />`}
-      ${wantsKey && html`<${AskForKey} onKey=${open} />`}
-      ${isAnswered && !lacksKey && html`
-        <div key="view" class="view" hidden=${wantsKey}>
-          <${View} key=${title} ...${parameters} ask=${asking} say=${say} receiver=${receiver} />
+        ? html`<div class="note error-note" role="alert"><p>Health check failed: ${health.error.message}</p></div>`
+        : html`<${LoadingState} result=${health} what="the console" />`}
+      ${needsKey && html`<${ApiKeyForm} onSignIn=${signedIn} />`}
+      ${isReady && !isSignedOut && html`
+        <div key="view" class="view" hidden=${needsKey}>
+          <${View} key=${title} ...${properties} request=${viewRequest} notify=${notify} receiver=${receiver} />
         </div>`}
     </main>
-    <p class="said" role="status">${said}</p>`;
+    <p class="notification" role="status">${message}</p>`;
 }
 
-function toMain(event) {
-  event.preventDefault(); // the address names the view
+function focusMain(event) {
+  event.preventDefault(); // the fragment selects the view
   document.getElementById("main").focus();
 }
 
-function Header({ view, receiver, onForget }) {
-  const at = (it) => (it === view ? "page" : undefined);
+function Header({ view, receiver, onSignOut }) {
+  const current = (it) => (it === view ? "page" : undefined);
   return html`
     <header>
       <a class="brand" href="#/"><${Logo} />Timers</a>
-      <nav aria-label="Views">
-        <a href="#/" aria-current=${at(Home)}>Overview</a>
-        ${receiver && html`<a href="#/received" aria-current=${at(Received)}>Received</a>`}
-        <a href="api-docs">API</a>
+      <nav aria-label="Main">
+        <a href="#/" aria-current=${current(Home)}>Overview</a>
+        ${receiver && html`<a href="#/received" aria-current=${current(Received)}>Received</a>`}
+        <a href="api-docs">API docs</a>
       </nav>
-      ${onForget && html`<button class="quiet" onClick=${onForget}>Forget key</button>`}
-      <a class="button main" href="#/new" aria-current=${at(NewTimer)}>New timer</a>
+      ${onSignOut && html`<button class="muted" onClick=${onSignOut}>Sign out</button>`}
+      <a class="button primary" href="#/new" aria-current=${current(NewTimer)}>New timer</a>
     </header>`;
 }
 
@@ -131,38 +133,38 @@ const Logo = () => html`
     <circle cx="12" cy="13.5" r="8" /><path d="M12 9v4.5l3 2M9.5 2h5" />
   </svg>`;
 
-function AskForKey({ onKey }) {
-  const [text, set] = useState("");
-  const [error, setError] = useState(key.get() && OPENS_NOTHING);
-  const refuse = (why) => {
-    setError(why);
+function ApiKeyForm({ onSignIn }) {
+  const [text, setText] = useState("");
+  const [error, setError] = useState(apiKey.get() && INVALID_KEY);
+  const reject = (reason) => {
+    setError(reason);
     document.getElementById("key").focus();
   };
   const submit = async (event) => {
     event.preventDefault();
-    const given = text.trim();
-    if (!/^[!-~]+$/.test(given)) return refuse(OPENS_NOTHING); // no header can hold it
-    key.set(given);
-    if (!key.get()) return refuse("This browser lets the page keep nothing, and so no key.");
+    const key = text.trim();
+    if (!/^[!-~]+$/.test(key)) return reject(INVALID_KEY); // not valid in a header
+    apiKey.set(key);
+    if (!apiKey.get()) return reject("This browser blocks session storage. Allow it to use an API key.");
     try {
-      await ask("GET", "timers?limit=1");
-      onKey();
-    } catch (refused) {
-      if (refused.wantsKey) key.forget();
-      refuse(refused.wantsKey ? OPENS_NOTHING : refused.message);
+      await request("GET", "timers?limit=1");
+      onSignIn();
+    } catch (failure) {
+      if (failure.needsKey) apiKey.clear();
+      reject(failure.needsKey ? INVALID_KEY : failure.message);
     }
   };
   return html`
     <form class="card narrow" onSubmit=${submit}>
-      <h1 tabindex="-1">This service wants a key</h1>
-      <p>It is kept until this tab is closed, and sent to nobody but this
-        service. <code>make key</code> makes one.</p>
+      <h1 tabindex="-1">This service requires an API key</h1>
+      <p>The key is kept until you close this tab, and is sent only to this service.
+        Create one with <code>make key</code>.</p>
       <label for="key">API key</label>
       <input id="key" type="password" autocomplete="off" spellcheck="false" placeholder="tmr_…"
-        value=${text} onInput=${(event) => set(event.target.value)}
+        value=${text} onInput=${(event) => setText(event.target.value)}
         aria-describedby="key-error" aria-invalid=${error ? "true" : undefined} />
       <p id="key-error" class="error" role="alert">${error}</p>
-      <button class="main" disabled=${!text.trim()}>Open</button>
+      <button class="primary" disabled=${!text.trim()}>Sign in</button>
     </form>`;
 }
 

@@ -1,66 +1,63 @@
-// What the newest timers are up to.
+// The overview: charts of the newest timers.
 
+import { now } from "./api.js";
+import { LoadingState, nextChange, Status, TimeLeft, usePolling } from "./components.js";
+import { count, duration, STATUS_ICONS, succeeded } from "./format.js";
 import { html } from "./preact.js";
-import { now } from "./service.js";
-import { Left, Loading, nextChange, State, useLoaded } from "./parts.js";
-import { toList } from "./timers.js";
-import { plural, seconds, STATES, succeeded } from "./words.js";
+import { focusList } from "./timers.js";
 
-const NEWEST = 100;
-const HOUR = 3_600_000;
-const BINS = 12; // of the next hour
-const STEP = 60 / BINS; // minutes
+const MAX_TIMERS = 100;
+const HOUR = 3_600_000; // milliseconds
+const BINS_PER_HOUR = 12;
+const MINUTES_PER_BIN = 60 / BINS_PER_HOUR;
 
-const LATENESS = [
-  [0.01, "10 ms"],
-  [0.1, "100 ms"],
-  [1, "1 s"],
-  [10, "10 s"],
-  [Infinity, "more", "more than 10 s"],
+/** The bins of the lateness chart: upper bound in seconds, axis label, description. */
+const LATENESS_BINS = [
+  [0.01, "10 ms", "up to 10 ms"],
+  [0.1, "100 ms", "up to 100 ms"],
+  [1, "1 s", "up to 1 s"],
+  [10, "10 s", "up to 10 s"],
+  [Infinity, "> 10 s", "more than 10 s"],
 ];
 
-export function Overview({ ask }) {
-  const loaded = useLoaded(
+export function Overview({ request }) {
+  const result = usePolling(
     "overview",
-    () => ask("GET", `timers?limit=${NEWEST}`),
+    () => request("GET", `timers?limit=${MAX_TIMERS}`),
     ({ timers }) => nextChange(timers),
   );
-  const { timers = [], next_cursor: more } = loaded.data ?? {};
+  const { timers = [], next_cursor: hasMore } = result.data ?? {};
   return html`
     <section aria-labelledby="overview">
       <div class="row">
         <h1 id="overview" tabindex="-1">Overview</h1>
-        ${timers.length > 0 && html`<p class="quiet">${whichOnes(timers.length, more)}</p>`}
+        ${timers.length > 0 && html`
+          <p class="muted">${hasMore ? `Newest ${timers.length} timers only` : count(timers.length, "timer")}</p>`}
       </div>
-      <${Loading} loaded=${loaded} what="the newest timers" />
+      <${LoadingState} result=${result} what="the overview" />
       ${timers.length > 0 && html`
         <div class="cards">
-          <${States} timers=${timers} /><${NextHour} timers=${timers} /><${Late} timers=${timers} />
+          <${StatusCounts} timers=${timers} /><${NextHour} timers=${timers} /><${Lateness} timers=${timers} />
         </div>`}
     </section>`;
 }
 
-function whichOnes(number, more) {
-  if (more) return `of the newest ${number} timers`;
-  return number > 1 ? `of all ${number} timers` : "of the only timer";
-}
-
-function States({ timers }) {
-  const counts = Object.keys(STATES).map((state) => [
-    state,
-    timers.filter((timer) => timer.status === state).length,
+function StatusCounts({ timers }) {
+  const counts = Object.keys(STATUS_ICONS).map((status) => [
+    status,
+    timers.filter((timer) => timer.status === status).length,
   ]);
   return html`
     <div class="card">
       <h2>By status</h2>
       <div class="stack" aria-hidden="true">
-        ${counts.map(([state, count]) => count > 0 && html`
-          <span key=${state} class=${state} style=${{ flexGrow: count }}></span>`)}
+        ${counts.map(([status, number]) => number > 0 && html`
+          <span key=${status} class=${status} style=${{ flexGrow: number }}></span>`)}
       </div>
       <ul class="counts">
-        ${counts.map(([state, count]) => html`
-          <li key=${state}><a href="#/?status=${state}" onClick=${toList}>
-            <${State} of=${state} /><b>${count}</b></a></li>`)}
+        ${counts.map(([status, number]) => html`
+          <li key=${status}><a href="#/?status=${status}" onClick=${focusList}>
+            <${Status} of=${status} /><b>${number}</b></a></li>`)}
       </ul>
     </div>`;
 }
@@ -69,52 +66,55 @@ function NextHour({ timers }) {
   const due = timers
     .filter((timer) => timer.next_attempt_at)
     .map((timer) => Date.parse(timer.next_attempt_at))
-    .filter((at) => at - now() < HOUR);
-  const binOf = (at) => Math.max(0, Math.floor((at - now()) / 60_000 / STEP));
-  const bins = Array.from({ length: BINS }, (_, bin) => [
-    bin % 3 ? "" : `${bin * STEP} min`,
-    due.filter((at) => binOf(at) === bin).length,
-    `${bin * STEP} to ${(bin + 1) * STEP} min`,
+    .filter((time) => time - now() < HOUR);
+  const binOf = (time) => Math.max(0, Math.floor((time - now()) / 60_000 / MINUTES_PER_BIN));
+  const bins = Array.from({ length: BINS_PER_HOUR }, (_, bin) => [
+    bin % 3 ? "" : `${bin * MINUTES_PER_BIN} min`,
+    due.filter((time) => binOf(time) === bin).length,
+    `${bin * MINUTES_PER_BIN} to ${(bin + 1) * MINUTES_PER_BIN} min`,
   ]);
   const next = due.length ? new Date(Math.min(...due)).toISOString() : null;
   return html`
     <div class="card">
       <h2>Due in the next hour</h2>
-      <${Bars} of=${bins} label=${`${due.length} due in the next hour`} />
-      <p>${next ? html`<b>${due.length}</b>, the next <${Left} until=${next} word="in " />` : "Nothing"}</p>
+      <${BarChart} bins=${bins} label=${`${due.length} due in the next hour`} />
+      <p>${next
+        ? html`<b>${due.length}</b> due, next <${TimeLeft} until=${next} prefix="in " />`
+        : "None due"}</p>
     </div>`;
 }
 
-function Late({ timers }) {
-  const late = timers
+function Lateness({ timers }) {
+  const values = timers
     .flatMap((timer) => timer.attempts.filter(succeeded))
     .map((attempt) => attempt.lateness)
     .sort((a, b) => a - b);
-  const bins = LATENESS.map(([most, name, told], index) => {
-    const least = index ? LATENESS[index - 1][0] : -Infinity;
-    return [name, late.filter((it) => it > least && it <= most).length, told ?? `up to ${name}`];
+  const bins = LATENESS_BINS.map(([max, name, description], index) => {
+    const min = index ? LATENESS_BINS[index - 1][0] : -Infinity;
+    return [name, values.filter((it) => it > min && it <= max).length, description];
   });
+  const total = count(values.length, "delivery", "deliveries");
   return html`
     <div class="card">
       <h2>Lateness of recent deliveries</h2>
-      <${Bars} of=${bins} label=${`${plural(late.length, "delivery").replace("ys", "ies")} by lateness`} />
-      <p>${late.length
-        ? html`median <b>${seconds(late[Math.floor((late.length - 1) / 2)])}</b>, worst
-            <b> ${seconds(late.at(-1))}</b> of ${late.length}`
-        : "Nothing was delivered yet"}</p>
+      <${BarChart} bins=${bins} label=${`${total} by lateness`} />
+      <p>${values.length
+        ? html`Median <b>${duration(values[Math.floor((values.length - 1) / 2)])}</b>, max
+            <b> ${duration(values.at(-1))}</b> (of ${values.length})`
+        : "No deliveries yet"}</p>
     </div>`;
 }
 
-/** A column for each [name, number, what is told of it]. */
-function Bars({ of, label }) {
-  const most = Math.max(1, ...of.map(([, number]) => number));
-  const told = of.map(([, number, name]) => `${name}: ${number}`).join(", ");
+/** A bar for each bin: [axis label, number, description for screen readers]. */
+function BarChart({ bins, label }) {
+  const max = Math.max(1, ...bins.map(([, number]) => number));
+  const description = bins.map(([, number, name]) => `${name}: ${number}`).join(", ");
   return html`
-    <div class="bars" role="img" aria-label="${label}. ${told}">
-      ${of.map(([name, number], index) => html`
+    <div class="bars" role="img" aria-label="${label}. ${description}">
+      ${bins.map(([name, number], index) => html`
         <div key=${index}>
           <span class="number">${number || ""}</span>
-          <span class="bar" style=${{ height: `${(number * 100) / most}%` }}></span>
+          <span class="bar" style=${{ height: `${(number * 100) / max}%` }}></span>
           <span class="name">${name}</span>
         </div>`)}
     </div>`;

@@ -1,4 +1,4 @@
-// Preact and htm, which are scripts with names in `window`, as one module.
+// One module for Preact and htm, which are scripts that set globals.
 
 const { h, render } = window.preact;
 

@@ -1,23 +1,24 @@
-// What arrived at the receiver that the embedded server has for trying things out.
+// The view of requests that the built-in receiver of the standalone server got.
 
+import { now } from "./api.js";
+import { DateTime, LoadingState, usePolling } from "./components.js";
+import { duration, toLines } from "./format.js";
 import { html } from "./preact.js";
-import { now } from "./service.js";
-import { Loading, Moment, useLoaded } from "./parts.js";
-import { lines, seconds } from "./words.js";
 
-const SHOWN = 2048; // bytes of a body that the service shows
-const SIGNED = { valid: "signature valid", invalid: "signature invalid", missing: "not signed" };
+const MAX_BODY = 2048; // bytes of a body that the service returns
+const SIGNATURES = { valid: "signature valid", invalid: "signature invalid", missing: "not signed" };
 
-export function Received({ ask, receiver }) {
-  const loaded = useLoaded("received", () => ask("GET", "_receiver"), () => now() + 1000);
-  const arrivals = loaded.data?.arrivals;
+export function Received({ request, receiver }) {
+  const result = usePolling("received", () => request("GET", "_receiver"), () => now() + 1000);
+  const arrivals = result.data?.arrivals;
   return html`
-    <h1 tabindex="-1">Received</h1>
-    <p class="quiet">What came to <span class="code">${receiver}…</span>, the latest 100, until the server is
-      stopped.</p>
-    <${Loading} loaded=${loaded} what="what arrived" />
+    <h1 tabindex="-1">Received webhooks</h1>
+    <p class="muted">The last 100 requests to <span class="code">${receiver}…</span>, kept until the server
+      stops.</p>
+    <${LoadingState} result=${result} what="requests" />
     ${arrivals?.length === 0 && html`
-      <p class="note">Nothing yet. <a href="#/new">Set a timer</a> of a few seconds, and watch it arrive.</p>`}
+      <p class="note">No requests yet. <a href="#/new">Create a timer</a> with a delay of a few seconds to see
+        one.</p>`}
     <ol class="arrivals">
       ${arrivals?.map((arrival) => html`<${Arrival} key=${arrival.at + arrival.path} arrival=${arrival} />`)}
     </ol>`;
@@ -27,19 +28,21 @@ const Arrival = ({ arrival }) => html`
   <li class="card">
     <details>
       <summary>
-        <${Moment} at=${arrival.at} />
+        <${DateTime} at=${arrival.at} />
         <span class="code url">${arrival.method} ${arrival.path}</span>
-        <span class="state ${arrival.signature}">${SIGNED[arrival.signature]}</span>
-        ${arrival.lateness !== null && html`<span>${seconds(arrival.lateness)} after the deadline</span>`}
+        <span class="status ${arrival.signature}">${SIGNATURES[arrival.signature]}</span>
+        ${arrival.lateness !== null && html`<span>${duration(arrival.lateness)} after the deadline</span>`}
       </summary>
       ${arrival.headers["webhook-id"] && html`
-        <p><a href="#/timers/${encodeURIComponent(arrival.headers["webhook-id"])}">The timer</a></p>`}
-      <h2>Headers</h2><pre tabindex="0" aria-label="Headers">${lines(arrival.headers)}</pre>
-      <h2>Body</h2>
-      ${arrival.body
-        ? html`
-          ${arrival.size > SHOWN && html`<p class="quiet">It begins so, and has ${arrival.size} bytes.</p>`}
-          <pre tabindex="0" aria-label="Body">${arrival.body}</pre>`
-        : html`<p>${arrival.size ? `${arrival.size} bytes, too many to keep.` : "Empty."}</p>`}
+        <p><a href="#/timers/${encodeURIComponent(arrival.headers["webhook-id"])}">View timer</a></p>`}
+      <h2>Headers</h2><pre tabindex="0" aria-label="Headers">${toLines(arrival.headers)}</pre>
+      <h2>Body</h2><${Body} arrival=${arrival} />
     </details>
   </li>`;
+
+function Body({ arrival: { body, size } }) {
+  if (!body) return html`<p>${size ? `${size} bytes, too large to keep.` : "Empty"}</p>`;
+  return html`
+    ${size > MAX_BODY && html`<p class="muted">The first ${MAX_BODY} of ${size} bytes:</p>`}
+    <pre tabindex="0" aria-label="Body">${body}</pre>`;
+}

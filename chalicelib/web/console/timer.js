@@ -1,126 +1,128 @@
-// One timer: its state, its webhook, its attempts, and what can be done with it.
+// The page of one timer: status, actions, attempts, webhook.
 
+import { now } from "./api.js";
+import {
+  DateTime, LoadingState, nextChange, Properties, Status, TimeLeft, usePolling, useTick,
+} from "./components.js";
+import { count, displayName, duration, outcome, succeeded, toLines } from "./format.js";
 import { html, useRef, useState } from "./preact.js";
-import { Facts, Left, Loading, Moment, nextChange, State, useLoaded, useTick } from "./parts.js";
-import { now } from "./service.js";
-import { called, lines, plural, result, seconds, succeeded } from "./words.js";
 
 const WAITING = ["scheduled", "retrying"];
 
-export function Timer({ id, ask, say }) {
+export function Timer({ id, request, notify }) {
   const path = `timers/${encodeURIComponent(id)}`;
-  const loaded = useLoaded(id, () => ask("GET", path), (timer) => nextChange([timer]));
-  const timer = loaded.data;
-  const name = called(timer ?? { id });
+  const result = usePolling(id, () => request("GET", path), (timer) => nextChange([timer]));
+  const timer = result.data;
+  const name = displayName(timer ?? { id });
   return html`
     <div class="title">
       <p><a href="#/">← All timers</a></p>
       <h1 tabindex="-1">${name}</h1>
-      ${name !== id && html`<p class="code quiet">${id}</p>`}
+      ${name !== id && html`<p class="code muted">${id}</p>`}
     </div>
-    <${Loading} loaded=${loaded} what="the timer" />
+    <${LoadingState} result=${result} what="the timer" />
     ${timer && html`
-      <${Now} timer=${timer} />
-      <${Actions} timer=${timer} path=${path} ask=${ask} say=${say} again=${loaded.again} />
-      <div class="two">
+      <${Summary} timer=${timer} />
+      <${Actions} timer=${timer} path=${path} request=${request} notify=${notify} reload=${result.reload} />
+      <div class="two-columns">
         <${Attempts} timer=${timer} />
-        <div><${Webhook} timer=${timer} /><${More} timer=${timer} /></div>
+        <div><${Webhook} timer=${timer} /><${Details} timer=${timer} /></div>
       </div>`}`;
 }
 
-function Now({ timer }) {
+function Summary({ timer }) {
   useTick();
   return html`
-    <div class="card now">
-      <${State} of=${timer.status} />
-      ${timer.next_attempt_at && html`<div class="big"><${Left} until=${timer.next_attempt_at} /></div>`}
-      <p>${story(timer)}</p>
+    <div class="card summary">
+      <${Status} of=${timer.status} />
+      ${timer.next_attempt_at && html`<div class="big"><${TimeLeft} until=${timer.next_attempt_at} /></div>`}
+      <p>${describe(timer)}</p>
     </div>`;
 }
 
-function story(timer) {
+function describe(timer) {
   const last = timer.attempts.at(-1);
   const next = timer.next_attempt_at;
   const isDue = Date.parse(next) <= now();
   switch (timer.status) {
     case "scheduled":
-      return html`Its webhook ${isDue ? "was due" : "is sent"} at <${Moment} at=${next} />.`;
+      return html`The webhook ${isDue ? "was due" : "will be sent"} at <${DateTime} at=${next} />.`;
     case "retrying":
-      return html`${result(last)}. The next attempt ${isDue ? "was" : "is"} due at <${Moment} at=${next} />.`;
+      return html`${outcome(last)}. The next attempt ${isDue ? "was" : "is"} due at <${DateTime} at=${next} />.`;
     case "delivering":
-      return "Its webhook is being sent.";
+      return "The webhook is being sent.";
     case "delivered":
-      return `Delivered ${seconds(last.lateness)} late, ${result(last)}.`;
+      return `Delivered ${duration(last.lateness)} late (${outcome(last)}).`;
     case "failed":
-      return `Given up after ${plural(last.number, "attempt")}: ${timer.failure}.`;
+      return `Failed after ${count(last.number, "attempt")}: ${timer.failure}.`;
     default:
-      return "Nothing is sent.";
+      return "The webhook will not be sent.";
   }
 }
 
-/** What the status allows. Cancelling, which can't be undone, is asked once more. */
-function Actions({ timer, path, ask, say, again }) {
+/** The buttons that the timer's status allows. Cancelling asks for confirmation. */
+function Actions({ timer, path, request, notify, reload }) {
   const [error, setError] = useState("");
-  const [busy, setBusy] = useState(false);
+  const [isBusy, setBusy] = useState(false);
   const dialog = useRef();
-  const run = async (method, where, done) => {
+  const run = async (method, actionPath, message) => {
     setBusy(true);
     setError("");
     try {
-      await ask(method, where);
-      say(done);
-    } catch (refused) {
-      if (!refused.wantsKey) setError(refused.message);
+      await request(method, actionPath);
+      notify(message);
+    } catch (failure) {
+      if (!failure.needsKey) setError(failure.message);
     }
-    document.querySelector("h1").focus(); // what was pressed may be gone with the old status
-    await again();
+    document.querySelector("h1").focus(); // the new status may have no such button
+    await reload();
     setBusy(false);
   };
   const cancel = () => {
     dialog.current.close();
-    run("DELETE", path, "The timer is cancelled.");
+    run("DELETE", path, "Timer cancelled.");
   };
-  const waits = WAITING.includes(timer.status);
   return html`
     <div class="row actions">
-      ${waits && html`
-        <button disabled=${busy}
-          onClick=${() => run("POST", `${path}/fire`, "The webhook is on its way.")}>Fire now</button>
+      ${WAITING.includes(timer.status) && html`
+        <button disabled=${isBusy}
+          onClick=${() => run("POST", `${path}/fire`, "Timer fired.")}>Fire now</button>
         <a class="button" href="#/timers/${encodeURIComponent(timer.id)}/reschedule">Reschedule</a>
-        <button class="bad" disabled=${busy} onClick=${() => dialog.current.showModal()}>Cancel timer</button>`}
+        <button class="danger" disabled=${isBusy} onClick=${() => dialog.current.showModal()}>Cancel timer</button>`}
       ${timer.status === "failed" && html`
-        <button class="main" disabled=${busy}
-          onClick=${() => run("POST", `${path}/retry`, "The webhook is on its way again.")}>Retry</button>`}
+        <button class="primary" disabled=${isBusy}
+          onClick=${() => run("POST", `${path}/retry`, "Retry started.")}>Retry</button>`}
     </div>
     <p class="error" role="alert">${error}</p>
-    <dialog ref=${dialog} aria-labelledby="sure">
-      <h2 id="sure">Cancel this timer?</h2>
-      <p>Its webhook will never be sent.</p>
+    <dialog ref=${dialog} aria-labelledby="confirm">
+      <h2 id="confirm">Cancel this timer?</h2>
+      <p>Its webhook will not be sent. You cannot undo this.</p>
       <div class="row">
-        <button class="bad" onClick=${cancel}>Cancel timer</button>
-        <button autofocus onClick=${() => dialog.current.close()}>Keep it</button>
+        <button class="danger" onClick=${cancel}>Cancel timer</button>
+        <button autofocus onClick=${() => dialog.current.close()}>Keep timer</button>
       </div>
     </dialog>`;
 }
 
-const Attempts = ({ timer }) => html`
+const Attempts = ({ timer: { attempts, next_attempt_at: next } }) => html`
   <section class="card" aria-labelledby="attempts">
     <h2 id="attempts">Attempts</h2>
-    ${timer.attempts[0]?.number > 1 && html`<p class="quiet">Earlier ones are not kept.</p>`}
+    ${attempts[0]?.number > 1 && html`<p class="muted">Earlier attempts are not kept.</p>`}
     <ol class="timeline">
-      ${timer.attempts.map((attempt) => html`<${Attempt} key=${attempt.number} attempt=${attempt} />`)}
-      ${timer.next_attempt_at && html`
-        <li class="next"><p><b>Next</b> <${Moment} at=${timer.next_attempt_at} /></p>
-          <p><${Left} until=${timer.next_attempt_at} word="in " /></p></li>`}
+      ${attempts.map((attempt) => html`<${Attempt} key=${attempt.number} attempt=${attempt} />`)}
+      ${next && html`
+        <li><p><b>Next</b> <${DateTime} at=${next} /></p>
+          <p><${TimeLeft} until=${next} prefix="in " /></p></li>`}
     </ol>
-    ${!timer.attempts.length && !timer.next_attempt_at && html`<p>There was none.</p>`}
+    ${!attempts.length && !next && html`<p>No attempts yet.</p>`}
   </section>`;
 
 const Attempt = ({ attempt }) => html`
-  <li class=${succeeded(attempt) ? "good" : "bad"}>
-    <p><b>${attempt.number}.</b> <${Moment} at=${attempt.at} /></p>
-    <p><b>${result(attempt)}</b> in ${seconds(attempt.duration)}, ${seconds(attempt.lateness)} late</p>
-    ${attempt.answer && html`<pre tabindex="0" aria-label="Answer of attempt ${attempt.number}">${attempt.answer}</pre>`}
+  <li class=${succeeded(attempt) ? "delivered" : "failed"}>
+    <p><b>${attempt.number}.</b> <${DateTime} at=${attempt.at} /></p>
+    <p><b>${outcome(attempt)}</b> in ${duration(attempt.duration)}, ${duration(attempt.lateness)} late</p>
+    ${attempt.answer && html`
+      <pre tabindex="0" aria-label="Response to attempt ${attempt.number}">${attempt.answer}</pre>`}
   </li>`;
 
 const Webhook = ({ timer }) => html`
@@ -128,24 +130,24 @@ const Webhook = ({ timer }) => html`
     <h2 id="webhook">Webhook</h2>
     <p class="code url">${timer.method} ${timer.url}</p>
     ${Object.keys(timer.headers).length > 0 && html`
-      <h3>Headers</h3><pre tabindex="0" aria-label="Headers">${lines(timer.headers)}</pre>`}
+      <h3>Headers</h3><pre tabindex="0" aria-label="Headers">${toLines(timer.headers)}</pre>`}
     ${timer.body && html`<h3>Body</h3><pre tabindex="0" aria-label="Body">${timer.body}</pre>`}
-    <${Facts} of=${{
-      Timeout: seconds(timer.timeout),
-      Retries: `${plural(timer.retry.max_attempts, "attempt")}, waits of up to
-        ${seconds(timer.retry.initial_delay)} at first, ${seconds(timer.retry.max_delay)} at most`,
-      "If it fails": timer.on_failure && html`<span class="code url">${timer.on_failure}</span>`,
+    <${Properties} of=${{
+      Timeout: duration(timer.timeout),
+      "Max attempts": String(timer.retry.max_attempts),
+      "Retry delay": `up to ${duration(timer.retry.initial_delay)}, growing to ${duration(timer.retry.max_delay)}`,
+      "Notify on failure": timer.on_failure && html`<span class="code url">${timer.on_failure}</span>`,
     }} />
   </section>`;
 
-const More = ({ timer }) => html`
-  <section class="card" aria-labelledby="more">
-    <h2 id="more">Timer</h2>
-    <${Facts} of=${{
-      Deadline: html`<${Moment} at=${timer.fire_at} />`,
-      Created: html`<${Moment} at=${timer.created_at} />`,
+const Details = ({ timer }) => html`
+  <section class="card" aria-labelledby="details">
+    <h2 id="details">Details</h2>
+    <${Properties} of=${{
+      Deadline: html`<${DateTime} at=${timer.fire_at} />`,
+      Created: html`<${DateTime} at=${timer.created_at} />`,
       Label: timer.label,
     }} />
     ${Object.keys(timer.metadata).length > 0 && html`
-      <h3>Metadata</h3><${Facts} of=${timer.metadata} />`}
+      <h3>Metadata</h3><${Properties} of=${timer.metadata} />`}
   </section>`;

@@ -438,10 +438,10 @@ def test_who_was_not_authorized_is_refused(deployed: Deployed, dev: tuple[str, s
 def set_from_console(console: Console, key: str, **fields: str) -> None:
     """Open the console with a key, and set a timer in it."""
     console.page.get_by_label("API key").fill(key)
-    console.press("Open")
+    console.press("Sign in")
     console.press("New timer")
     console.fill(hours="1", **fields)
-    console.press("Set timer")
+    console.press("Create timer")
     console.is_headed(fields["label"])
 
 
@@ -452,12 +452,12 @@ def test_console(deployed: Deployed, dev: tuple[str, str]) -> None:
     with chromium() as browser, opened(browser, expected="403") as page:
         console = Console(page, where)
         page.get_by_label("API key").fill("tmr_a_b")
-        console.press("Open")
-        console.sees("This key opens nothing here.")
+        console.press("Sign in")
+        console.sees("This API key is not valid.")
         set_from_console(console, key, url="https://example.com/", label="to cancel")
         console.press("Cancel timer")
         page.get_by_role("dialog").get_by_role("button", name="Cancel timer").click()
-        console.sees("Nothing is sent.")
+        console.sees("The webhook will not be sent.")
         assert not page.get_by_role("link", name="Received").count()
         console.press("Overview")
         console.lists("to cancel")
@@ -476,11 +476,11 @@ def test_console_to_the_delivery(
         console.is_headed("Reschedule to fire")
         console.fill(hours="5")
         console.press("Reschedule")
-        console.sees("The timer has a new deadline.")
+        console.sees("Timer rescheduled.")
         console.sees(re.compile("04:5[0-9]:[0-9][0-9]"))
         console.press("Fire now")
-        console.sees(re.compile("Delivered .+ late, HTTP 200"), seconds=90)
-        page.locator(".timeline li.good").wait_for()
+        console.sees(re.compile(r"Delivered .+ late \(HTTP 200\)"), seconds=90)
+        page.get_by_role("listitem").filter(has_text="HTTP 200").wait_for()
     assert [it.path for it in receivers.quick.arrivals].count("/fired") == 1
 
 
