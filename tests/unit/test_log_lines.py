@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chalicelib.core.timer import Outcome
-from standalone.log_lines import _Gathering, _Lines, _Listener
+from standalone.log_lines import _BufferedHandler, _LineFormatter, _Listener
 from tests.support.fakes import NO_CONTENT, START
 from tests.unit.test_timer import delivering, scheduled
 
@@ -17,7 +17,7 @@ from tests.unit.test_timer import delivering, scheduled
 def line(event: str, **fields: Any) -> str:
     """Return the line of an event without its time."""
     record = logging.makeLogRecord({"msg": event, "levelno": logging.INFO, **fields})
-    return _Lines().format(record).partition(" ")[2]
+    return _LineFormatter().format(record).partition(" ")[2]
 
 
 def test_a_line_for_each_event() -> None:
@@ -69,7 +69,7 @@ def test_what_comes_together_is_written_together() -> None:
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     for number in range(1000):
         records.put(logging.makeLogRecord({"msg": str(number)}))
-    listener = _Listener(records, _Gathering(terminal))
+    listener = _Listener(records, _BufferedHandler(terminal))
     listener.start()
     listener.stop()
     assert terminal.getvalue().split() == [str(number) for number in range(1000)]
@@ -84,6 +84,6 @@ class Gone(io.StringIO):
 def test_a_terminal_that_is_gone() -> None:
     """It keeps nobody from going on."""
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-    listener = _Listener(records, _Gathering(Gone()))
+    listener = _Listener(records, _BufferedHandler(Gone()))
     listener.start()
     listener.stop()

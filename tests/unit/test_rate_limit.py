@@ -17,21 +17,7 @@ from standalone.rate_limit import (
     MIN_BUCKETS_SWEPT,
     RateLimiter,
 )
-
-SECOND = 1_000_000_000
-
-
-class Nanoseconds:
-    """A clock that stands until it is moved; it counts as time.monotonic_ns does."""
-
-    def __init__(self) -> None:
-        self.now = 7 * SECOND  # where it begins says nothing
-
-    def __call__(self) -> int:
-        return self.now
-
-    def forward(self, seconds: float) -> None:
-        self.now += round(seconds * SECOND)
+from tests.support.clocks import SECOND, Nanoseconds
 
 
 def passed(limit: RateLimiter, asked: int, caller: str = "a") -> int:
