@@ -82,4 +82,4 @@ def test_first_timer(tmp_path: Path, way: str) -> None:
         # The group: sh or make stands between this process and the server.
         subprocess.run(["kill", "--", f"-{process.pid}"], check=False)
         process.wait(60)
-    wait_until(lambda: "Finishing what is being sent …" in log.read_text())
+    wait_until(lambda: "Stopping: finishing" in log.read_text())

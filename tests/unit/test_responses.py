@@ -32,7 +32,7 @@ from chalicelib.core.timer import (
 from chalicelib.http import responses
 from chalicelib.http.requests import MAX_WEBHOOK_BYTES
 from chalicelib.service.service import Created, Service
-from standalone import server
+from standalone.authorizer import ApiKeyAuthorizer
 from tests.support.fakes import START
 from tests.support.routes import BODIES, JSON, MANY, SERVED, URL, Api, members, problem, refused
 
@@ -608,7 +608,7 @@ def test_not_configured(monkeypatch: pytest.MonkeyPatch, method: str, path: str)
     """Without a service behind it every route is a 503 that says what to do."""
     monkeypatch.setattr(bootstrap, "_installed", None)
     client = Client(app)
-    client.http._local_gateway._authorizer = server.ApiKeyAuthorizer(app)
+    client.http._local_gateway._authorizer = ApiKeyAuthorizer(app)
     answer = refused(client.http.request(method, path, JSON), 503)
     assert "make run" in answer["detail"]
 
