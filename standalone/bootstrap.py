@@ -38,7 +38,7 @@ except ModuleNotFoundError as missing:
 
 
 MAX_SWEEP = timedelta(seconds=10)
-"""How long one sweep may take; purges and reads of the heap wait for the same thread."""
+"""How long one sweep may take; other work waits for the same thread."""
 
 SECRETS_TTL = timedelta(seconds=1)
 """How long signing secrets are cached, and so how long a retired one may still sign."""
@@ -129,7 +129,7 @@ class Runner:
             clock=now,
             new_id=new_id,
             pause=self._pause,
-            # Greenlets share a commit.
+            # Writes made at the same time share a commit.
             side_by_side=partial(gather, elsewhere=in_threads),
         )
 

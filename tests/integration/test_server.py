@@ -524,7 +524,7 @@ BEGINNINGS = [
     POST + b"Content-Length: %d\r\n\r\n" % len(TIMER),
     POST + CHUNKED + b"\r\n%x\r\n" % len(TIMER),
 ]
-"""What slow clients send before they slow down."""
+"""The bytes that slow clients send before they slow down."""
 
 
 def test_slow_clients_delay_nobody(url: str) -> None:
