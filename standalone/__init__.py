@@ -1,7 +1,7 @@
-"""The standalone server: the same application over SQLite and a heap, in one process."""
+"""The standalone server: the whole service in one process, over SQLite and a heap."""
 
 import sys
 
-# Before anything that an older Python could not even read.
-if sys.version_info < (3, 11):  # noqa: UP036
-    sys.exit("Timers needs Python 3.11 or newer; this is %d.%d." % sys.version_info[:2])  # noqa: UP031
+# First of all: older Pythons can't even parse the other modules.
+if sys.version_info < (3, 11):  # noqa: UP036  # people do start it with an older one
+    sys.exit("Timers needs Python 3.11 or newer; this is %d.%d." % sys.version_info[:2])  # noqa: UP031  # as above

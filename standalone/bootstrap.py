@@ -1,118 +1,61 @@
-"""Composition root of the standalone server: settings, start, stop."""
+"""Composition root of the standalone server: builds it, starts it, stops it."""
 
+import errno
 import gc
 import logging
 import os
-import re
 import resource
 import secrets
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from ipaddress import ip_address
-from pathlib import Path
-
-from chalicelib import runtime
-from chalicelib.core.timer import DEFAULT_TENANT, RETENTION
-from chalicelib.service import tenants
 
 try:
     from app import app
     from chalicelib.core import signing
     from chalicelib.core.errors import CommandError, Unavailable
-    from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
-    from chalicelib.runtime import Dependencies, new_id, now
+    from chalicelib.core.timer import DEFAULT_TENANT, RETENTION
+    from chalicelib.runtime import Dependencies, install, new_id, now
     from chalicelib.service.commands import Commands
     from chalicelib.service.concurrency import in_threads
+    from chalicelib.service.tenants import ensure_secret
     from chalicelib.service.worker import Worker
     from chalicelib.webhook.secrets_cache import SecretsCache
     from chalicelib.webhook.sender import WebhookSender
     from standalone import log_lines
     from standalone.greenlets import gather, run_in_thread
-    from standalone.rate_limit import DEFAULT_RATE, MAX_RATE, RateLimiter
+    from standalone.rate_limit import RateLimiter
     from standalone.receiver import RECEIVER_PATH, Receiver
     from standalone.scheduler import HeapScheduler
-    from standalone.server import LOCAL_HOSTS, Server, Wsgi, application
-    from standalone.sqlite import DEFAULT_DATABASE, MAX_COMMIT_BATCH, SqliteTimerStore
+    from standalone.server import Application, Server
+    from standalone.settings import Settings
+    from standalone.sqlite import MAX_COMMIT_BATCH, SqliteTimerStore
 except ModuleNotFoundError as missing:
-    name = str(missing.name).partition(".")[0]
-    sys.exit(f"{name} is missing: run `make run`, or pip install -r requirements-run.txt.")
+    package = str(missing.name).partition(".")[0]
+    sys.exit(f"{package} is missing: run `make run`, or pip install -r requirements-run.txt.")
 
 
 MAX_SWEEP = timedelta(seconds=10)
-"""How long one sweep may take before others that wait for the same thread have their turn."""
+"""How long one sweep may take; other work waits for the same thread."""
 
 SECRETS_TTL = timedelta(seconds=1)
-"""How long secrets are remembered, and so how long one that was retired may still sign."""
+"""How long signing secrets are cached, and so how long a retired one may still sign."""
 
-log = logging.getLogger(__name__)
+MAX_OPEN_FILES = 4096
+"""The limit of open files that this process asks the system for."""
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
-MAX_OPEN_FILES = 4096
-"""How many files this process may have open, if the system lets it."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the operator decides."""
-
-    host: str
-    port: int
-    database: Path
-    targets: Targets
-    keys: bool = False
-    """Whether requests need one."""
-    rate: int = 0
-    """Requests a second for each key, or without keys for all together; 0 for any number."""
-    retention: timedelta = RETENTION
-    """How long finished timers are kept, at most `timers.RETENTION`."""
-
-    @classmethod
-    def read(cls, environ: Mapping[str, str]) -> "Settings":
-        """Read what the README lists as settings; raise BadSetting."""
-        auth = environ.get("AUTH", "none")
-        if auth not in ("none", "keys"):
-            raise CommandError(f"AUTH must be none or keys, not {auth[:20]!r}.")
-        keys = auth == "keys"
-        host = environ.get("HOST", "127.0.0.1")
-        if host not in LOCAL_HOSTS and not keys:
-            raise CommandError(
-                f"HOST={host} is not this machine alone, and without keys Timers serves no other:"
-                " set AUTH=keys, or use 127.0.0.1, localhost or ::1."
-            )
-        port = _number("PORT", environ.get("PORT", "8000"), 65535)
-        rate = _number("RATE", environ.get("RATE", str(DEFAULT_RATE if keys else 0)), MAX_RATE)
-        most = RETENTION.days
-        days = _number("RETENTION", environ.get("RETENTION", str(most)), most)
-        reachable = LOOPBACK_TARGETS if host in LOCAL_HOSTS else ""
-        try:
-            targets = Targets.parse(environ.get("ALLOWED_TARGETS", reachable))
-        except CommandError as error:
-            raise CommandError(str(error)) from None
-        database = Path(environ.get("TIMERS_DB", DEFAULT_DATABASE))
-        return cls(host, port, database, targets, keys, rate, timedelta(days=days))
-
-    @property
-    def is_local(self) -> bool:
-        """Whether this machine alone can reach the server."""
-        return self.host in LOCAL_HOSTS
-
-
-def _number(name: str, text: str, limit: int) -> int:
-    if not (re.fullmatch("[0-9]{1,9}", text) and int(text) <= limit):
-        raise CommandError(f"{name} must be a number from 0 to {limit}, not {text[:20]!r}.")
-    return int(text)
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Serve until SIGTERM or Ctrl-C; what can't be started ends with one sentence and status 1."""
+    """Serve until SIGTERM or Ctrl-C. If the start fails, print the reason and exit with 1."""
     stop = threading.Event()
     _stop_on_signals(stop)
     try:
@@ -120,23 +63,33 @@ def main() -> None:
         store = SqliteTimerStore(settings.database)
     except (CommandError, Unavailable) as error:
         sys.exit(str(error))
-    try:
-        server = Server(door(settings, store), settings.host, settings.port)
-    except OSError as error:
-        store.close()
-        sys.exit(f"Port {settings.port} of {settings.host} can't be used: {error.strerror}.")
-    _allow_many_files()
-    gc.freeze()  # what was imported stays: looking through it took the collector 10 ms each time
+    server = _bind(settings, store)
+    _raise_file_limit()
+    gc.freeze()  # imported objects stay: each collection took 10 ms to scan them
     with log_lines.attached():
         try:
-            run(settings, store, server, stop)
-        except Unavailable as error:  # while it starts: later on it is met where it happens
+            Runner(settings, store, server, stop).run()
+        except Unavailable as error:  # from the start: later ones are handled where they occur
             sys.exit(str(error))
 
 
-def door(settings: Settings, store: SqliteTimerStore) -> Wsgi:
-    """Return the application as the settings let people in."""
-    return application(
+def _bind(settings: Settings, store: SqliteTimerStore) -> Server:
+    try:
+        return Server(build_application(settings, store), settings.host, settings.port)
+    except OSError as error:
+        store.close()
+        hint = ""
+        if error.errno == errno.EADDRINUSE:
+            hint = " Choose another one, for example: `PORT=8001 make run`."
+        sys.exit(
+            f"Timers can't listen on port {settings.port} of {settings.host}:"
+            f" {error.strerror}.{hint}"
+        )
+
+
+def build_application(settings: Settings, store: SqliteTimerStore) -> Application:
+    """Return the WSGI application, with the keys, rate and receiver of these settings."""
+    return Application(
         app,
         keys=store.keys if settings.keys else None,
         limit=RateLimiter(settings.rate, time.monotonic_ns) if settings.rate else None,
@@ -144,114 +97,167 @@ def door(settings: Settings, store: SqliteTimerStore) -> Wsgi:
     )
 
 
-def run(settings: Settings, store: SqliteTimerStore, server: Server, stop: threading.Event) -> None:
-    """Take up what an earlier process left, then fire and serve until `stop` is set."""
-    # glibc's resolver is the one part of a webhook that no deadline of ours can cut short.
-    os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:2")
-    engine = HeapScheduler(store, now)
-    entropy = secrets.token_bytes(signing.SECRET_ENTROPY)
-    tenants.ensure_secret(store.secrets, DEFAULT_TENANT, entropy)
-    secrets_of = SecretsCache(store.secrets.of, now, SECRETS_TTL).of
-    sender = WebhookSender(settings.targets, secrets_of=secrets_of, waiting=engine.loop)
+class Runner:
+    """Runs the HTTP server and the scheduler until `stop` is set."""
 
-    def pause(seconds: float) -> None:
-        if run_in_thread(partial(stop.wait, seconds)):
-            raise Unavailable("Timers is being stopped.")
+    def __init__(
+        self, settings: Settings, store: SqliteTimerStore, server: Server, stop: threading.Event
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._server = server
+        self._stop = stop
+        self._scheduler = HeapScheduler(store, now)
+        # Writes made at the same time share a commit.
+        self._concurrently = partial(gather, elsewhere=in_threads)
+        self._worker = self._build_worker()
+        self._http = threading.Thread(target=self._serve, name="http", daemon=True)
 
-    concurrently = partial(gather, elsewhere=in_threads)  # writes at the same time share a commit
-    commands = Commands(
-        store, engine, targets=settings.targets, new_id=new_id, concurrently=concurrently
-    )
-    worker = Worker(store, engine, sender, clock=now, pause=pause, concurrently=concurrently)
-    anonymous = None if settings.keys else DEFAULT_TENANT
-    receiver = RECEIVER_PATH if settings.is_local else None
-    runtime.install(
-        Dependencies(
-            commands=commands, worker=worker, clock=now, anonymous=anonymous, receiver=receiver
+    def run(self) -> None:
+        """Recover what an earlier process left, serve until `stop`, then finish what has begun."""
+        self._install()
+        self._recover()
+        self._scheduler.start(self._worker.deliver, self._upkeep)
+        self._http.start()
+        self._greet()
+        self._stop.wait()
+        crashed = not self._http.is_alive()
+        self._finish()
+        if crashed:
+            sys.exit("The HTTP server crashed: the log above says why.")
+
+    def _build_commands(self) -> Commands:
+        return Commands(
+            self._store,
+            self._scheduler,
+            targets=self._settings.targets,
+            new_id=new_id,
+            concurrently=self._concurrently,
         )
-    )
-    for timer in store.claimed():
-        worker.reclaim(timer)
-    while put_off := store.postponed(MAX_COMMIT_BATCH):
-        store.replace_all([timer.with_next_check(timer.due_at) for timer in put_off])
 
-    def upkeep() -> bool:
-        swept = worker.sweep(now() + MAX_SWEEP)
-        # As they are stored, all have the longest retention.
-        return swept + store.purge(now() + RETENTION - settings.retention) > 0
+    def _build_worker(self) -> Worker:
+        return Worker(
+            self._store,
+            self._scheduler,
+            self._build_sender(),
+            clock=now,
+            pause=self._pause,
+            concurrently=self._concurrently,
+        )
 
-    engine.start(worker.deliver, upkeep)
-    http = threading.Thread(target=_serve, args=(server, stop), name="http", daemon=True)
-    http.start()
-    has_keys = settings.keys and bool(store.keys.all())
-    _say(_greeting(settings, _url(server.effective_host, server.effective_port), has_keys))
-    stop.wait()
-    broken = not http.is_alive()
-    _say("Finishing what is being sent …")
-    # The engine first: what it is sending may be on its way to the receiver of this very server.
-    engine.stop()
-    server.finish()
-    store.close()
-    if broken:
-        sys.exit("The HTTP server broke; what it said stands above.")
+    def _build_sender(self) -> WebhookSender:
+        # No deadline of ours can interrupt glibc's resolver, so it gets shorter ones of its own.
+        os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:2")
+        secrets_of = SecretsCache(self._store.secrets.of, now, SECRETS_TTL).of
+        return WebhookSender(
+            self._settings.targets, secrets_of=secrets_of, waiting=self._scheduler.loop
+        )
+
+    def _install(self) -> None:
+        install(
+            Dependencies(
+                commands=self._build_commands(),
+                worker=self._worker,
+                clock=now,
+                anonymous=None if self._settings.keys else DEFAULT_TENANT,
+                receiver=RECEIVER_PATH if self._settings.is_local else None,
+            )
+        )
+
+    def _recover(self) -> None:
+        entropy = secrets.token_bytes(signing.SECRET_ENTROPY)
+        ensure_secret(self._store.secrets, DEFAULT_TENANT, entropy)
+        for timer in self._store.claimed():
+            self._worker.reclaim(timer)
+        while postponed := self._store.postponed(MAX_COMMIT_BATCH):
+            self._store.replace_all([timer.with_next_check(timer.due_at) for timer in postponed])
+
+    def _pause(self, seconds: float) -> None:
+        if run_in_thread(partial(self._stop.wait, seconds)):
+            raise Unavailable("Timers is stopping.")
+
+    def _upkeep(self) -> bool:
+        """Sweep and purge; return whether either found something."""
+        swept = self._worker.sweep(now() + MAX_SWEEP)
+        # The store keeps every timer for RETENTION; a shorter one purges that much ahead.
+        return swept + self._store.purge(now() + RETENTION - self._settings.retention) > 0
+
+    def _serve(self) -> None:
+        try:
+            self._server.run()
+        except Exception:  # whatever it is, the process has to stop
+            log.exception("http server crashed")
+        finally:
+            self._stop.set()
+
+    def _greet(self) -> None:
+        url = _url(self._server.effective_host, self._server.effective_port)
+        has_keys = self._settings.keys and bool(self._store.keys.all())
+        _print(_greeting(self._settings, url, has_keys))
+
+    def _finish(self) -> None:
+        _print("Stopping: finishing the webhooks in progress …")
+        # The scheduler first: its webhooks may be on their way to this server's own receiver.
+        self._scheduler.stop()
+        self._server.finish()
+        self._store.close()
 
 
 def _stop_on_signals(stop: threading.Event) -> None:
-    # A thread waits for them: a handler may run in the middle of anything, also of `Event.set`.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # in all threads, for they inherit it
+    # A thread waits for them: a handler could interrupt anything, even `Event.set`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # all later threads inherit it
     threading.Thread(target=_await_signals, args=(stop,), name="signals", daemon=True).start()
 
 
 def _await_signals(stop: threading.Event) -> None:
     while True:
         number = signal.sigwait(STOP_SIGNALS)
-        # A second Ctrl-C ends it at once. A second SIGTERM is no second wish: make, and whoever
-        # stops a whole group, send one each.
+        # A second Ctrl-C exits at once. A second SIGTERM does not: make and its shell each pass
+        # one on.
         if number == signal.SIGINT and stop.is_set():
             os._exit(128 + number)
         stop.set()
 
 
-def _serve(server: Server, stop: threading.Event) -> None:
-    try:
-        server.run()
-    except Exception:
-        log.exception("http server crashed")
-    finally:
-        stop.set()
-
-
 def _greeting(settings: Settings, url: str, has_keys: bool) -> str:
-    wanted = key = ""
+    notes, header = "", ""
     if settings.keys:
-        wanted = " Requests need a key"
-        wanted += "." if has_keys else ", and there is none yet: `make key` makes one."
-        key = ' -H "authorization: Bearer $TIMERS_KEY"'
-    to, then = "https://example.com/hook", ""
+        missing = "" if has_keys else ", and there is none yet: run `make key`"
+        notes = f" Requests need an API key{missing}."
+        header = ' -H "authorization: Bearer $TIMERS_KEY"'
+    target, watch = "https://example.com/hook", ""
     if settings.is_local:
-        to, then = f"{url}/_receiver/hello", " and watch it arrive here"
-    body = f'{{"seconds": 5, "url": "{to}"}}'
+        target, watch = f"{url}/_receiver/hello", " and watch it arrive here"
+    body = f'{{"seconds": 5, "url": "{target}"}}'
     return (
-        f"Timers is ready at {url}.{wanted} Set a timer of 5 seconds{then}:\n"
-        f"  curl {url}/timers{key} -H 'content-type: application/json' -d '{body}'"
+        f"Timers is ready at {url}. The console is at {url}/console.{_listens_on(settings)}{notes}"
+        f" Set a timer of 5 seconds{watch}:\n"
+        f"  curl {url}/timers{header} -H 'content-type: application/json' -d '{body}'"
     )
 
 
+def _listens_on(settings: Settings) -> str:
+    if settings.host not in ("0.0.0.0", "::"):  # noqa: S104  # compared, not bound
+        return ""
+    return " It listens on all addresses, without TLS."
+
+
 def _url(host: str, port: int) -> str:
+    """Return the URL of a listening address; a wildcard address becomes loopback."""
     address = ip_address(host)
-    if address.is_unspecified:  # where it listens, but nobody can connect to it
+    if address.is_unspecified:
         address = ip_address("127.0.0.1" if address.version == 4 else "::1")
     return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
 
 
-def _say(words: str) -> None:
-    # A terminal that is gone, or has no such letters, must not keep us from stopping cleanly.
+def _print(text: str) -> None:
+    # A closed terminal, or one without these letters, must not prevent a clean stop.
     with suppress(OSError, UnicodeError):
-        print(words, flush=True)
+        print(text, flush=True)
 
 
-def _allow_many_files() -> None:
-    # Each connection and each webhook is one; where 256 is the habit, a burst would run out.
+def _raise_file_limit() -> None:
+    # Each connection and each webhook is a file. Some systems allow 256: too few for a burst.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

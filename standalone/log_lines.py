@@ -1,4 +1,4 @@
-"""One line in the terminal for each event, for people."""
+"""Prints log events to the terminal, one line for each."""
 
 import logging
 import queue
@@ -13,21 +13,21 @@ from typing import TextIO
 from chalicelib.core.timer import Timer
 
 FLUSH_INTERVAL = 0.02
-"""Seconds for which lines are gathered before they are written."""
+"""Seconds for which lines are collected before they are written."""
 
 
 @contextmanager
 def attached() -> Iterator[None]:
-    """Send what the application logs meanwhile to standard output.
+    """Print log events to standard output inside this context.
 
-    One thread writes it: with a hundred that wait for the terminal in turn, the server does a tenth
-    of its work. It writes many lines at once: each write hands the interpreter around.
+    One thread writes many lines at once. When a hundred threads wrote a line each, the server did a
+    tenth of its work; and every write releases the interpreter lock.
     """
-    lines = _Gathering(sys.stdout)
-    lines.setFormatter(_Lines())
+    lines = _BufferedHandler(sys.stdout)
+    lines.setFormatter(_LineFormatter())
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-    logging.basicConfig(level=logging.INFO, handlers=[_Handler(records)])
-    # It would say for every burst how many requests wait for a thread.
+    logging.basicConfig(level=logging.INFO, handlers=[_InProcessHandler(records)])
+    # At WARNING it logs its length for every burst.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     listener = _Listener(records, lines)
     listener.start()
@@ -37,25 +37,27 @@ def attached() -> Iterator[None]:
         listener.stop()
 
 
-class _Gathering(logging.StreamHandler[TextIO]):
+class _BufferedHandler(logging.StreamHandler[TextIO]):
     def flush(self) -> None:
-        """Do nothing yet."""
+        """Do nothing: `write_out` does it once for many lines."""
 
     def write_out(self) -> None:
-        """Write what was gathered."""
-        with suppress(OSError):  # the terminal is gone
+        """Write the collected lines; a closed terminal is no error."""
+        with suppress(OSError):
             super().flush()
 
 
 class _Listener(QueueListener):
-    def __init__(self, records: "queue.SimpleQueue[logging.LogRecord]", lines: _Gathering) -> None:
+    def __init__(
+        self, records: "queue.SimpleQueue[logging.LogRecord]", lines: _BufferedHandler
+    ) -> None:
         super().__init__(records, lines)
         self._records = records
         self._lines = lines
         self._stopping = threading.Event()
 
     def dequeue(self, block: bool) -> logging.LogRecord:
-        """Return the next record; where there is none, write out, and then wait for a few."""
+        """Return the next record. If there is none, write out and wait for a batch."""
         if not self._records.empty():
             return super().dequeue(block)
         self._lines.write_out()
@@ -64,51 +66,56 @@ class _Listener(QueueListener):
         return record
 
     def stop(self) -> None:
-        """Write all that came until now, and end."""
+        """Write all records so far, then end the thread."""
         self._stopping.set()
         super().stop()
         self._lines.write_out()
 
 
-class _Handler(QueueHandler):
+class _InProcessHandler(QueueHandler):
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return record  # it stays in this process: nothing to make ready for a journey
+        return record  # no pickling: it stays in this process
 
 
-class _Lines(logging.Formatter):
+class _LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created)  # noqa: DTZ006  # the reader's own clock
-        line = f"{at:%H:%M:%S}.{at.microsecond // 1000:03} {_words(record)}"
-        # What is shown comes from outside: it must not move the cursor.
+        line = f"{at:%H:%M:%S}.{at.microsecond // 1000:03} {_text(record)}"
+        # Paths and errors come from outside: they must not move the cursor.
         line = line if line.isprintable() else ascii(line)[1:-1]
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
 
 
-def _words(record: logging.LogRecord) -> str:
+def _text(record: logging.LogRecord) -> str:
     match vars(record):
         case {"state": Timer() as timer}:
-            about = f": {timer.id} {_detail(record.msg, timer)}"
+            subject = f": {timer.id} {_detail(record.msg, timer)}"
         case {"method": method, "path": path, "lateness": None}:
-            about = f": {method} {path}"
+            subject = f": {method} {path}"
         case {"method": method, "path": path, "lateness": float() as lateness}:
-            about = f": {method} {path}, {_seconds(lateness)} after its deadline"
+            subject = f": {method} {path}, {_duration(lateness)} after its deadline"
         case fields:
-            known = [str(fields[name]) for name in ("timer", "error") if name in fields]
-            about = "".join(f": {field}" for field in known)
-    return (record.getMessage() + about).rstrip()
+            values = [str(fields[name]) for name in ("timer", "error") if name in fields]
+            subject = "".join(f": {value}" for value in values)
+    return (record.getMessage() + subject).rstrip()
 
 
 def _detail(event: str, timer: Timer) -> str:
     if event in ("webhook delivered", "webhook failed"):
         last = timer.attempts[-1]
-        result, took = last.outcome.reason, _seconds(last.outcome.duration)
-        return f"({result} in {took}, {_seconds(last.lateness)} late)"
+        result, took = last.outcome.reason, _duration(last.outcome.duration)
+        return f"({result} in {took}, {_duration(last.lateness)} late)"
     if event in ("timer created", "timer changed"):
         return f"fires at {timer.deadline.astimezone():%Y-%m-%d %H:%M:%S} → {timer.url}"
     return ""
 
 
-def _seconds(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"

@@ -1,4 +1,4 @@
-"""The built-in receiver: takes every webhook, remembers the latest ones, and shows them."""
+"""The built-in receiver: accepts any webhook, keeps the latest ones and lists them."""
 
 import logging
 from collections import deque
@@ -17,41 +17,41 @@ from chalicelib.core.headers import mask
 log = logging.getLogger(__name__)
 
 RECEIVER_PATH = "/_receiver/"
-"""What begins so is a webhook; without the slash at its end it is the list of those that came."""
+"""Prefix of the paths that accept webhooks. Without the final slash it is the path of the list."""
 
 MAX_ARRIVALS = 100
-"""How many are remembered."""
+"""How many requests are kept."""
 
 MAX_BODY_KEPT = 128 * 1024
-"""Bytes of a body that is remembered: Timers sends none that is larger."""
+"""Largest body that is kept, in bytes. Timers sends none that is larger."""
 
 MAX_BODY_SHOWN = 2048
-"""Bytes of a body that are shown; its signature is of the whole."""
+"""Bytes of a body that the list shows. The signature covers the whole body."""
 
 TIMESTAMP_TOLERANCE = timedelta(minutes=5)
-"""How far a signed timestamp may be from the time of arrival."""
+"""How far a signed timestamp may be from the time of arrival, either way."""
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
-    """One request that came, as it is shown."""
+    """One received request, as the list shows it."""
 
     at: datetime
     method: str
     path: str
     headers: Mapping[str, str]
-    """What looks like a secret is masked."""
+    """Values that look like secrets are masked."""
     body: str
-    """How it begins; empty if it was too large to remember."""
+    """The first `MAX_BODY_SHOWN` bytes; empty if the body is larger than `MAX_BODY_KEPT`."""
     size: int
-    """Bytes that the body had."""
+    """Bytes of the whole body."""
     lateness: float | None
-    """Seconds from the deadline of the timer, if it named one."""
+    """Seconds since the timer's deadline; None if the request names no deadline."""
     signature: Literal["valid", "invalid", "missing"] = "missing"
-    """Held against the secrets that there are when it is shown."""
+    """Checked when the list is read, with the secrets of that moment."""
 
 
 class Receiver:
-    """Takes webhooks at any path; `secrets_of` returns what those of a tenant are signed with."""
+    """Keeps the latest webhooks in memory. `secrets_of` returns a tenant's signing secrets."""
 
     def __init__(
         self, clock: Callable[[], datetime], secrets_of: Callable[[str], list[str]]
@@ -61,7 +61,7 @@ class Receiver:
         self._latest: deque[tuple[Arrival, bytes]] = deque(maxlen=MAX_ARRIVALS)
 
     def take(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Response:
-        """Remember a request, log it, and be content with it."""
+        """Keep a request, log it and answer 204."""
         now = self._clock()
         lateness = _lateness(headers.get("timer-scheduled-at", ""), now)
         kept = body if len(body) <= MAX_BODY_KEPT else b""
@@ -69,7 +69,7 @@ class Receiver:
             at=now,
             method=method,
             path=path,
-            headers={name: _shown(name, value) for name, value in headers.items()},
+            headers={name: _mask(name, value) for name, value in headers.items()},
             body=kept[:MAX_BODY_SHOWN].decode(errors="replace"),
             size=len(body),
             lateness=lateness,
@@ -80,13 +80,13 @@ class Receiver:
         return Response(body="", status_code=HTTPStatus.NO_CONTENT)
 
     def show(self, tenant: str, *, signed_only: bool) -> Response:
-        """Return what came, newest first, its signatures held against the tenant's secrets.
+        """List the kept requests, newest first, with signatures checked for this tenant.
 
-        `signed_only`: without what carries none of these, which may be another tenant's.
+        `signed_only` leaves out requests without a valid signature: they may be another tenant's.
         """
         secrets = self._secrets_of(tenant)
-        came = [_verified(*it, secrets) for it in reversed(self._latest)]
-        shown = [it for it in came if it.signature == "valid" or not signed_only]
+        latest = [_verified(*kept, secrets) for kept in reversed(self._latest)]
+        shown = [it for it in latest if it.signature == "valid" or not signed_only]
         text = msgspec.json.encode({"arrivals": shown}).decode()
         return Response(body=text, headers={"Content-Type": "application/json"})
 
@@ -94,22 +94,22 @@ class Receiver:
 def _lateness(scheduled_at: str, now: datetime) -> float | None:
     try:
         return (now - datetime.fromisoformat(scheduled_at)).total_seconds()
-    except (ValueError, TypeError):  # not one of ours
+    except (ValueError, TypeError):  # not sent by Timers
         return None
 
 
-def _shown(name: str, value: str) -> str:
-    """Return a header as a timer's view shows it; the signature is what is looked for here."""
+def _mask(name: str, value: str) -> str:
+    """Mask a header as a timer's view does, except for the signature."""
     return value if name == "webhook-signature" else mask(name, value)
 
 
 def _verified(arrival: Arrival, body: bytes, secrets: list[str]) -> Arrival:
-    found = arrival.headers.get("webhook-signature")
-    if found is None:
+    signature = arrival.headers.get("webhook-signature")
+    if signature is None:
         return arrival
     text = arrival.headers.get("webhook-timestamp", "")
     timestamp = int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else 0
     is_recent = abs(timestamp - arrival.at.timestamp()) <= TIMESTAMP_TOLERANCE.total_seconds()
     id = arrival.headers.get("webhook-id", "")
-    made = signing.is_signed_with(secrets, id, timestamp, body, found)
-    return replace(arrival, signature="valid" if is_recent and made else "invalid")
+    matches = signing.is_signed_with(secrets, id, timestamp, body, signature)
+    return replace(arrival, signature="valid" if is_recent and matches else "invalid")

@@ -1,8 +1,8 @@
-"""HTTP for the standalone server: waitress, Chalice's own gateway, and the way to the receiver.
+"""HTTP for the standalone server: waitress, in front of Chalice's local gateway and the receiver.
 
-waitress reads requests as they come, so slow clients keep nobody waiting, and bounds what it reads.
-Each is then a task in the same thread. The gateway turns it into the event that the views get on
-Lambda; the door in it asks for keys, and keeps callers to their rate.
+One thread does it all. waitress reads requests without blocking, so slow clients delay nobody, and
+limits their size. Each request is handled in a greenlet. The gateway turns it into the event that
+views get on Lambda; its authorizer checks API keys and rates.
 """
 
 import base64
@@ -19,7 +19,7 @@ from typing import Any
 
 from chalice.app import Chalice, Response
 from chalice.config import Config
-from chalice.local import LocalChalice, LocalGateway, LocalGatewayAuthorizer, RouteMatcher
+from chalice.local import LocalChalice, LocalGateway, RouteMatcher
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
@@ -27,41 +27,43 @@ from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask
 
 from chalicelib.core import errors
-from chalicelib.core.api_keys import ApiKey
 from chalicelib.core.timer import DEFAULT_TENANT
 from chalicelib.http import responses
 from chalicelib.service.ports import ApiKeys
-from chalicelib.service.tenants import authenticate
+from standalone.authorizer import ApiKeyAuthorizer
 from standalone.greenlets import Dispatcher, wait
 from standalone.rate_limit import RateLimiter
 from standalone.receiver import RECEIVER_PATH, Receiver
 
 MAX_CONNECTIONS = 500
-"""How many may be open: each is a file, and the database and the webhooks need some as well."""
+"""Connections open at once. Each is a file; the database and webhooks need files as well."""
 
 MAX_HEADER_BYTES = 10 * 1024
-"""Bytes, as on API Gateway; waitress takes a time to match spaces that grows with their square."""
+"""As on API Gateway. A small limit matters: waitress parses runs of spaces in quadratic time."""
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
-"""Bytes that are read at all, as on API Gateway; the API itself refuses far smaller bodies."""
+"""Bytes that are read at most, as on API Gateway; the views have lower limits."""
 
 IDLE_TIMEOUT = 30
-"""Seconds after which a silent connection is closed."""
+"""Seconds after which an idle connection is closed."""
 
 REQUEST_TIMEOUT = 30
-"""Seconds within which a request must have arrived whole."""
+"""Seconds in which a request must arrive completely."""
 
 SEND_BUFFER_BYTES = 64 * 1024
-"""Bytes of an answer that are gathered before any are sent."""
+"""Bytes of a response that are collected before the first are sent."""
 
 CLOCK_STEP = 1
-"""Seconds by which the clock has to be off at once to count as stepped."""
-
-LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
-"""The names under which a server without keys answers: no web page can get at it by another one."""
+"""Seconds that the wall clock must jump to count as stepped."""
 
 _LOCAL_AUTHORITY = re.compile(r"(127\.0\.0\.1|(?i:localhost)|\[::1])(:[0-9]{1,5})?")
-"""They as an authority, with a port or without. urlsplit would find ::1 in `evil[::1]`."""
+"""`LOCAL_HOSTS` with an optional port. Not by urlsplit: it finds ::1 in `evil[::1]`."""
+
+_OTHER_HOST = (
+    "This server answers to 127.0.0.1, ::1 and localhost only."
+    " To serve other names, start it with AUTH=keys."
+)
+_OTHER_ORIGIN = "Web pages of other hosts may not use this server."
 
 _request: ContextVar[Any] = ContextVar("request", default=None)
 _context: ContextVar[Any] = ContextVar("context", default=None)
@@ -69,6 +71,8 @@ _context: ContextVar[Any] = ContextVar("context", default=None)
 Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 Wsgi = Callable[[Environ, StartResponse], Iterable[bytes]]
+LambdaResponse = dict[str, Any]
+"""The response of a Lambda function to API Gateway, as Chalice makes it."""
 
 
 class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
@@ -76,25 +80,25 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
         try:
             super().parse_header(header_plus)
         except ValueError:  # `http://[/`, or a length of 5,000 digits
-            raise ParsingError("The target or the length can't be understood") from None
+            raise ParsingError("The request target or Content-Length is invalid") from None
 
 
 class _ErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
-    """What waitress itself refuses, in the form of our errors."""
+    """Answers requests that waitress itself refuses, in the form of our errors."""
 
     def execute(self) -> None:
         error = self.request.error
-        answer = responses.problem(HTTPStatus(error.code), f"{error.body.removesuffix('.')}.")
-        content = answer.body.encode()
+        response = responses.problem(HTTPStatus(error.code), f"{error.body.removesuffix('.')}.")
+        content = response.body.encode()
         self.status = f"{error.code} {error.reason}"
-        self.response_headers.extend(_with_id(answer.headers).items())
+        self.response_headers.extend(_with_id(response.headers).items())
         self.set_close_on_finish()
         self.content_length = len(content)
         self.write(content)
 
 
 class _OutputLock:
-    """What guards a channel's output, where all who want it are tasks of one thread."""
+    """Stands in for the lock of a channel's output, which only greenlets of one thread use."""
 
     def __init__(self) -> None:
         self._notified: Future[None] = Future()
@@ -112,7 +116,7 @@ class _OutputLock:
         pass
 
     def wait(self) -> None:
-        """Wait for a `notify`, while other tasks go on."""
+        """Wait for `notify`; other greenlets run meanwhile."""
         wait(self._notified)
 
     def notify(self) -> None:
@@ -124,35 +128,35 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
     parser_class = _Parser
     error_task_class = _ErrorTask
     began = 0.0
-    """When the first of the request came that is arriving now."""
+    """Wall time at which the first byte of the incoming request arrived."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.outbuf_lock = _OutputLock()
 
     def received(self, data: bytes) -> Any:
-        arriving = self.request
+        incoming = self.request
         result = super().received(data)
-        if self.request is not arriving:
+        if self.request is not incoming:
             self.began = time.time()
         return result
 
     def service(self) -> None:
         super().service()
-        if self.total_outbufs_len:  # at once, and headers and body together
+        if self.total_outbufs_len:  # send at once, headers and body together
             self._flush_exception(self._flush_some)
 
     def close(self) -> None:
         for unsent in self.outbufs:
-            unsent.close()  # it may be a file
+            unsent.close()  # may be a temporary file
         super().close()
 
 
 class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
-    """waitress, bound to an address and ready to `run`; port 0 takes a free one. Raises OSError."""
+    """waitress, bound to an address and ready to `run`. Port 0 picks a free one. Raises OSError."""
 
     channel_class = _Channel
-    next_channel_cleanup = math.inf  # never by the wall time: see `readable`
+    next_channel_cleanup = math.inf  # `readable` does it, by the monotonic clock
     finished = False
 
     def __init__(self, wsgi: Wsgi, host: str, port: int) -> None:
@@ -172,33 +176,33 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
                 dispatcher=Dispatcher(self._wake),
             )
         except ValueError:
-            raise OSError(errno.EADDRNOTAVAIL, "There is no address of this name") from None
-        self.adj.send_bytes = SEND_BUFFER_BYTES  # as an argument it would warn of itself
-        self._ahead = time.time() - time.monotonic()
-        self._look_again_at = 0.0
+            raise OSError(errno.EADDRNOTAVAIL, "This host name has no address") from None
+        self.adj.send_bytes = SEND_BUFFER_BYTES  # as an argument it is deprecated
+        self._wall_offset = time.time() - time.monotonic()
+        self._next_maintenance = 0.0
 
     def pull_trigger(self) -> None:
-        """Do nothing: whoever calls this runs in the thread that it would wake."""
+        """Do nothing: channels call this in the very thread that it would wake."""
 
     def readable(self) -> bool:
-        """Say whether connections are taken; now and then look for those that are to be closed."""
+        """Return whether to accept connections; close expired ones every few seconds."""
         steady, now = time.monotonic(), time.time()
-        self._follow_clock(now, now - steady)
-        if steady >= self._look_again_at:
-            self._look_again_at = steady + self.adj.cleanup_interval
+        self._adjust_to_clock(now, now - steady)
+        if steady >= self._next_maintenance:
+            self._next_maintenance = steady + self.adj.cleanup_interval
             self.maintenance(now)
         return bool(super().readable())
 
-    def _follow_clock(self, now: float, ahead: float) -> None:
-        # waitress counts by wall time: a clock that was stepped ahead would cut off what is
-        # arriving, and one that was stepped back keep what is silent. All begin anew then.
-        if abs(ahead - self._ahead) >= CLOCK_STEP:
-            self._ahead = ahead
+    def _adjust_to_clock(self, now: float, wall_offset: float) -> None:
+        # waitress measures by wall time. A clock stepped forward would cut off requests, one
+        # stepped back would keep idle connections. So a step restarts all time limits.
+        if abs(wall_offset - self._wall_offset) >= CLOCK_STEP:
+            self._wall_offset = wall_offset
             for channel in self.active_channels.values():
                 channel.last_activity = channel.began = now
 
     def maintenance(self, now: float) -> None:
-        """Close connections that are silent, as waitress does, and those that drip."""
+        """Close idle connections, as waitress does, and those whose request takes too long."""
         super().maintenance(now)
         for channel in self.active_channels.values():
             if channel.request is not None and channel.began < now - REQUEST_TIMEOUT:
@@ -214,61 +218,18 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
         self.trigger.pull_trigger()
 
     def turn(self) -> None:
-        """Wait for clients and for the disk, a second at most, and do what they make possible."""
+        """Wait up to a second for I/O, then run the greenlets that can go on."""
         wasyncore.loop(self.adj.asyncore_loop_timeout, use_poll=True, map=self._map, count=1)
         self.task_dispatcher.run()
 
     def finish(self) -> None:
-        """Answer the requests that are being worked on, and no more."""
-        # A request that is still at work would write into what `run` closes.
+        """Answer the requests in progress, then stop serving."""
+        # If some are still unfinished, `run` goes on: they would write to closed connections.
         self.finished = self.task_dispatcher.shutdown()
 
 
-class ApiKeyAuthorizer(LocalGatewayAuthorizer):
-    """Stands before the routes that want a key on AWS, as API Gateway does there.
-
-    A server without keys lets everybody in: it is guarded by answering this machine alone.
-    """
-
-    def __init__(
-        self, app: Chalice, keys: ApiKeys | None = None, limit: RateLimiter | None = None
-    ) -> None:
-        super().__init__(app)
-        self._keys = keys
-        self._limit = limit
-
-    def authorize(self, _: str, lambda_event: Any, lambda_context: Any) -> Any:
-        """Return event and context, with whose request it is, or raise what keeps it out."""
-        route = self._route_for_event(lambda_event)
-        if route is not None and route.authorizer is not None:
-            key = self.admit(lambda_event["headers"])
-            if key is not None:
-                found = {"tenant": key.tenant, "role": key.role.value, "principalId": key.id}
-                lambda_event["requestContext"]["authorizer"] = found
-        return lambda_event, lambda_context
-
-    def admit(self, headers: Mapping[str, str]) -> ApiKey | None:
-        """Take a token of who asks, and return the key, None if none is wanted.
-
-        Raise Unauthenticated, TooManyRequests, Unavailable.
-        """
-        # Who shows no key that is known gets no bucket: anybody could make up a million.
-        key = None if self._keys is None else _key(self._keys, headers)
-        if self._limit is not None and not self._limit.take("" if key is None else key.id):
-            raise errors.TooManyRequests("There are too many requests a second.")
-        return key
-
-
-def _key(keys: ApiKeys, headers: Mapping[str, str]) -> ApiKey:
-    # Looked up for each request, so that a key that is taken back opens nothing from then on.
-    key = authenticate(keys, headers.get("authorization", ""))
-    if key is None:
-        raise errors.Unauthenticated("Send an API key that counts: `Authorization: Bearer tmr_…`.")
-    return key
-
-
-class _SideBySide(LocalChalice):
-    """Keeps a request and its context for each task, where Chalice has one of each."""
+class _ConcurrentChalice(LocalChalice):
+    """Keeps the current request for each greenlet; Chalice keeps one for the whole application."""
 
     @property
     def current_request(self) -> Any:
@@ -287,53 +248,33 @@ class _SideBySide(LocalChalice):
         _context.set(context)
 
 
-def application(
-    app: Chalice,
-    *,
-    keys: ApiKeys | None = None,
-    limit: RateLimiter | None = None,
-    receiver: Receiver | None = None,
-) -> Wsgi:
-    """Return the WSGI application of a Chalice application and of the built-in receiver.
+class Application:
+    """The WSGI application: the views of a Chalice application and the built-in receiver.
 
-    Without `keys` it is for this machine alone. The receiver, which writes into the terminal
-    whatever it gets, always is; it takes webhooks without a key, but shows them to none without.
+    Without `keys` it answers to local hosts only. The receiver always does, because it prints every
+    request to the terminal. It accepts webhooks without a key; with `keys`, its list needs one.
     """
-    app.__class__ = _SideBySide
-    gateway = LocalGateway(app, Config())
-    door = gateway._authorizer = ApiKeyAuthorizer(app, keys, limit)  # noqa: SLF001  # it has no seam for that
-    routes = RouteMatcher(list(app.routes))
 
-    def handle(environ: Environ) -> dict[str, Any]:
-        method, path = environ["REQUEST_METHOD"], environ["REQUEST_URI"]
-        is_received = receiver is not None and f"{path}/".startswith(RECEIVER_PATH)
-        refusal = _refusal(environ) if keys is None or is_received else None
-        if refusal is not None:
-            return refusal.to_dict()
-        headers, body = _headers(environ), environ["wsgi.input"].read()
-        if receiver is not None and path.startswith(RECEIVER_PATH):
-            return receiver.take(method, path, headers, body).to_dict()
-        if receiver is not None and is_received and method == "GET":
-            return _arrivals(receiver, door, headers).to_dict()
-        try:
-            allowed = app.routes[routes.match_route(path).route]
-        except ValueError:
-            return responses.error_response(errors.NotFound()).to_dict()
-        if method not in allowed:
-            detail = f"{method} is not possible here."
-            allow: responses.Headers = {"Allow": ", ".join(allowed)}
-            return responses.problem(HTTPStatus.METHOD_NOT_ALLOWED, detail, None, allow).to_dict()
-        return enter(method, path, headers, body)
+    def __init__(
+        self,
+        app: Chalice,
+        *,
+        keys: ApiKeys | None = None,
+        limit: RateLimiter | None = None,
+        receiver: Receiver | None = None,
+    ) -> None:
+        app.__class__ = _ConcurrentChalice
+        self._routes = app.routes
+        self._matcher = RouteMatcher(list(app.routes))
+        self._authorizer = ApiKeyAuthorizer(app, keys, limit)
+        self._gateway = LocalGateway(app, Config())
+        self._gateway._authorizer = self._authorizer  # noqa: SLF001  # the gateway takes no other
+        self._receiver = receiver
+        self._is_local = keys is None
 
-    def enter(method: str, path: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
-        try:
-            response: dict[str, Any] = gateway.handle_request(method, path, headers, body)
-        except errors.TimersError as error:
-            return responses.error_response(error).to_dict()
-        return response
-
-    def wsgi(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        response = handle(environ)
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request, as WSGI defines it."""
+        response = self._handle(environ)
         body = response["body"] or ""
         content = base64.b64decode(body) if response.get("isBase64Encoded") else body.encode()
         status = HTTPStatus(response["statusCode"])
@@ -341,11 +282,44 @@ def application(
         start_response(f"{status.value} {status.phrase}", list(headers.items()))
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [content]
 
-    return wsgi
+    def _handle(self, environ: Environ) -> LambdaResponse:
+        method, path = environ["REQUEST_METHOD"], environ["REQUEST_URI"]
+        receiver = self._receiver if f"{path}/".startswith(RECEIVER_PATH) else None
+        if self._is_local or receiver is not None:
+            refusal = _refusal(environ)
+            if refusal is not None:
+                return refusal.to_dict()
+        headers, body = _headers(environ), environ["wsgi.input"].read()
+        if receiver is not None and path.startswith(RECEIVER_PATH):
+            return receiver.take(method, path, headers, body).to_dict()
+        if receiver is not None and method == "GET":
+            return _show_arrivals(receiver, self._authorizer, headers).to_dict()
+        return self._route(method, path) or self._call_view(method, path, headers, body)
+
+    def _route(self, method: str, path: str) -> LambdaResponse | None:
+        """Return a 404 or a 405; None if there is a view."""
+        try:
+            allowed = self._routes[self._matcher.match_route(path).route]
+        except ValueError:
+            return responses.error_response(errors.NotFound()).to_dict()
+        if method in allowed:
+            return None
+        detail = f"{method} is not allowed here: use {' or '.join(allowed)}."
+        allow: responses.Headers = {"Allow": ", ".join(allowed)}
+        return responses.problem(HTTPStatus.METHOD_NOT_ALLOWED, detail, None, allow).to_dict()
+
+    def _call_view(
+        self, method: str, path: str, headers: dict[str, str], body: bytes
+    ) -> LambdaResponse:
+        try:
+            response: LambdaResponse = self._gateway.handle_request(method, path, headers, body)
+        except errors.TimersError as error:  # raised by the authorizer
+            return responses.error_response(error).to_dict()
+        return response
 
 
 def _with_id(headers: dict[str, Any]) -> dict[str, Any]:
-    """Return the headers of an answer, with an id of its request if no view gave it one."""
+    """Return a response's headers; add a request id unless a view has set one."""
     return (
         headers
         if responses.REQUEST_ID_HEADER in headers
@@ -354,8 +328,10 @@ def _with_id(headers: dict[str, Any]) -> dict[str, Any]:
 
 
 @responses.errors_as_problems
-def _arrivals(receiver: Receiver, door: ApiKeyAuthorizer, headers: Mapping[str, str]) -> Response:
-    key = door.admit(headers)
+def _show_arrivals(
+    receiver: Receiver, authorizer: ApiKeyAuthorizer, headers: Mapping[str, str]
+) -> Response:
+    key = authorizer.admit(headers)
     tenant = DEFAULT_TENANT if key is None else key.tenant
     return receiver.show(tenant, signed_only=key is not None)
 
@@ -372,14 +348,17 @@ def _headers(environ: Environ) -> dict[str, str]:
 
 
 def _refusal(environ: Environ) -> Response | None:
-    target, found, rest = environ["REQUEST_URI"].partition("://")
-    asked = [environ.get("HTTP_HOST", "")]
-    if found and "/" not in target:  # the absolute form, whose host overrules the header
-        asked.append(rest.partition("/")[0])
-    if not all(map(_LOCAL_AUTHORITY.fullmatch, asked)):
-        detail = f"This server answers to {', '.join(sorted(LOCAL_HOSTS))} only."
-        return responses.problem(HTTPStatus.MISDIRECTED_REQUEST, detail)
+    """Return the response to a request that names another host or comes from another's page.
+
+    It stops DNS rebinding and cross-site requests.
+    """
+    target, separator, rest = environ["REQUEST_URI"].partition("://")
+    authorities = [environ.get("HTTP_HOST", "")]
+    if separator and "/" not in target:  # absolute form: its host takes precedence over the header
+        authorities.append(rest.partition("/")[0])
+    if not all(map(_LOCAL_AUTHORITY.fullmatch, authorities)):
+        return responses.problem(HTTPStatus.MISDIRECTED_REQUEST, _OTHER_HOST)
     origin = environ.get("HTTP_ORIGIN")
     if origin is not None and not _LOCAL_AUTHORITY.fullmatch(origin.partition("://")[2]):
-        return responses.problem(HTTPStatus.FORBIDDEN, "Web pages of other hosts may not use this.")
+        return responses.problem(HTTPStatus.FORBIDDEN, _OTHER_ORIGIN)
     return None

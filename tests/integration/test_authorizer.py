@@ -1,4 +1,4 @@
-"""Who may come in, and how often: the standalone server with keys and with a rate."""
+"""API keys and rate limits of the standalone server."""
 
 import json
 import logging
@@ -18,12 +18,14 @@ from chalicelib.core.api_keys import KEY_ENTROPY, ApiKey, Role
 from chalicelib.core.errors import Unavailable
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import DEFAULT_TENANT, Timer, Webhook, new_timer
-from standalone.bootstrap import Settings
 from standalone.rate_limit import RateLimiter
 from standalone.receiver import Receiver
-from standalone.server import MAX_HEADER_BYTES, Wsgi, application
+from standalone.server import MAX_HEADER_BYTES, Application
+from standalone.settings import Settings
 from standalone.sqlite import SqliteTimerStore
-from tests.integration.test_server import (
+from tests.support.clocks import Nanoseconds
+from tests.support.fakes import START, Clock, FakeApiKeys
+from tests.support.http import (
     HEALTH,
     HOST,
     JSON,
@@ -38,17 +40,11 @@ from tests.integration.test_server import (
     running,
     serving,
 )
-from tests.support.fakes import START, Clock, FakeApiKeys
 from tests.support.routes import BODIES, ROUTES, SERVED, WANTING, Api
-from tests.unit.test_rate_limit import Nanoseconds
-
-"""The routes that want a key."""
-
-WANTED = "Send an API key that counts: `Authorization: Bearer tmr_…`."
 
 
 def minted(number: int, tenant: str = "acme", role: Role = Role.FULL) -> tuple[bytes, ApiKey]:
-    """Return a key as the header that shows it, and as it is kept."""
+    """Return the header with a new key, and the key as it is stored."""
     text, key = api_keys.mint(tenant, role, START, bytes([number]) * KEY_ENTROPY)
     return f"Authorization: Bearer {text}\r\n".encode(), key
 
@@ -60,7 +56,7 @@ UNKNOWN, UNKNOWN_KEY = minted(4)
 
 
 class Served(NamedTuple):
-    """A server and what is behind it."""
+    """A running server and its store."""
 
     url: str
     store: SqliteTimerStore
@@ -68,7 +64,7 @@ class Served(NamedTuple):
 
 @contextmanager
 def with_keys(settings: Settings) -> Iterator[Served]:
-    """Serve as `python -m standalone` does, with three keys."""
+    """Run the standalone server with three keys."""
     store = SqliteTimerStore(settings.database)
     for key in (FULL_KEY, READ_KEY, OTHER_KEY):
         store.keys.add(key)
@@ -78,7 +74,7 @@ def with_keys(settings: Settings) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The standalone server with AUTH=keys, once for the whole file."""
+    """One standalone server with AUTH=keys for this whole file."""
     path = tmp_path_factory.mktemp("door") / "timers.db"
     targets = Targets.parse(LOOPBACK_TARGETS)
     with with_keys(Settings("127.0.0.1", 0, path, targets, keys=True)) as server:
@@ -86,19 +82,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def create(url: str, key: bytes) -> str:
-    """Return the path of a new timer."""
+    """Create a timer; return its path."""
     answer = ask(url, message("POST", "/timers", HOST, JSON, key, body=TIMER))
     assert answer.status == 201, answer
     return answer.headers["location"]
 
 
 def unauthenticated(answer: Answer) -> bool:
-    return answer.detail(401) == WANTED and answer.headers["www-authenticate"] == "Bearer"
+    return bool(answer.detail(401)) and answer.headers["www-authenticate"] == "Bearer"
 
 
 TOKEN = FULL.split()[2]
 
-NO_KEYS = {
+INVALID_KEYS = {
     "no header": b"",
     "empty": b"Authorization:\r\n",
     "no token": b"Authorization: Bearer\r\n",
@@ -120,9 +116,9 @@ NO_KEYS = {
 }
 
 
-@pytest.mark.parametrize("header", NO_KEYS.values(), ids=NO_KEYS)
-def test_no_key_that_counts(served: Served, header: bytes) -> None:
-    """Without a key that is known no route but health does anything, whatever it is sent."""
+@pytest.mark.parametrize("header", INVALID_KEYS.values(), ids=INVALID_KEYS)
+def test_invalid_keys_are_401(served: Served, header: bytes) -> None:
+    """Without a valid key every route but health answers 401."""
     for method, path in WANTING:
         body = BODIES.get((method, path), b"")
         for kind in (JSON, b"Content-Type: image/png\r\n"):
@@ -131,8 +127,8 @@ def test_no_key_that_counts(served: Served, header: bytes) -> None:
 
 
 @pytest.mark.parametrize("scheme", [b"Bearer", b"bearer", b"BEARER  "])
-def test_key_that_counts(served: Served, scheme: bytes) -> None:
-    """A key opens every route, as far as its role goes; the scheme may be written in any case."""
+def test_valid_keys_open_every_route(served: Served, scheme: bytes) -> None:
+    """A key with full access opens every route; the scheme may be in any case."""
     header = b"Authorization: %s %s\r\n" % (scheme, TOKEN)
     for method, path in SERVED:
         body = BODIES.get((method, path), b"")
@@ -140,8 +136,8 @@ def test_key_that_counts(served: Served, scheme: bytes) -> None:
         assert answer.status in (200, 201, 404), (method, path)
 
 
-def test_read_key(served: Served) -> None:
-    """A key to read reads what its tenant has, and changes nothing."""
+def test_read_keys_change_nothing(served: Served) -> None:
+    """A read-only key can read its tenant's timers, and change nothing."""
     at = create(served.url, FULL)
     assert ask(served.url, message("GET", at, HOST, READ)).status == 200
     assert ask(served.url, message("GET", "/timers", HOST, READ)).status == 200
@@ -154,8 +150,8 @@ def test_read_key(served: Served) -> None:
     assert shown["status"] == "scheduled"
 
 
-def test_other_tenants_timer(served: Served) -> None:
-    """Of another tenant's timer nothing is to be found, nor to be changed."""
+def test_timers_of_other_tenants_are_404(served: Served) -> None:
+    """Another tenant can neither see a timer, list it nor change it."""
     at = create(served.url, FULL)
     for method, path in WANTING:
         if path.startswith("/timers/x"):
@@ -168,8 +164,8 @@ def test_other_tenants_timer(served: Served) -> None:
     assert shown["status"] == "scheduled"
 
 
-def test_timers_from_before_there_were_keys(served: Served) -> None:
-    """What was set without a key belongs to the default tenant, whose key alone finds it."""
+def test_timers_without_a_key_belong_to_the_default_tenant(served: Served) -> None:
+    """A timer made without a key is visible only to keys of the default tenant."""
     header, key = minted(5, DEFAULT_TENANT)
     served.store.keys.add(key)
     later = START + timedelta(days=365 * 50)
@@ -178,18 +174,17 @@ def test_timers_from_before_there_were_keys(served: Served) -> None:
     assert [ask(served.url, it).status for it in data] == [200, 404]
 
 
-def test_views_are_told_to_want_keys(served: Served) -> None:
-    """Should the door ever stand open, no view takes a request without a key for anybody's."""
-    with serving(application(app)) as (_, url):
+def test_views_require_a_key_themselves(served: Served) -> None:
+    """Even without the authorizer, views reject requests when anonymous access is off."""
+    with serving(Application(app)) as (_, url):
         for method, path in WANTING:
             body = BODIES.get((method, path), b"")
             answer = ask(url, message(method, path, HOST, JSON, FULL, body=body))
             assert answer.detail(401) == "Send an API key: `Authorization: Bearer tmr_…`."
 
 
-def test_revoked_while_with_keys(served: Served) -> None:
-    """A key that is taken back opens nothing from the next request on, on the same connection
-    even; one that is made meanwhile opens at once."""
+def test_new_and_revoked_keys_count_at_once(served: Served) -> None:
+    """A new key works at once and a revoked one stops at once, even on an open connection."""
     header, key = minted(6)
     data = message("GET", "/timers/x", HOST, header)
     with Connection(served.url) as client:
@@ -204,14 +199,14 @@ def test_revoked_while_with_keys(served: Served) -> None:
 
 
 @pytest.mark.parametrize("header", [b"", UNKNOWN, READ, b"Authorization: \xff\r\n"])
-def test_health_is_public(served: Served, header: bytes) -> None:
-    """Who asks for the health needs no key, and a wrong one does not matter."""
+def test_health_needs_no_key(served: Served, header: bytes) -> None:
+    """Health needs no key, and ignores an invalid one."""
     assert ask(served.url, message("GET", "/health", HOST, header)).status == 200
 
 
 @pytest.mark.parametrize("host", [host for host in OTHER_HOSTS if len(host) < 100])
-def test_any_host(served: Served, host: bytes) -> None:
-    """A server with keys may have any name, and still wants a key under it."""
+def test_with_keys_any_host_is_answered(served: Served, host: bytes) -> None:
+    """A server with keys answers to any host name, and needs a key under each."""
     line = b"Host: %s\r\n" % host
     assert ask(served.url, message("GET", "/timers/x", line, FULL)).status == 404
     assert unauthenticated(ask(served.url, message("GET", "/timers/x", line)))
@@ -219,8 +214,8 @@ def test_any_host(served: Served, host: bytes) -> None:
 
 
 @pytest.mark.parametrize("origin", [b"http://localhost:3000", b"https://evil.example", b"null"])
-def test_any_origin_and_no_cors(served: Served, origin: bytes) -> None:
-    """An Origin keeps nobody with a key out, and no answer lets a web page read it."""
+def test_with_keys_any_origin_is_accepted_without_cors(served: Served, origin: bytes) -> None:
+    """Any Origin is accepted with a key, but no response has CORS headers."""
     asked = [b"Origin: %s\r\n" % origin, b"Access-Control-Request-Headers: authorization\r\n"]
     for method in METHODS:
         for path in sorted({path for _, path in ROUTES} | {"/nothing"}):
@@ -231,9 +226,8 @@ def test_any_origin_and_no_cors(served: Served, origin: bytes) -> None:
                 assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-def test_receiver_is_for_this_machine(served: Served) -> None:
-    """The receiver takes no key, so with keys, too, it answers this machine's own names alone: not
-    web pages, and nobody through a proxy."""
+def test_the_receiver_answers_to_local_hosts_only(served: Served) -> None:
+    """The receiver needs no key, so it always refuses other hosts and other origins."""
     path = "/_receiver/x"
     assert ask(served.url, message("POST", path, HOST)).status == 204
     assert ask(served.url, message("POST", path, b"Host: timers.example\r\n", FULL)).detail(421)
@@ -243,32 +237,33 @@ def test_receiver_is_for_this_machine(served: Served) -> None:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[Served]:
-    """The standalone server on an address that does not count as this machine alone."""
+    """The standalone server on an address that does not count as local."""
     settings = Settings("127.0.0.2", 0, tmp_path / "timers.db", Targets(), keys=True)
     with with_keys(settings) as server:
         yield server
 
 
-def test_no_receiver_elsewhere(elsewhere: Served, caplog: pytest.LogCaptureFixture) -> None:
-    """Where others can reach the server, nobody can write into its terminal."""
+def test_no_receiver_on_other_addresses(
+    elsewhere: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If other machines can reach the server, it has no receiver."""
     caplog.set_level(logging.INFO, "standalone.receiver")
     for key in (b"", FULL):
         for path in ("/_receiver/", "/_receiver/x"):
             data = message("POST", path, b"Host: 127.0.0.1\r\n", key)
-            assert ask(elsewhere.url, data).detail(404) == "There is nothing at this path."
+            assert ask(elsewhere.url, data).detail(404)
     assert not [record for record in caplog.records if record.name == "standalone.receiver"]
 
 
-def test_keys_elsewhere(elsewhere: Served) -> None:
-    """Where others can reach the server, it serves those who have a key, and what listens on this
-    machine is no target."""
+def test_needs_keys_on_other_addresses(elsewhere: Served) -> None:
+    """If other machines can reach the server, it needs keys, and loopback is no target."""
     assert unauthenticated(ask(elsewhere.url, message("GET", "/timers/x", HOST)))
     data = message("POST", "/timers", HOST, JSON, FULL, body=TIMER)
     assert "localhost" in ask(elsewhere.url, data).detail(400)
 
 
 class OnFakes(NamedTuple):
-    """The application on fakes."""
+    """The application's parts on fakes."""
 
     api: Api
     keys: FakeApiKeys
@@ -283,27 +278,27 @@ def fakes(api_on_fakes: Api) -> OnFakes:
     return OnFakes(api_on_fakes, kept, Nanoseconds())
 
 
-def limited(fakes: OnFakes, rate: int, *, keyed: bool = True) -> Wsgi:
-    """Return the application with a rate; without keys it is as AUTH=none has it."""
+def limited(fakes: OnFakes, rate: int, *, keyed: bool = True) -> Application:
+    """Return the application with this rate, with AUTH=keys or AUTH=none."""
     if not keyed:
         runtime.install(fakes.api.service.dependencies(anonymous=DEFAULT_TENANT))
     limit = RateLimiter(rate, fakes.clock)
     receiver = Receiver(Clock(), lambda _: [])
-    return application(app, keys=fakes.keys if keyed else None, limit=limit, receiver=receiver)
+    return Application(app, keys=fakes.keys if keyed else None, limit=limit, receiver=receiver)
 
 
 def statuses(url: str, count: int, *headers: bytes) -> list[int]:
-    """Return what so many requests of a kind are answered with."""
+    """Return the statuses of `count` equal requests."""
     data = message("GET", "/timers/x", HOST, *headers)
     return [ask(url, data).status for _ in range(count)]
 
 
-def test_too_many_requests(fakes: OnFakes) -> None:
-    """Over its rate a key is told when to come again, nothing is done, and then it is served."""
+def test_requests_over_the_rate_are_429(fakes: OnFakes) -> None:
+    """A key over its rate gets a 429 with Retry-After; the request has no effect."""
     with serving(limited(fakes, 2)) as (_, url):
         assert statuses(url, 5, FULL) == [404] * 4 + [429]
         answer = ask(url, message("POST", "/timers", HOST, JSON, FULL, body=TIMER))
-        assert answer.detail(429) == "There are too many requests a second."
+        assert answer.detail(429)
         assert answer.headers["retry-after"] == "1"
         assert not fakes.api.store.timers
         fakes.clock.forward(int(answer.headers["retry-after"]))
@@ -311,16 +306,15 @@ def test_too_many_requests(fakes: OnFakes) -> None:
         assert statuses(url, 2, FULL) == [404, 429]
 
 
-def test_keys_share_no_bucket(fakes: OnFakes) -> None:
-    """What one key has used up, another one still has, of the same tenant or not."""
+def test_each_key_has_its_own_bucket(fakes: OnFakes) -> None:
+    """Keys do not share a bucket, even within one tenant."""
     with serving(limited(fakes, 1)) as (_, url):
         for key in (FULL, READ, OTHER):
             assert statuses(url, 3, key) == [404, 404, 429]
 
 
-def test_what_is_not_limited(fakes: OnFakes) -> None:
-    """Health, and what reaches no view, cost nothing; nor do requests without a known key, which
-    get no bucket that somebody would have to remember."""
+def test_some_requests_take_no_token(fakes: OnFakes) -> None:
+    """Health, the receiver, 404, 405 and 401 take no token."""
     with serving(limited(fakes, 1)) as (_, url):
         for _ in range(3):
             assert ask(url, HEALTH).status == 200
@@ -336,19 +330,19 @@ LIST = message("GET", "/_receiver", HOST, FULL)
 
 
 @pytest.mark.parametrize("keyed", [True, False])
-def test_the_receivers_list_is_limited(fakes: OnFakes, keyed: bool) -> None:
-    """To look at what arrived costs a token of the same bucket as all else."""
+def test_the_list_of_the_receiver_takes_a_token(fakes: OnFakes, keyed: bool) -> None:
+    """Reading the receiver's list takes a token from the same bucket as other requests."""
     with serving(limited(fakes, 1, keyed=keyed)) as (_, url):
         assert [ask(url, LIST).status for _ in range(2)] == [200, 200]
         assert ask(url, LIST).headers["retry-after"] == "1"
         assert statuses(url, 1, FULL) == [429]
         fakes.clock.forward(1)
         assert statuses(url, 1, FULL) == [404]
-        assert ask(url, LIST).detail(429) == "There are too many requests a second."
+        assert ask(url, LIST).detail(429)
 
 
-def test_without_keys_all_share_one_bucket(fakes: OnFakes) -> None:
-    """Without keys all requests are of one nobody, whatever they show."""
+def test_without_keys_all_requests_share_a_bucket(fakes: OnFakes) -> None:
+    """Without keys all requests share one bucket, whatever key they send."""
     with serving(limited(fakes, 1, keyed=False)) as (_, url):
         assert statuses(url, 1, FULL) + statuses(url, 2) == [404, 404, 429]
         assert statuses(url, 1, OTHER) == [429]
@@ -356,8 +350,8 @@ def test_without_keys_all_share_one_bucket(fakes: OnFakes) -> None:
         assert statuses(url, 2) == [404, 429]
 
 
-def test_no_rate(tmp_path: Path) -> None:
-    """Without a rate nobody is turned away."""
+def test_rate_0_is_unlimited(tmp_path: Path) -> None:
+    """With RATE=0 no request is refused."""
     settings = Settings("127.0.0.1", 0, tmp_path / "timers.db", Targets(), rate=0)
     with with_keys(settings) as served, Connection(served.url) as client:
         for _ in range(1500):
@@ -365,8 +359,8 @@ def test_no_rate(tmp_path: Path) -> None:
             assert client.receive().status == 404
 
 
-def test_rate_of_the_settings(tmp_path: Path) -> None:
-    """The rate that is set is the one that counts: twice as many pass at once, and no more."""
+def test_uses_the_configured_rate(tmp_path: Path) -> None:
+    """RATE decides how many requests pass at once: two seconds' worth."""
     settings = Settings("127.0.0.1", 0, tmp_path / "timers.db", Targets(), keys=True, rate=1)
     with with_keys(settings) as served:
         found = statuses(served.url, 6, FULL)
@@ -374,16 +368,16 @@ def test_rate_of_the_settings(tmp_path: Path) -> None:
     assert 429 in found
 
 
-class NoKeys(FakeApiKeys):
-    """Keys that do not answer."""
+class UnavailableKeys(FakeApiKeys):
+    """Keys in a store that is down."""
 
     def get(self, key_id: str) -> ApiKey | None:
         raise Unavailable("The database can't do this now: disk I/O error.")
 
 
-def test_keys_that_do_not_answer(fakes: OnFakes, caplog: pytest.LogCaptureFixture) -> None:
-    """While keys can't be looked up, nobody comes in, and everybody is told to try again."""
-    with serving(application(app, keys=NoKeys())) as (_, url):
+def test_unavailable_keys_are_503(fakes: OnFakes, caplog: pytest.LogCaptureFixture) -> None:
+    """While keys can't be read, requests get a 503 with Retry-After."""
+    with serving(Application(app, keys=UnavailableKeys())) as (_, url):
         answer = ask(url, message("GET", "/timers/x", HOST, FULL))
         assert "disk I/O error" in answer.detail(503)
         assert answer.headers["retry-after"] == "1"
@@ -401,7 +395,7 @@ def test_key_is_read_once(fakes: OnFakes) -> None:
             looks.append(key_id)
             return fakes.keys.get(key_id)
 
-    with serving(application(app, keys=Counting())) as (_, url):
+    with serving(Application(app, keys=Counting())) as (_, url):
         create(url, FULL)
         assert looks == [FULL_KEY.id]
         ask(url, HEALTH)
@@ -430,8 +424,8 @@ ANSWERS = {
 }
 
 
-def test_every_answer_has_an_id_of_its_own(fakes: OnFakes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever answers, view, door, router or waitress, the answer has one id that no other has."""
+def test_every_response_has_its_own_id(fakes: OnFakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every response has a unique id: from a view, the authorizer, the router or waitress."""
 
     def get(tenant: str, timer_id: str) -> Timer | None:
         raise Unavailable("Down.") if timer_id == "down" else KeyError("broken")
@@ -439,7 +433,7 @@ def test_every_answer_has_an_id_of_its_own(fakes: OnFakes, monkeypatch: pytest.M
     monkeypatch.setattr(fakes.api.store, "get", get)
     ids = []
     with serving(limited(fakes, 10)) as (_, url):
-        statuses(url, 20, OTHER)  # its bucket is empty now
+        statuses(url, 20, OTHER)  # empties its bucket
         for status, data in ANSWERS.items():
             for _ in range(3):
                 answer = ask(url, data, data.split()[0].decode())
@@ -448,10 +442,10 @@ def test_every_answer_has_an_id_of_its_own(fakes: OnFakes, monkeypatch: pytest.M
     assert len(set(ids)) == 3 * len(ANSWERS)
 
 
-def test_requests_side_by_side_have_ids_of_their_own(
+def test_concurrent_requests_have_their_own_ids(
     fakes: OnFakes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests that are worked on at the same moment each get their own id."""
+    """Requests in progress at the same time get different ids."""
     together = Meeting(8)
     get = fakes.api.store.get
 
@@ -462,16 +456,16 @@ def test_requests_side_by_side_have_ids_of_their_own(
     monkeypatch.setattr(fakes.api.store, "get", meet)
     data = message("GET", "/timers/x", HOST, FULL)
     with (
-        serving(application(app, keys=fakes.keys)) as (_, url),
+        serving(Application(app, keys=fakes.keys)) as (_, url),
         ThreadPoolExecutor(8) as pool,
     ):
         answers = list(pool.map(lambda _: ask(url, data), range(8)))
     assert len({answer.headers["x-request-id"] for answer in answers}) == 8
 
 
-def test_tenants_side_by_side(fakes: OnFakes) -> None:
-    """Requests of several tenants at the same moment each see their own timers only."""
-    with serving(application(app, keys=fakes.keys)) as (_, url), ExitStack() as stack:
+def test_concurrent_tenants_see_their_own_timers(fakes: OnFakes) -> None:
+    """Concurrent requests of different tenants each see only their own timers."""
+    with serving(Application(app, keys=fakes.keys)) as (_, url), ExitStack() as stack:
         paths = [create(url, key) for key in (FULL, OTHER)]
         pool = stack.enter_context(ThreadPoolExecutor(8))
         cases = [(key, path) for key in (FULL, OTHER) for path in paths] * 50

@@ -22,7 +22,7 @@ from chalicelib.core.pagination import TimerFilter
 from chalicelib.core.timer import IdempotencyKey, Outcome, Status, Timer, TimerSpec, Webhook
 from chalicelib.service import tenants
 from chalicelib.service.ports import ApiKeys, Store
-from standalone.server import application
+from standalone.server import Application
 from standalone.sqlite import SqliteTimerStore
 from tests.support.aws import NAME, TENANTS, account
 from tests.support.fakes import START, Clock, FakeScheduler, FakeSender
@@ -100,7 +100,7 @@ class World:
 
 def embedded(folder: Path) -> Iterator[World]:
     with closing(SqliteTimerStore(folder / "timers.db")) as store:
-        wsgi = application(app, keys=store.keys)
+        wsgi = Application(app, keys=store.keys)
 
         def ask(method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
             environ = {

@@ -1,4 +1,4 @@
-"""What the terminal shows: one line for each event, whatever comes from outside."""
+"""The lines in the terminal."""
 
 import io
 import logging
@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 
 from chalicelib.core.timer import Outcome
-from standalone.log_lines import _Gathering, _Lines, _Listener
+from standalone.log_lines import _BufferedHandler, _LineFormatter, _Listener
 from tests.support.fakes import NO_CONTENT, START
 from tests.unit.test_timer import delivering, scheduled
 
 
 def line(event: str, **fields: Any) -> str:
-    """Return the line of an event without its time."""
+    """Return an event's line without its time."""
     record = logging.makeLogRecord({"msg": event, "levelno": logging.INFO, **fields})
-    return _Lines().format(record).partition(" ")[2]
+    return _LineFormatter().format(record).partition(" ")[2]
 
 
-def test_a_line_for_each_event() -> None:
-    """People read what happened to which timer, how late, and why it failed."""
+def test_formats_each_event_as_one_line() -> None:
+    """A line names the event, the timer, the result and the lateness."""
     at = START + timedelta(hours=1, milliseconds=3)
     good = delivering().record(NO_CONTENT, at, None)
     bad = delivering().record(Outcome(error="connect", detail="refused"), at, None)
@@ -47,15 +47,15 @@ def test_a_line_for_each_event() -> None:
 
 
 @pytest.mark.parametrize("evil", ["\x1b[2J", "\r", "\n", "\x07", "\u202e", "\x9b"])
-def test_nothing_from_outside_moves_the_cursor(evil: str) -> None:
-    """Control characters in a path or an error are shown as text."""
+def test_escapes_control_characters(evil: str) -> None:
+    """Control characters from outside are shown as text."""
     shown = line("webhook received", method="POST", path=f"/_receiver/{evil}x", lateness=None)
     assert shown.isprintable()
     assert evil not in shown
 
 
 class Terminal(io.StringIO):
-    """Counts how often it was written to."""
+    """Counts how often it is flushed."""
 
     writes = 0
 
@@ -63,27 +63,27 @@ class Terminal(io.StringIO):
         self.writes += 1
 
 
-def test_what_comes_together_is_written_together() -> None:
-    """A burst of events costs few writes, and the end loses none of them."""
+def test_writes_bursts_in_few_calls() -> None:
+    """A burst of events is written in a few calls, and stopping loses none."""
     terminal = Terminal()
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     for number in range(1000):
         records.put(logging.makeLogRecord({"msg": str(number)}))
-    listener = _Listener(records, _Gathering(terminal))
+    listener = _Listener(records, _BufferedHandler(terminal))
     listener.start()
     listener.stop()
     assert terminal.getvalue().split() == [str(number) for number in range(1000)]
     assert terminal.writes < 5
 
 
-class Gone(io.StringIO):
+class ClosedTerminal(io.StringIO):
     def flush(self) -> None:
         raise BrokenPipeError
 
 
-def test_a_terminal_that_is_gone() -> None:
-    """It keeps nobody from going on."""
+def test_survives_a_closed_terminal() -> None:
+    """Writing to a closed terminal raises nothing."""
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-    listener = _Listener(records, _Gathering(Gone()))
+    listener = _Listener(records, _BufferedHandler(ClosedTerminal()))
     listener.start()
     listener.stop()

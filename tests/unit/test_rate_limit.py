@@ -1,4 +1,4 @@
-"""The token buckets: how many pass, when, and what is kept of whom."""
+"""The rate limiter: how many requests pass, and which buckets are kept."""
 
 import threading
 import time
@@ -17,21 +17,7 @@ from standalone.rate_limit import (
     MIN_BUCKETS_SWEPT,
     RateLimiter,
 )
-
-SECOND = 1_000_000_000
-
-
-class Nanoseconds:
-    """A clock that stands until it is moved; it counts as time.monotonic_ns does."""
-
-    def __init__(self) -> None:
-        self.now = 7 * SECOND  # where it begins says nothing
-
-    def __call__(self) -> int:
-        return self.now
-
-    def forward(self, seconds: float) -> None:
-        self.now += round(seconds * SECOND)
+from tests.support.clocks import SECOND, Nanoseconds
 
 
 def passed(limit: RateLimiter, asked: int, caller: str = "a") -> int:
@@ -51,12 +37,12 @@ TABLE = {
     "no whole nanoseconds": (3, [(0, 9, 6), (0.999999999, 9, 2), (0.000000003, 9, 1)]),
     "most": (MAX_RATE, [(0, 3 * MAX_RATE, 2 * MAX_RATE), (0.00001, 2, 1)]),
 }
-"""Rate, and steps: seconds that go by, how many then ask at once, and how many of them pass."""
+"""Rate, and steps: seconds that pass, requests at once after them, requests that are allowed."""
 
 
 @pytest.mark.parametrize(("rate", "steps"), TABLE.values(), ids=TABLE)
-def test_table(rate: int, steps: list[tuple[float, int, int]]) -> None:
-    """At first two seconds' worth pass at once, then as many as the rate lets come back."""
+def test_bursts_and_refills(rate: int, steps: list[tuple[float, int, int]]) -> None:
+    """A full bucket holds BURST_SECONDS of tokens; then they come back at the rate."""
     clock = Nanoseconds()
     limit = RateLimiter(rate, clock)
     for seconds, asked, expected in steps:
@@ -69,8 +55,8 @@ def test_table(rate: int, steps: list[tuple[float, int, int]]) -> None:
     st.lists(st.tuples(st.integers(0, SECOND), st.integers(0, 60)), max_size=20),
 )
 def test_never_more_than_burst_and_rate(rate: int, steps: list[tuple[int, int]]) -> None:
-    """Between any two moments no more pass than a full bucket and what came back meanwhile; and who
-    is turned away finds a token within a second."""
+    """In any interval, at most a full bucket plus the returned tokens pass; and a refused caller
+    gets a token within a second."""
     clock = Nanoseconds()
     limit = RateLimiter(rate, clock)
     seen: list[tuple[int, int]] = []
@@ -85,26 +71,26 @@ def test_never_more_than_burst_and_rate(rate: int, steps: list[tuple[int, int]])
     assert limit.take("a")
 
 
-def test_each_has_a_bucket() -> None:
-    """What one caller took, no other one misses."""
+def test_each_caller_has_a_bucket() -> None:
+    """Callers do not take tokens from each other."""
     limit = RateLimiter(5, Nanoseconds())
     assert passed(limit, 50, "a") == 10
     assert passed(limit, 50, "b") == 10
     assert passed(limit, 50, "a") == 0
 
 
-def test_full_buckets_are_forgotten() -> None:
-    """However many callers come and go, only those of the last seconds are remembered."""
+def test_removes_full_buckets() -> None:
+    """However many callers there were, only recent buckets stay in memory."""
     clock = Nanoseconds()
     limit = RateLimiter(1, clock)
     for number in range(20 * MIN_BUCKETS_SWEPT):
         assert limit.take(str(number))
-        clock.forward(0.01)  # a hundred a second, each with a bucket that is full in one
+        clock.forward(0.01)  # 100 callers per second; each bucket is full after one
         assert len(limit._full_at) <= MIN_BUCKETS_SWEPT + 1
 
 
-def test_a_bucket_in_use_is_never_forgotten() -> None:
-    """No crowd of others gives a caller a new bucket."""
+def test_keeps_buckets_in_use() -> None:
+    """Many other callers do not reset a caller's bucket."""
     clock = Nanoseconds()
     limit = RateLimiter(1, clock)
     assert passed(limit, 3, "a") == 2
@@ -113,14 +99,14 @@ def test_a_bucket_in_use_is_never_forgotten() -> None:
     assert not limit.take("a")
     assert len(limit._full_at) == 5 * MIN_BUCKETS_SWEPT + 1
     clock.forward(2)
-    for number in range(10 * MIN_BUCKETS_SWEPT):  # the look comes less often, but it comes
+    for number in range(10 * MIN_BUCKETS_SWEPT):  # sweeps are rarer, but still happen
         limit.take(f"later {number}")
         clock.forward(0.01)
     assert len(limit._full_at) <= 2 * MIN_BUCKETS_SWEPT
 
 
-class Hesitant(dict[str, int]):
-    """A dict that lets other threads run between a look into it and what follows."""
+class SlowDict(dict[str, int]):
+    """A dict whose `get` lets other threads run before the caller goes on."""
 
     def get(self, caller: str, default: Any = None) -> Any:
         found = super().get(caller, default)
@@ -129,9 +115,9 @@ class Hesitant(dict[str, int]):
 
 
 def test_threads_share_a_bucket() -> None:
-    """Threads that ask at the same moment get a full bucket together, to the last token."""
+    """Concurrent threads together get exactly one full bucket."""
     limit = RateLimiter(20, Nanoseconds())
-    limit._full_at = Hesitant()
+    limit._full_at = SlowDict()
     together = threading.Barrier(8)
 
     def ask(_: int) -> int:
@@ -142,12 +128,12 @@ def test_threads_share_a_bucket() -> None:
         assert sum(pool.map(ask, range(8))) == 40
 
 
-def test_threads_while_time_goes_by() -> None:
-    """Threads on the real clock never get more than a full bucket and what came back."""
+def test_threads_on_the_real_clock() -> None:
+    """Concurrent threads on the real clock get at most a full bucket plus returned tokens."""
     rate = 100
     began = time.monotonic_ns()
     limit = RateLimiter(rate, time.monotonic_ns)
-    limit._full_at = Hesitant()
+    limit._full_at = SlowDict()
 
     def ask(_: int) -> int:
         count = 0

@@ -1,4 +1,4 @@
-"""The built-in receiver: what it remembers of what came, and whom it shows it to."""
+"""The built-in receiver: what it keeps, and what it shows to which tenant."""
 
 import logging
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def receiver() -> Receiver:
 
 
 def signed(body: bytes = b"", secret: str = SECRET, at: datetime = START) -> dict[str, str]:
-    """Return the headers that a webhook with this body has."""
+    """Return the signature headers of a webhook with this body."""
     timestamp = int(at.timestamp())
     return {
         "webhook-id": "t1",
@@ -46,14 +46,14 @@ SIGNATURE = signed(b"{}")["webhook-signature"]
 
 
 def shown(receiver: Receiver, tenant: str = DEFAULT_TENANT, **ways: bool) -> list[dict[str, Any]]:
-    """Return what the receiver shows."""
+    """Return the list of the receiver."""
     answer = receiver.show(tenant, **{"signed_only": False, **ways})
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
     return list(json.decode(answer.body)["arrivals"])
 
 
-def test_shows_what_came(receiver: Receiver) -> None:
-    """All of a request, and whether Timers has signed it."""
+def test_lists_a_received_request(receiver: Receiver) -> None:
+    """The list shows the whole request and whether its signature is valid."""
     headers = {**signed(b"{}"), "timer-scheduled-at": "2026-01-31T11:59:58.500000Z"}
     assert receiver.take("PUT", "/_receiver/a?b=c", headers, b"{}").status_code == 204
     assert shown(receiver) == [
@@ -70,14 +70,14 @@ def test_shows_what_came(receiver: Receiver) -> None:
     ]
 
 
-def test_secrets_are_masked(receiver: Receiver) -> None:
-    """Who may only read learns no more of a webhook here than from its timer."""
+def test_masks_secrets(receiver: Receiver) -> None:
+    """Headers are masked as in a timer's view."""
     receiver.take("POST", "/_receiver/x", {"authorization": "Bearer sesame"}, b"")
     assert "sesame" not in str(shown(receiver))
 
 
-def test_newest_first(receiver: Receiver) -> None:
-    """So many are remembered, and older ones forgotten."""
+def test_lists_the_newest_first(receiver: Receiver) -> None:
+    """The latest MAX_ARRIVALS requests are kept."""
     for number in range(MAX_ARRIVALS + 1):
         receiver.take("POST", f"/_receiver/{number}", {}, b"")
     paths = [arrival["path"] for arrival in shown(receiver)]
@@ -105,20 +105,20 @@ def test_newest_first(receiver: Receiver) -> None:
         ({"webhook-id": "t1"}, "missing"),
     ],
 )
-def test_signatures(receiver: Receiver, headers: dict[str, str], signature: str) -> None:
-    """Valid is what one of the tenant's secrets has made of this very request, just now."""
+def test_checks_signatures(receiver: Receiver, headers: dict[str, str], signature: str) -> None:
+    """A signature is valid if one of the tenant's secrets signed this request recently."""
     receiver.take("POST", "/_receiver/x", headers, b"{}")
     assert [arrival["signature"] for arrival in shown(receiver)] == [signature]
 
 
-def test_without_secrets_nothing_is_valid(receiver: Receiver) -> None:
-    """A tenant without secrets has signed nothing."""
+def test_no_signature_is_valid_without_secrets(receiver: Receiver) -> None:
+    """For a tenant without secrets every signature is invalid."""
     receiver.take("POST", "/_receiver/x", signed(), b"")
     assert shown(receiver, "nobody")[0]["signature"] == "invalid"
 
 
-def test_what_is_anothers(receiver: Receiver) -> None:
-    """Who is one of many sees what came from the own timers, and nothing else."""
+def test_hides_webhooks_of_other_tenants(receiver: Receiver) -> None:
+    """With `signed_only` a tenant sees only requests signed with its own secrets."""
     for secret in (SECRET, OTHER):
         receiver.take("POST", "/_receiver/x", signed(secret.encode(), secret), secret.encode())
     receiver.take("POST", "/_receiver/x", {}, b"unsigned")
@@ -126,8 +126,8 @@ def test_what_is_anothers(receiver: Receiver) -> None:
     assert arrival["body"] == OTHER
 
 
-def test_bodies(receiver: Receiver) -> None:
-    """What is not text is shown as far as it is; what is too large is not kept, but told of."""
+def test_shows_binary_and_large_bodies(receiver: Receiver) -> None:
+    """Invalid UTF-8 is replaced; of a body that is too large only the size is shown."""
     receiver.take("POST", "/_receiver/x", {}, b"a\xff")
     receiver.take("POST", "/_receiver/x", {}, bytes(MAX_BODY_KEPT + 1))
     large, binary = shown(receiver)
@@ -135,9 +135,9 @@ def test_bodies(receiver: Receiver) -> None:
     assert (large["body"], large["size"]) == ("", MAX_BODY_KEPT + 1)
 
 
-def test_the_list_is_small(receiver: Receiver) -> None:
-    """Of a long body the beginning is shown, its size, and what the whole was signed with; so a
-    hundred of the largest, of characters that JSON writes as six, are a list of a megabyte."""
+def test_the_list_stays_small(receiver: Receiver) -> None:
+    """Long bodies are cut, but their signature is checked whole. A full list of them stays under
+    2 MB, even if JSON escapes every byte as six."""
     body = b"\x01" * MAX_BODY_KEPT
     for _ in range(MAX_ARRIVALS):
         receiver.take("POST", "/_receiver/x", signed(body), body)
@@ -165,11 +165,11 @@ LATE = [
 
 
 @pytest.mark.parametrize(("scheduled_at", "lateness"), LATE)
-def test_lateness(
+def test_measures_lateness(
     caplog: pytest.LogCaptureFixture, scheduled_at: str, lateness: float | None
 ) -> None:
-    """It is the time from `timer-scheduled-at` to the arrival, in seconds; without a usable one it
-    is unknown. It is logged with method and path."""
+    """Lateness is the seconds from `timer-scheduled-at` to the arrival, None if that is unusable.
+    It is logged with method and path."""
     caplog.set_level(logging.INFO, "standalone.receiver")
     receiver = Receiver(Clock(START + timedelta(seconds=1.5)), SECRETS.__getitem__)
     headers = {"timer-scheduled-at": scheduled_at}
@@ -191,8 +191,8 @@ def arrivals(server: Standalone, path: str = "/_receiver", **headers: str) -> An
 
 
 @pytest.mark.e2e
-def test_a_webhook_of_ours(server: Standalone) -> None:
-    """What this server sends to its own receiver is shown there, and its signature is valid."""
+def test_receives_a_webhook_of_its_own_server(server: Standalone) -> None:
+    """A webhook to the server's own receiver arrives there with a valid signature."""
     before = datetime.now(UTC)
     timer = server.create(0, f"{server.url}/_receiver/{{id}}")
     path = f"/_receiver/{timer['id']}"
@@ -205,8 +205,8 @@ def test_a_webhook_of_ours(server: Standalone) -> None:
 
 
 @pytest.mark.e2e
-def test_the_list_is_for_this_machine(server: Standalone) -> None:
-    """Web pages of others get none of it, under no name; and it has no other methods."""
+def test_the_list_answers_to_local_hosts_only(server: Standalone) -> None:
+    """Other hosts and origins can't read the list, and POST to it is a 404."""
     assert arrivals(server, Host="evil.example").status_code == 421
     assert arrivals(server, Origin="https://evil.example").status_code == 403
     assert "access-control-allow-origin" not in arrivals(server).headers
@@ -214,8 +214,8 @@ def test_the_list_is_for_this_machine(server: Standalone) -> None:
 
 
 @pytest.mark.e2e
-def test_the_list_wants_a_key(tmp_path: Path) -> None:
-    """With keys each tenant sees its own webhooks, and who has no key none."""
+def test_the_list_needs_a_key(tmp_path: Path) -> None:
+    """With keys, each tenant sees its own webhooks; without a key it is a 401."""
     database = tmp_path / "timers.db"
     with Standalone(database, {"AUTH": "keys"}) as server:
         mine, theirs = (

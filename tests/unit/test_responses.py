@@ -32,7 +32,7 @@ from chalicelib.core.timer import (
 )
 from chalicelib.http import requests, responses
 from chalicelib.service.commands import Commands, Created
-from standalone import server
+from standalone.authorizer import ApiKeyAuthorizer
 from tests.support.fakes import START
 from tests.support.routes import BODIES, JSON, MANY, SERVED, URL, Api, members, problem, refused
 
@@ -605,7 +605,7 @@ def test_not_configured(monkeypatch: pytest.MonkeyPatch, method: str, path: str)
     """Without dependencies every route is a 503 that says what to do."""
     monkeypatch.setattr(runtime, "_installed", None)
     client = Client(app)
-    client.http._local_gateway._authorizer = server.ApiKeyAuthorizer(app)
+    client.http._local_gateway._authorizer = ApiKeyAuthorizer(app)
     answer = refused(client.http.request(method, path, JSON), 503)
     assert "make run" in answer["detail"]
 

@@ -1,0 +1,56 @@
+"""Checks API keys and rates before the views run, as API Gateway does on AWS."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from chalice.app import Chalice
+from chalice.local import LocalGatewayAuthorizer
+
+from chalicelib.core import errors
+from chalicelib.core.api_keys import ApiKey
+from chalicelib.service.ports import ApiKeys
+from chalicelib.service.tenants import authenticate
+from standalone.rate_limit import RateLimiter
+
+
+class ApiKeyAuthorizer(LocalGatewayAuthorizer):
+    """The authorizer of Chalice's local gateway, for the routes that need a key on AWS.
+
+    Without `keys` every request passes; such a server answers to local hosts only.
+    """
+
+    def __init__(
+        self, app: Chalice, keys: ApiKeys | None = None, limit: RateLimiter | None = None
+    ) -> None:
+        super().__init__(app)
+        self._keys = keys
+        self._limit = limit
+
+    def authorize(self, _: str, lambda_event: Any, lambda_context: Any) -> Any:
+        """Return event and context, with the tenant and role of the key; raise as `admit` does."""
+        route = self._route_for_event(lambda_event)
+        if route is not None and route.authorizer is not None:
+            key = self.admit(lambda_event["headers"])
+            if key is not None:
+                identity = {"tenant": key.tenant, "role": key.role.value, "principalId": key.id}
+                lambda_event["requestContext"]["authorizer"] = identity
+        return lambda_event, lambda_context
+
+    def admit(self, headers: Mapping[str, str]) -> ApiKey | None:
+        """Take a token of the caller's rate; return the key, None on a server without keys.
+
+        Raise Unauthenticated, TooManyRequests, Unavailable.
+        """
+        # Unknown keys get no bucket: a caller could invent a million of them.
+        key = None if self._keys is None else _find_key(self._keys, headers)
+        if self._limit is not None and not self._limit.take("" if key is None else key.id):
+            raise errors.TooManyRequests("There are too many requests: slow down, then try again.")
+        return key
+
+
+def _find_key(keys: ApiKeys, headers: Mapping[str, str]) -> ApiKey:
+    # Looked up for every request: a revoked key stops working at once.
+    key = authenticate(keys, headers.get("authorization", ""))
+    if key is None:
+        raise errors.Unauthenticated("Send a valid API key: `Authorization: Bearer tmr_…`.")
+    return key
