@@ -22,7 +22,8 @@ from chalicelib.core.errors import CommandError, Unavailable
 from chalicelib.core.signing import Secrets
 from chalicelib.core.timer import DEFAULT_TENANT
 from infra import stages
-from standalone.sqlite import DEFAULT_DATABASE, tenants_in
+from standalone.sqlite.connection import DEFAULT_DATABASE
+from standalone.sqlite.tenants import tenants_in
 
 Opened = AbstractContextManager[tuple[ApiKeys, Secrets]]
 

@@ -35,7 +35,9 @@ try:
     from standalone.receiver import RECEIVER_PATH, Receiver
     from standalone.scheduler import HeapScheduler
     from standalone.server import LOCAL_HOSTS, Server, Wsgi, application
-    from standalone.sqlite import DEFAULT_DATABASE, MAX_COMMIT_BATCH, SqliteTimerStore
+    from standalone.sqlite.connection import DEFAULT_DATABASE
+    from standalone.sqlite.timer_store import SqliteTimerStore
+    from standalone.sqlite.writer import MAX_COMMIT_BATCH
 except ModuleNotFoundError as missing:
     name = str(missing.name).partition(".")[0]
     sys.exit(f"{name} is missing: run `make run`, or pip install -r requirements-run.txt.")
@@ -173,7 +175,7 @@ def run(settings: Settings, store: SqliteTimerStore, server: Server, stop: threa
     )
     for timer in store.claimed():
         service.reclaim(timer)
-    while put_off := store.postponed(MAX_COMMIT_BATCH):
+    while put_off := store.requeued_by_sweep(MAX_COMMIT_BATCH):
         store.replace_all([timer.with_next_check(timer.due_at) for timer in put_off])
 
     def upkeep() -> bool:

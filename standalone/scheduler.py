@@ -20,7 +20,8 @@ from functools import partial
 from chalicelib.core.errors import Unavailable
 from chalicelib.core.timer import Timer, Wakeup
 from standalone.greenlets import Hub
-from standalone.sqlite import FiringPosition, SqliteTimerStore, micros
+from standalone.sqlite.schema import to_micros
+from standalone.sqlite.timer_store import FiringPosition, SqliteTimerStore
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ class HeapScheduler:
     def is_behind(self) -> bool:
         """Say whether what is due already has to wait for a sender; it all gets its turn."""
         with self._changed:
-            late = self._heap and self._heap[0][0][0] < micros(self._clock() - BEHIND_AFTER)
+            late = self._heap and self._heap[0][0][0] < to_micros(self._clock() - BEHIND_AFTER)
         return bool(late) or self._due.size > 0
 
     def check(self) -> None:
@@ -196,7 +197,7 @@ class HeapScheduler:
     def pop_due(self) -> tuple[list[Wakeup], float]:
         """Take what is due from the heap; return it and the seconds to wait for the next one."""
         with self._changed:
-            now = micros(self._clock())
+            now = to_micros(self._clock())
             due: list[Wakeup] = []
             while self._heap and self._heap[0][0][0] <= now and len(due) < MAX_SENDERS:
                 due.append(heapq.heappop(self._heap)[1])
@@ -274,7 +275,7 @@ class HeapScheduler:
             deliver(wakeup, self._clock() + LEASE)
         except Unavailable as error:
             log.warning("delivery postponed", extra={"timer": wakeup.id, "error": str(error)})
-            self._push([((micros(self._clock() + REQUEUE_DELAY), wakeup.id), wakeup)])
+            self._push([((to_micros(self._clock() + REQUEUE_DELAY), wakeup.id), wakeup)])
         except Exception:
             # The claim stays, the sweep takes it back; the others go on.
             log.exception("delivery crashed", extra={"timer": wakeup.id})
@@ -304,4 +305,4 @@ class HeapScheduler:
 
 
 def _position(wakeup: Wakeup) -> FiringPosition:
-    return micros(wakeup.due_at), wakeup.id
+    return to_micros(wakeup.due_at), wakeup.id

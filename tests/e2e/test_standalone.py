@@ -35,7 +35,9 @@ from standalone import scheduler as engine_module
 from standalone.bootstrap import Settings, _url, run
 from standalone.scheduler import MAX_SENDERS, HeapScheduler
 from standalone.server import Server, application
-from standalone.sqlite import MIGRATIONS, SqliteTimerStore, tenants_in
+from standalone.sqlite.schema import MIGRATIONS
+from standalone.sqlite.tenants import tenants_in
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.fakes import NO_CONTENT, created
 from tests.support.processes import ROOT, Receiver, Standalone, environment, wait_until
 

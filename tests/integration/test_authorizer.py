@@ -23,7 +23,7 @@ from standalone.bootstrap import Settings
 from standalone.rate_limit import RateLimiter
 from standalone.receiver import Receiver
 from standalone.server import MAX_HEADER_BYTES, Wsgi, application
-from standalone.sqlite import SqliteTimerStore
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.integration.test_server import (
     HEALTH,
     HOST,

@@ -14,7 +14,7 @@ from chalicelib.core.timer import Timer, Wakeup
 from standalone import scheduler as engine_module
 from standalone.greenlets import run_in_thread
 from standalone.scheduler import MAX_WAIT, FairQueue, HeapScheduler
-from standalone.sqlite import FiringPosition, SqliteTimerStore
+from standalone.sqlite.timer_store import FiringPosition, SqliteTimerStore
 from tests.contracts.store import SECOND, make
 from tests.support.fakes import START, Clock
 from tests.support.processes import wait_until

@@ -26,7 +26,7 @@ from chalicelib.core.timer import (
     keyed_id,
 )
 from chalicelib.service.service import Created, Service, Store
-from standalone.sqlite import SqliteTimerStore
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.aws import NAME, account
 from tests.support.fakes import START, Clock, FakeScheduler, FakeSender, FakeStore
 

@@ -24,7 +24,7 @@ from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import IdempotencyKey, Outcome, Status, Timer, TimerSpec, Webhook
 from chalicelib.service.service import Service, Store
 from standalone.server import application
-from standalone.sqlite import SqliteTimerStore
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.aws import NAME, TENANTS, account
 from tests.support.fakes import START, Clock, FakeScheduler, FakeSender
 from tests.support.routes import CLIENT, JSON, ROUTES, URL, WANTING

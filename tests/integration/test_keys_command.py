@@ -22,7 +22,7 @@ from chalicelib.core.signing import MAX_SECRETS, Secrets
 from chalicelib.core.timer import DEFAULT_TENANT
 from cli.keys import main, new_key
 from infra import stages
-from standalone.sqlite import SqliteTimerStore
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.contracts.api_keys import KEY, TOKEN, another
 from tests.contracts.secrets import secret
 from tests.support.aws import REGION, STAGE, TENANTS, Account, account
@@ -246,11 +246,11 @@ def test_a_database_that_can_not_be_used_is_said(
 ) -> None:
     """None there, one of another version, something else: it is left as it is."""
     place = Place([], FakeApiKeys(), FakeSecrets(), capsys)
-    assert place.refuses(*command) == f"There is no database {path} yet: `make run` makes it."
+    assert place.refuses(*command) == f"There is no database {path}. Run `make run` to create it."
     assert not path.exists()
     shutil.copy(DATA / "timers-v1.db", path)
     before = path.read_bytes()
-    assert "is of another version of Timers (schema 1): start this" in place.refuses(*command)
+    assert "belongs to another version of Timers (schema 1). Start the" in place.refuses(*command)
     assert path.read_bytes() == before
     path.write_text("no database " * 1000)
     assert "file is not a database" in place.refuses(*command)

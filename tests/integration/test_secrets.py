@@ -29,7 +29,9 @@ from chalicelib.service.service import Service
 from chalicelib.webhook.sender import SECRETS_TTL, SecretsCache, WebhookSender
 from cli.keys import new_key
 from infra.deploy import Deployment
-from standalone.sqlite import MIGRATIONS, SqliteTimerStore, tenants_in
+from standalone.sqlite.schema import MIGRATIONS
+from standalone.sqlite.tenants import tenants_in
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.contracts.secrets import SecretsContract, secret
 from tests.support.aws import REGION, STAGE, TENANTS, Account, account
 from tests.support.fakes import START, Clock, FakeScheduler, FakeSecrets, FakeStore, created

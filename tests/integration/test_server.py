@@ -38,7 +38,7 @@ from standalone.server import (
     Wsgi,
     application,
 )
-from standalone.sqlite import SqliteTimerStore
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.processes import wait_until
 from tests.support.routes import ROUTES, problem
 

@@ -21,8 +21,9 @@ from chalicelib.core.errors import CommandError, Unavailable
 from chalicelib.core.pagination import Page, TimerFilter, cursor_of
 from chalicelib.core.timer import DEFAULT_TENANT, RETENTION, Status, Timer
 from chalicelib.service.service import Store, in_threads
-from standalone import sqlite
-from standalone.sqlite import MIGRATIONS, SqliteTimerStore, micros
+from standalone.sqlite import schema, timer_store, writer
+from standalone.sqlite.schema import MIGRATIONS, from_micros, to_micros
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.contracts.store import HOUR, SECOND, StoreContract, make, newest_first, walk
 from tests.support.fakes import START
 from tests.support.processes import ROOT
@@ -181,7 +182,7 @@ def test_waiting_reads_in_order_of_firing_and_leaves_nothing_out(store: SqliteTi
 
 def test_waiting_reads_its_index_alone(store: SqliteTimerStore) -> None:
     """With a million large timers a refill reads none of them, and sorts nothing."""
-    plan = store._read(f"EXPLAIN QUERY PLAN {sqlite._WAITING}", (5, 5, "x", 10))
+    plan = store._read(f"EXPLAIN QUERY PLAN {timer_store._WAITING}", (5, 5, "x", 10))
     assert [row[3] for row in plan] == [
         "SEARCH timers USING COVERING INDEX timers_wake (wake_at>?)"
     ]
@@ -189,7 +190,7 @@ def test_waiting_reads_its_index_alone(store: SqliteTimerStore) -> None:
 
 def test_claimed_are_found_without_reading_the_others(store: SqliteTimerStore) -> None:
     """Looking through a million timers at start goes through an index that knows their status."""
-    plan = store._read(f"EXPLAIN QUERY PLAN {sqlite._CLAIMED}", (Status.DELIVERING,))
+    plan = store._read(f"EXPLAIN QUERY PLAN {timer_store._CLAIMED}", (Status.DELIVERING,))
     assert [row[3].split(" (")[0] for row in plan] == ["SEARCH timers USING INDEX timers_wake"]
     index = store._read("SELECT sql FROM sqlite_master WHERE name = 'timers_wake'", ())[0][0]
     assert "status)" in index
@@ -200,7 +201,7 @@ def test_a_page_looks_at_so_many_timers_and_no_more(
 ) -> None:
     """A filter that few match can't hold a thread for long: the page is short, and leads on from
     the last timer that was looked at."""
-    monkeypatch.setattr(sqlite, "MAX_ROWS_SCANNED", 5)
+    monkeypatch.setattr(timer_store, "MAX_ROWS_SCANNED", 5)
     added = [make(number, label="rare" if number in (3, 6) else None) for number in range(12)]
     for timer in added:
         store.add(timer)
@@ -221,7 +222,7 @@ def test_what_comes_while_a_page_is_read_is_not_passed_over(
 ) -> None:
     """The last timer to be looked at is settled first: one that is gone by then moves no other
     into the gap."""
-    monkeypatch.setattr(sqlite, "MAX_ROWS_SCANNED", 3)
+    monkeypatch.setattr(timer_store, "MAX_ROWS_SCANNED", 3)
     added = [make(number, label="rare" if number == 1 else None) for number in range(6)]
     for timer in added:
         store.add(timer)
@@ -241,8 +242,8 @@ def test_pages_use_their_index(store: SqliteTimerStore) -> None:
     """A page is read in the order of its index, within its bounds; nothing is sorted."""
     within = "timers_listed (tenant=? AND (created_at,id)>(?,?) AND (created_at,id)<(?,?))"
     for sql, parameters, index in (
-        (sqlite._LOOKED_AT_LAST, 6, "COVERING INDEX"),
-        (sqlite._PAGE, 8, "INDEX"),
+        (timer_store._LAST_SCANNED, 6, "COVERING INDEX"),
+        (timer_store._PAGE, 8, "INDEX"),
     ):
         plan = store._read(f"EXPLAIN QUERY PLAN {sql}", (1,) * parameters)
         assert [row[3] for row in plan] == [f"SEARCH timers USING {index} {within}"]
@@ -265,7 +266,7 @@ def test_postponed_are_those_that_a_sweep_rang_for(store: SqliteTimerStore) -> N
     postponed = put_off.with_next_check(put_off.due_at + HOUR)
     store.replace(postponed)
     store.claim(sending.wakeup(), sending.due_at, sending.due_at + HOUR)
-    assert store.postponed(2) == [postponed]
+    assert store.requeued_by_sweep(2) == [postponed]
     plan = store._read(
         "EXPLAIN QUERY PLAN SELECT timer FROM timers"
         " WHERE wake_at > due_at AND status <> 'delivering'",
@@ -323,7 +324,7 @@ def test_log_is_bounded_while_somebody_always_reads(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reads overlap without a gap, and writes do not end: the log begins anew all the same."""
-    monkeypatch.setattr(sqlite, "WAL_LIMIT", 2**20)
+    monkeypatch.setattr(writer, "WAL_LIMIT", 2**20)
     body, sizes = "x" * 100_000, []
     with closing(SqliteTimerStore(path)) as store, reads_without_a_gap(path):
         for number in range(100):
@@ -337,8 +338,8 @@ def test_a_reader_that_stays_holds_up_a_write_now_and_then(
 ) -> None:
     """While another program keeps the log from beginning anew, that is tried once for so many bytes
     written, and what is written is safe."""
-    monkeypatch.setattr(sqlite, "WAL_LIMIT", 2**20)
-    monkeypatch.setattr(sqlite, "CHECKPOINT_TIMEOUT_MS", 1)
+    monkeypatch.setattr(writer, "WAL_LIMIT", 2**20)
+    monkeypatch.setattr(writer, "CHECKPOINT_TIMEOUT_MS", 1)
     with closing(SqliteTimerStore(path)) as store, closing(sqlite3.connect(path)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM health").fetchone()
@@ -358,7 +359,8 @@ def test_outlives_the_process(path: Path) -> None:
     """A confirmed timer is there after the process was killed with no chance to tidy up."""
     timer = make()
     program = (
-        "import os, sys; from pathlib import Path; from standalone.sqlite import SqliteTimerStore;"
+        "import os, sys; from pathlib import Path;"
+        "from standalone.sqlite.timer_store import SqliteTimerStore;"
         "from tests.contracts.store import make; store = SqliteTimerStore(Path(sys.argv[1]));"
         "store.add(make()); os.kill(os.getpid(), 9)"
     )
@@ -470,7 +472,9 @@ def test_lists_timers_of_every_version(tmp_path: Path, version: int) -> None:
                 text = msgspec.json.encode(moment).decode().strip('"')
                 assert db.execute(sql, (text, f"%{number}")).rowcount == 1
     with closing(SqliteTimerStore(path)) as store:
-        stored = [sqlite._decode(row[0]) for row in store._read("SELECT timer FROM timers", ())]
+        stored = [
+            timer_store._decode(row[0]) for row in store._read("SELECT timer FROM timers", ())
+        ]
         assert len({timer.created_at for timer in stored}) == len(stored) == len(Status)
         assert walk(store) == newest_first(stored)
         for timer in stored:
@@ -494,13 +498,13 @@ def test_hosts_of_every_version(tmp_path: Path, version: int) -> None:
 def test_every_version_comes_to_the_same_schema(tmp_path: Path, version: int) -> None:
     """A database that was brought up to date is made as a new one is."""
 
-    def schema(path: Path) -> list[Any]:
+    def tables(path: Path) -> list[Any]:
         with closing(SqliteTimerStore(path)) as store:
             return store._read("SELECT type, name, sql FROM sqlite_master ORDER BY name", ())
 
     path = tmp_path / "timers.db"
     shutil.copy(DATA / f"timers-v{version}.db", path)
-    assert schema(path) == schema(tmp_path / "new.db")
+    assert tables(path) == tables(tmp_path / "new.db")
 
 
 def test_migration_is_all_or_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -508,7 +512,7 @@ def test_migration_is_all_or_nothing(path: Path, monkeypatch: pytest.MonkeyPatch
     SqliteTimerStore(path).close()
     broken = (*MIGRATIONS, "CREATE TABLE extra (x); SELECT * FROM nowhere;")
     with monkeypatch.context() as patch:
-        patch.setattr(sqlite, "MIGRATIONS", broken)
+        patch.setattr(schema, "MIGRATIONS", broken)
         with pytest.raises(CommandError, match="nowhere"):
             SqliteTimerStore(path)
     with closing(SqliteTimerStore(path)) as store:
@@ -518,8 +522,8 @@ def test_migration_is_all_or_nothing(path: Path, monkeypatch: pytest.MonkeyPatch
 def test_moments_keep_their_microseconds() -> None:
     """A column holds a moment exactly, also before 1970 and centuries ahead."""
     for moment in (START, START.replace(microsecond=999_999), START.replace(year=1969, day=1)):
-        assert sqlite._moment(micros(moment)) == moment
-    assert micros(START + timedelta(microseconds=1)) == micros(START) + 1
+        assert from_micros(to_micros(moment)) == moment
+    assert to_micros(START + timedelta(microseconds=1)) == to_micros(START) + 1
 
 
 def test_closed_is_unavailable(path: Path) -> None:
