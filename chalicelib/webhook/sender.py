@@ -123,29 +123,29 @@ class SecretsCache:
 class WaitStrategy(Protocol):
     """How a sender waits, so that others can go on meanwhile."""
 
-    def until(self, sock: socket.socket, writing: bool, seconds: float) -> object:
+    def wait_io(self, sock: socket.socket, writing: bool, seconds: float) -> object:
         """Return when the socket can be read from, or written to, or so much time has passed."""
 
-    def during(self, call: Callable[[], T]) -> T:
+    def run_blocking(self, call: Callable[[], T]) -> T:
         """Make a call that takes long; return its result."""
 
     @property
-    def later(self) -> Callable[[float, Callable[[], object]], object] | None:
+    def call_later(self) -> Callable[[float, Callable[[], object]], object] | None:
         """Make a call, which must not wait, after so many seconds; None where nobody would."""
 
 
 class BlockingWait:
     """Waits as a thread does: the system lets the others go on. It keeps no connection."""
 
-    def until(self, sock: socket.socket, writing: bool, seconds: float) -> object:
+    def wait_io(self, sock: socket.socket, writing: bool, seconds: float) -> object:
         poll = select.poll()
         poll.register(sock, select.POLLOUT if writing else select.POLLIN)
         return poll.poll(seconds * 1000)
 
-    def during(self, call: Callable[[], T]) -> T:
+    def run_blocking(self, call: Callable[[], T]) -> T:
         return call()
 
-    later = None  # between two events a process on Lambda stands still
+    call_later = None  # between two events a process on Lambda stands still
 
 
 class WebhookSender:
@@ -165,7 +165,7 @@ class WebhookSender:
     ) -> None:
         tls = tls or ssl.create_default_context(cafile=certifi.where())
         self._adapter = _Adapter(targets, tls, waiting)
-        self._keeps = waiting.later is not None
+        self._keeps = waiting.call_later is not None
         self._secrets_of = secrets_of
 
     def send(self, timer: Timer, at: datetime) -> Outcome:
@@ -272,7 +272,7 @@ class _Bounded:
         try:
             super().connect(address)  # type: ignore[misc]
         except BlockingIOError:
-            self.waiting.until(self, True, left)  # type: ignore[arg-type]
+            self.waiting.wait_io(self, True, left)  # type: ignore[arg-type]
             self._left()
             if fault := self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # type: ignore[attr-defined]
                 raise OSError(fault, os.strerror(fault)) from None
@@ -305,7 +305,7 @@ class _Bounded:
                 writing = True
             except BlockingIOError:
                 pass
-            self.waiting.until(self, writing, left)  # type: ignore[arg-type]
+            self.waiting.wait_io(self, writing, left)  # type: ignore[arg-type]
             left = self._left()
 
     def _left(self) -> float:
@@ -380,7 +380,7 @@ class _Connection:
 
     def keep(self) -> bool:
         """Wait for another request; False if that is impossible."""
-        now, later = time.monotonic(), self.waiting.later
+        now, later = time.monotonic(), self.waiting.call_later
         if later is None or not self.may_be_kept or now > self.connected_at + MAX_CONNECTION_AGE:
             return False
         if self.sock is None or not self.sock.is_clean:
@@ -477,7 +477,7 @@ def _resolved(host: str, port: int, waiting: WaitStrategy) -> list[Address]:
     try:
         ip_address(host)
     except ValueError:
-        return waiting.during(resolve)
+        return waiting.run_blocking(resolve)
     return resolve()  # nobody has to be asked
 
 

@@ -32,8 +32,8 @@ from chalicelib.core.timer import Outcome, Timer, Webhook, new_timer
 from chalicelib.webhook import sender as sender_module
 from chalicelib.webhook.sender import MAX_ANSWER_KEPT, MAX_RESPONSE_BYTES, WebhookSender
 from standalone.greenlets import Hub
-from tests.integration.test_greenlets import begin, running_loop
 from tests.support.fakes import START
+from tests.support.hub import begin, running_loop
 from tests.support.processes import wait_until
 
 PATIENCE = 10.0
