@@ -22,7 +22,7 @@ from bench.engines import Engine, Timers
 from bench.load import Answer, Request, post, send
 from chalicelib.core.timer import DEFAULT_TENANT, Webhook, new_timer
 from chalicelib.runtime import new_id
-from standalone.sqlite import SqliteTimerStore
+from standalone.sqlite.timer_store import SqliteTimerStore
 
 DAY = 86_400_000
 """Milliseconds."""

@@ -10,7 +10,8 @@ from chalicelib.core.errors import CommandError, Unavailable
 from chalicelib.core.timer import DEFAULT_TENANT
 from chalicelib.service.ports import ApiKeys, Secrets
 from infra import stages
-from standalone.sqlite import DEFAULT_DATABASE, tenants_in
+from standalone.sqlite.connection import DEFAULT_DATABASE
+from standalone.sqlite.tenants import tenants_in
 
 
 @contextmanager

@@ -34,7 +34,8 @@ try:
     from standalone.scheduler import HeapScheduler
     from standalone.server import Application, Server
     from standalone.settings import Settings
-    from standalone.sqlite import MAX_COMMIT_BATCH, SqliteTimerStore
+    from standalone.sqlite.timer_store import SqliteTimerStore
+    from standalone.sqlite.writer import MAX_COMMIT_BATCH
 except ModuleNotFoundError as missing:
     package = str(missing.name).partition(".")[0]
     sys.exit(f"{package} is missing: run `make run`, or pip install -r requirements-run.txt.")
@@ -169,7 +170,7 @@ class Runner:
         ensure_secret(self._store.secrets, DEFAULT_TENANT, entropy)
         for timer in self._store.claimed():
             self._worker.reclaim(timer)
-        while postponed := self._store.postponed(MAX_COMMIT_BATCH):
+        while postponed := self._store.requeued_by_sweep(MAX_COMMIT_BATCH):
             self._store.replace_all([timer.with_next_check(timer.due_at) for timer in postponed])
 
     def _pause(self, seconds: float) -> None:

@@ -1,8 +1,7 @@
-"""Many tasks in one thread: one that waits, for the disk or a socket, lets the others go on.
+"""Greenlets: many requests and webhooks in one thread; one that waits lets the others run.
 
-Each request to the server is a task, and each webhook that is sent: a greenlet, and not a thread.
-Of those a hundred would wait for a commit, and then all for the interpreter: handing it around cost
-more than what they did with it.
+Each request to the server and each webhook is a greenlet, not a thread. With a hundred threads,
+switching the GIL after each commit cost more CPU than the work itself.
 """
 
 import heapq
@@ -25,19 +24,19 @@ from chalicelib.service.concurrency import MapConcurrently, one_by_one
 log = logging.getLogger(__name__)
 
 SHUTDOWN_TIMEOUT = 5
-"""Seconds that are left at the end to requests under way."""
+"""Seconds that requests under way have to finish at shutdown."""
 
 MAX_BLOCKING_THREADS = 64
-"""How many calls that take long are made at the same time, each in a thread."""
+"""The most blocking calls at the same time, each in a thread."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Dispatcher:
-    """The tasks of one thread, which calls `run`; waitress calls this its dispatcher.
+    """Runs the greenlets of one thread, which calls `run`. Serves waitress as its task dispatcher.
 
-    `wake` makes that thread call `run` soon, wherever it waits.
+    `wake` must make that thread call `run` soon; any thread may call it.
     """
 
     def __init__(self, wake: Callable[[], object]) -> None:
@@ -47,10 +46,10 @@ class Dispatcher:
         self._changed = threading.Condition()
         self._under_way = 0
         self._is_closed = False
-        self._aside = ThreadPoolExecutor(MAX_BLOCKING_THREADS, "aside")
+        self._executor = ThreadPoolExecutor(MAX_BLOCKING_THREADS, "blocking")
 
     def add_task(self, request: Any) -> None:
-        """Let `request.service` be called in the next `run`, or after `shutdown` its `cancel`."""
+        """Call `request.service` in a greenlet, or `request.cancel` after `shutdown`."""
         with self._changed:
             if not self._is_closed:
                 self._under_way += 1
@@ -59,34 +58,37 @@ class Dispatcher:
         request.cancel()
 
     def start(self, call: Callable[[], T]) -> "Future[T]":
-        """Make a call in a task of its own; for the thread that calls `run`."""
+        """Make a call in a new greenlet at the next `run`; only for the thread that calls `run`."""
         done: Future[T] = Future()
-        # Made in `run`, a task returns there whenever it has to wait.
-        self._ready.append(lambda: _Task(self, call, done).switch())
+        # A greenlet switches back to its maker when it waits, so `run` makes it.
+        self._ready.append(partial(self._begin, call, done))
         return done
 
-    def aside(self, call: Callable[[], T]) -> "Future[T]":
-        """Make a call in another thread."""
-        return self._aside.submit(call)
+    def submit_blocking(self, call: Callable[[], T]) -> "Future[T]":
+        """Make a blocking call in another thread."""
+        return self._executor.submit(call)
 
     def run(self) -> None:
-        """Go on with each task that can."""
-        self._is_woken = False  # first, so that what comes from now on wakes again
+        """Run every greenlet that is ready."""
+        self._is_woken = False  # first: calls from now on wake again
         while self._ready:
             self._ready.popleft()()
 
-    def soon(self, call: Callable[[], object]) -> None:
-        """Make a call, which must not wait, in the next `run`; for any thread."""
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Make a call, which must not wait, in the next `run`; any thread may ask for it."""
         self._ready.append(call)
         if not self._is_woken:
             self._is_woken = True
             self._wake()
 
     def shutdown(self) -> bool:
-        """Begin no more requests; say whether those under way were over in time."""
+        """Start no more requests; return whether those under way finished in time."""
         with self._changed:
             self._is_closed = True
             return self._changed.wait_for(lambda: not self._under_way, SHUTDOWN_TIMEOUT)
+
+    def _begin(self, call: Callable[[], T], done: "Future[T]") -> None:
+        _Greenlet(self, call, done).switch()
 
     def _end(self, request: "Future[None]") -> None:
         if (error := request.exception()) is not None:
@@ -97,67 +99,76 @@ class Dispatcher:
 
 
 class Hub:
-    """Runs tasks, in the thread that calls `run`, and lets them wait for sockets; is a Waiting."""
+    """Event loop: runs greenlets in the thread that calls `run`. Implements WaitStrategy."""
 
     keeps_connections = True
 
     def __init__(self) -> None:
-        self.tasks = Dispatcher(self._wake)
-        self._until: dict[_Task, float] = {}
+        self.dispatcher = Dispatcher(self._wake)
+        self._ends: dict[_Greenlet, float] = {}
         self._later: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = count()
         self._waker: socket.socket | None = None
+        self._waker_lock = threading.Lock()
 
     def run(self, is_over: Callable[[], bool]) -> None:
-        """Run tasks; whoever makes that it is over calls `tasks.soon` then."""
+        """Run greenlets until `is_over`; use `call_soon` to wake the loop then."""
         waker, woken = socket.socketpair()
         with waker, woken, selectors.DefaultSelector() as self._selector:
             self._selector.register(woken, selectors.EVENT_READ, lambda: woken.recv(1))
-            self._waker = waker  # before looking: what came until now needs none
-            self.tasks.run()
-            while not is_over():
-                for key, _ in self._selector.select(self._patience()):
-                    key.data()
-                self._give_up_waiting()
-                self.tasks.run()
-            self._waker = None
+            try:
+                self._waker = waker  # before the first run, which handles earlier calls
+                self.dispatcher.run()
+                while not is_over():
+                    for key, _ in self._selector.select(self._seconds_to_wait()):
+                        key.data()
+                    self._run_expired()
+                    self.dispatcher.run()
+            finally:
+                with self._waker_lock:  # another thread may be sending on it: close it afterwards
+                    self._waker = None
 
     def wait_io(self, sock: socket.socket, writing: bool, seconds: float) -> None:
-        task = getcurrent()
-        assert isinstance(task, _Task)  # noqa: S101  # nothing else sends webhooks
+        """Pause this greenlet until the socket is ready, or for at most so many seconds."""
+        current = getcurrent()
+        assert isinstance(current, _Greenlet)  # noqa: S101  # only greenlets send webhooks
         event = selectors.EVENT_WRITE if writing else selectors.EVENT_READ
-        self._selector.register(sock, event, task.switch)
-        self._until[task] = time.monotonic() + seconds
-        task.pause()
-        del self._until[task]
+        self._selector.register(sock, event, current.switch)
+        self._ends[current] = time.monotonic() + seconds
+        current.pause()
+        del self._ends[current]
         self._selector.unregister(sock)
 
     def run_blocking(self, call: Callable[[], T]) -> T:
         return run_in_thread(call)
 
     def call_later(self, seconds: float, call: Callable[[], object]) -> None:
+        """Make a call, which must not wait, in so many seconds; only for the thread of `run`."""
         heapq.heappush(self._later, (time.monotonic() + seconds, next(self._numbers), call))
 
-    def _patience(self) -> float | None:
-        ends = [*self._until.values(), *(entry[0] for entry in self._later[:1])]
+    def _seconds_to_wait(self) -> float | None:
+        ends = [*self._ends.values(), *(entry[0] for entry in self._later[:1])]
         return max(0.0, min(ends) - time.monotonic()) if ends else None
 
-    def _give_up_waiting(self) -> None:
+    def _run_expired(self) -> None:
         now = time.monotonic()
-        for task in [task for task, end in self._until.items() if end <= now]:
-            task.switch()
+        for expired in [waiting for waiting, end in self._ends.items() if end <= now]:
+            expired.switch()
         while self._later and self._later[0][0] <= now:
             heapq.heappop(self._later)[2]()
 
     def _wake(self) -> None:
-        if self._waker is not None:
-            self._waker.send(b"x")
+        with self._waker_lock:
+            if self._waker is not None:
+                self._waker.send(b"x")
 
 
-class _Task(greenlet):
-    def __init__(self, tasks: Dispatcher, call: Callable[[], T], done: "Future[T]") -> None:
+class _Greenlet(greenlet):
+    """Makes one call, and puts its result or error into a future."""
+
+    def __init__(self, dispatcher: Dispatcher, call: Callable[[], T], done: "Future[T]") -> None:
         super().__init__()
-        self.tasks = tasks
+        self.dispatcher = dispatcher
         self._maker = getcurrent()
         self._call = call
         self._done = done
@@ -170,35 +181,44 @@ class _Task(greenlet):
         else:
             self._done.set_result(result)
 
+    def resume_soon(self, _: object) -> None:
+        """Continue in the dispatcher's next run; a callback for futures, from any thread."""
+        self.dispatcher.call_soon(self.switch)
+
     def pause(self) -> None:
-        """Let the others go on until `switch` is called."""
+        """Let other greenlets run until `switch` is called."""
         self._maker.switch()
 
 
 def wait(future: "Future[T]") -> T:
-    """Return a future's result; a task that waits for it lets the others go on."""
-    task = getcurrent()
-    if isinstance(task, _Task):
-        future.add_done_callback(lambda _: task.tasks.soon(task.switch))
-        task.pause()
+    """Return the result of a future; meanwhile other greenlets of this thread run."""
+    current = getcurrent()
+    if isinstance(current, _Greenlet):
+        future.add_done_callback(current.resume_soon)
+        current.pause()
     return future.result()
 
 
 def run_in_thread(call: Callable[[], T]) -> T:
-    """Make a call that would keep the other tasks waiting; return its result."""
-    task = getcurrent()
-    return wait(task.tasks.aside(call)) if isinstance(task, _Task) else call()
+    """Make a blocking call in a thread while other greenlets run; return its result.
+
+    Outside a greenlet, the call is made directly.
+    """
+    current = getcurrent()
+    if not isinstance(current, _Greenlet):
+        return call()
+    return wait(current.dispatcher.submit_blocking(call))
 
 
 def gather(
     call: Callable[[T], R], items: Sequence[T], /, *, elsewhere: MapConcurrently
 ) -> list[R | Exception]:
-    """Make the calls at the same time; return what each has raised.
+    """Call for each item at the same time; return the results, or the exception of each.
 
-    In a task they are tasks as well, in any other thread it is done `elsewhere`.
+    In a greenlet each call gets its own greenlet; in any other thread `elsewhere` makes the calls.
     """
-    task = getcurrent()
-    if not isinstance(task, _Task):
+    current = getcurrent()
+    if not isinstance(current, _Greenlet):
         return elsewhere(call, items)
-    started = [task.tasks.start(partial(call, item)) for item in items]
+    started = [current.dispatcher.start(partial(call, item)) for item in items]
     return one_by_one(wait, started)

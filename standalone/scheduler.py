@@ -1,141 +1,64 @@
-"""Alarm in one process: a heap of what fires next, a thread that waits for it, tasks that fire.
+"""Scheduler in one process: a heap of the next wake-ups, and greenlets that send the webhooks.
 
-What is due takes turns by host, so that a receiver that hangs keeps nobody else's webhooks waiting.
-
-Only the next timers to fire are in memory, at most `HEAP`; the rest wait in the store. `_horizon`
-is the border: whatever is due up to it is in the heap, whatever lies beyond is read when the heap
-runs low. So that no timer falls between, the border is raised *before* that reading, and a timer is
-compared with it *after* its commit: it is seen by one or by both.
+Only the next wake-ups are in memory, at most twice `HEAP_LIMIT`; the rest wait in the store. The
+horizon is the border: wake-ups up to it are in the heap, later ones are read when the heap runs
+low. To miss no timer: raise the horizon before reading, and compare a new timer with it after its
+commit. A timer may be seen twice, never zero times.
 """
 
 import heapq
 import logging
 import threading
 import time
-from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
 from chalicelib.core.errors import Unavailable
 from chalicelib.core.timer import Timer, Wakeup
+from standalone.fair_queue import FairQueue
 from standalone.greenlets import Hub
-from standalone.sqlite import FiringPosition, SqliteTimerStore, micros
+from standalone.sqlite.schema import to_micros
+from standalone.sqlite.timer_store import FiringPosition, SqliteTimerStore
 
 log = logging.getLogger(__name__)
 
 HEAP_LIMIT = 20_000
-"""The most rings that are read into memory at once."""
+"""The most wake-ups that one refill reads into memory."""
 
 MAX_SENDERS = 128
-"""How many webhooks are sent at the same time."""
+"""The most webhooks that are sent at the same time."""
 
 MAX_WAIT = 1.0
-"""Seconds after which the clock is read again, in case it was stepped or the machine slept."""
+"""Seconds after which the clock is read again: it may be stepped, or the machine may sleep."""
 
 LEASE = timedelta(days=1)
-"""When a sender counts as gone. Far longer than any attempt, and than a night with the lid closed:
-the file lock proves that the senders of a dead process are dead, so nobody waits for this."""
+"""The lease of a claim: a last resort, long enough to survive a suspended laptop.
 
-MAX_QUEUED_PER_HOST = HEAP_LIMIT // 4
-"""How many rings of one host wait at most; the rest stays in the store, and is read again."""
+A restart does not wait for it: the lock file proves that the earlier process is dead.
+"""
 
 REQUEUE_DELAY = timedelta(seconds=1)
-"""When a ring comes again that could not be answered."""
+"""Time until a wake-up is tried again after the store was unavailable."""
 
 BACKLOG_WAIT = 0.05
-"""Seconds to wait for turns while as many rings wait for theirs as the heap may hold."""
+"""Seconds to pause while the fair queue holds `HEAP_LIMIT` wake-ups."""
 
 SWEEP_INTERVAL = 10.0
 """Seconds between two sweeps."""
 
 BEHIND_AFTER = timedelta(seconds=1)
-"""How late the next ring must be for the engine to count as behind."""
+"""How late the next wake-up must be for the scheduler to count as behind."""
 
 HEARTBEAT_TIMEOUT = 10.0
-"""Seconds without a sign of life after which the firing loop counts as broken."""
+"""Seconds without a heartbeat after which the scheduler counts as broken."""
 
 _BEGINNING: FiringPosition = (-(2**63), "")
 _END: FiringPosition = (2**63 - 1, "")
 
 
-class FairQueue:
-    """Rings that are due, handed to the senders host by host.
-
-    No host has more senders at work than stand free: one that hangs, with however many timers,
-    leaves half of them to the others, and the next that hangs half of those.
-    """
-
-    def __init__(self, senders: int) -> None:
-        self._free = senders
-        self._waiting: OrderedDict[str, deque[Wakeup]] = OrderedDict()
-        self._under_way: Counter[str] = Counter()
-        self._crowded: set[str] = set()
-        self._lock = threading.Lock()
-        self._senders = senders
-        self._closed = False
-        self.size = 0
-
-    def put(self, wakeups: Sequence[Wakeup]) -> None:
-        """Let rings wait for their turn; of a host with too many of them, not these."""
-        with self._lock:
-            for wakeup in wakeups:
-                waiting = self._waiting.setdefault(wakeup.host, deque())
-                if len(waiting) < MAX_QUEUED_PER_HOST:
-                    waiting.append(wakeup)
-                    self.size += 1
-                else:
-                    self._crowded.add(wakeup.host)
-
-    def room_again(self) -> bool:
-        """Say, once, that a host whose rings were turned away has room for them now."""
-        with self._lock:
-            free = {
-                h for h in self._crowded if len(self._waiting.get(h, ())) < MAX_QUEUED_PER_HOST // 2
-            }
-            self._crowded -= free
-            return bool(free)
-
-    def take(self) -> Wakeup | None:
-        """Return the next ring that may be sent; None if there is none, or once closed."""
-        with self._lock:
-            return None if self._closed else self._next()
-
-    def done(self, wakeup: Wakeup) -> None:
-        """Give back the sender that a ring was taken for."""
-        with self._lock:
-            self._free += 1
-            self._under_way[wakeup.host] -= 1
-            if not self._under_way[wakeup.host]:
-                del self._under_way[wakeup.host]
-
-    def close(self) -> None:
-        """Hand out nothing more."""
-        with self._lock:
-            self._closed = True
-
-    def is_over(self) -> bool:
-        """Say whether it is closed, and all that was taken is done."""
-        with self._lock:
-            return self._closed and self._free == self._senders
-
-    def _next(self) -> Wakeup | None:
-        # Hosts that may not have one more are at most as many as there are senders.
-        for host, wakeups in self._waiting.items():
-            if self._under_way[host] < self._free:
-                wakeup = wakeups.popleft()
-                self._under_way[host] += 1
-                self._free -= 1
-                self.size -= 1
-                self._waiting.move_to_end(host)
-                if not wakeups:
-                    del self._waiting[host]
-                return wakeup
-        return None
-
-
 class HeapScheduler:
-    """Rings for the timers of `store` by the wall time that `clock` returns."""
+    """Fires the timers of `store` by the wall time that `clock` returns."""
 
     def __init__(self, store: SqliteTimerStore, clock: Callable[[], datetime]) -> None:
         self._store = store
@@ -153,24 +76,25 @@ class HeapScheduler:
     def start(
         self, deliver: Callable[[Wakeup, datetime], None], upkeep: Callable[[], bool]
     ) -> None:
-        """Begin to fire: call `deliver(ring, ends_at)` for what is due, in tasks of `loop`.
+        """Start the threads: call `deliver(wakeup, lease_until)` for due timers, in greenlets.
 
-        Call `upkeep` now and then, and soon again if it says that there was something to do.
+        Call `upkeep` regularly, and soon again if it returns True (there was something to do).
         """
+        self._deliver, self._upkeep = deliver, upkeep
         self.refill()
-        self._start(lambda: self.loop.run(self._due.is_over), "senders")
-        self._start(lambda: self._release(lambda: self._hand_out(deliver)), "release")
-        self._start(self._fill, "fill")
-        self._start(lambda: self._keep_up(upkeep), "upkeep")
+        self._start_thread(self._run_senders, "senders")
+        self._start_thread(self._release_due, "release")
+        self._start_thread(self._refill_when_low, "refill")
+        self._start_thread(self._sweep_regularly, "upkeep")
 
     def stop(self) -> None:
-        """Finish what is being sent; leave the rest to the next start."""
+        """Finish the webhooks under way; the next start fires the others."""
         self._stopping.set()
         self._low.set()
         with self._changed:
             self._changed.notify_all()
         self._due.close()
-        self.loop.tasks.soon(lambda: None)
+        self.loop.dispatcher.call_soon(self._beat)  # wakes the loop, which sees that it is over
         for thread in self._threads:
             thread.join()
 
@@ -178,25 +102,25 @@ class HeapScheduler:
         self.requeue([timer.wakeup()])
 
     def unschedule(self, timer: Timer) -> None:
-        """Do nothing: the ring stays in the heap, and the store will not honour it."""
+        """Do nothing: the wake-up stays in the heap, but the store will refuse its claim."""
 
     def requeue(self, wakeups: Sequence[Wakeup]) -> None:
         self._push((_position(wakeup), wakeup) for wakeup in wakeups)
 
     def is_behind(self) -> bool:
-        """Say whether what is due already has to wait for a sender; it all gets its turn."""
+        """Return whether due wake-ups wait for a sender; a sweep need not requeue them."""
         with self._changed:
-            late = self._heap and self._heap[0][0][0] < micros(self._clock() - BEHIND_AFTER)
+            late = self._heap and self._heap[0][0][0] < to_micros(self._clock() - BEHIND_AFTER)
         return bool(late) or self._due.size > 0
 
     def check(self) -> None:
         if time.monotonic() - self._alive_at > HEARTBEAT_TIMEOUT:
-            raise Unavailable("The firing loop does not respond.")
+            raise Unavailable("The scheduler does not respond.")
 
     def pop_due(self) -> tuple[list[Wakeup], float]:
-        """Take what is due from the heap; return it and the seconds to wait for the next one."""
+        """Take due wake-ups from the heap; return them and the seconds to wait for the next one."""
         with self._changed:
-            now = micros(self._clock())
+            now = to_micros(self._clock())
             due: list[Wakeup] = []
             while self._heap and self._heap[0][0][0] <= now and len(due) < MAX_SENDERS:
                 due.append(heapq.heappop(self._heap)[1])
@@ -207,7 +131,7 @@ class HeapScheduler:
             return due, min(MAX_WAIT, (self._heap[0][0][0] - now) / 1e6)
 
     def refill(self) -> None:
-        """Read the next rings behind the horizon into the heap."""
+        """Read the next wake-ups beyond the horizon into the heap."""
         with self._changed:
             horizon, self._horizon = self._horizon, _END
         try:
@@ -221,10 +145,10 @@ class HeapScheduler:
             with self._changed:
                 self._horizon = min(self._horizon, read[-1][0])
 
-    def _begin_anew(self) -> None:
-        """Read all that waits again, from the first: a ring that comes twice does nothing."""
+    def _reread_all(self) -> None:
+        """Read the store again from the start; a wake-up that comes twice has no effect."""
         with self._changed:
-            # What stayed would lie beyond the horizon, and count as if all before it were here.
+            # Empty the heap: entries beyond the new horizon would keep it from running low.
             self._heap, self._horizon = [], _BEGINNING
             self._low.set()
 
@@ -235,22 +159,25 @@ class HeapScheduler:
                 if entry[0] <= self._horizon:
                     heapq.heappush(self._heap, entry)
             if len(self._heap) > 2 * HEAP_LIMIT:
-                # The far half goes back to where it is kept anyway.
+                # Drop the later half: the store has it.
                 self._heap = heapq.nsmallest(HEAP_LIMIT, self._heap)
                 self._horizon = self._heap[-1][0]
             if self._heap and self._heap[0] is not first:
                 self._changed.notify_all()
 
-    def _start(self, loop: Callable[[], None], name: str) -> None:
+    def _start_thread(self, loop: Callable[[], None], name: str) -> None:
         thread = threading.Thread(target=loop, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
 
-    def _release(self, hand_out: Callable[[], None]) -> None:
+    def _run_senders(self) -> None:
+        self.loop.run(self._due.is_over)
+
+    def _release_due(self) -> None:
         while not self._stopping.is_set():
-            self.loop.tasks.soon(self._show_life)  # both threads have to go round for that
-            if self._due.room_again():
-                self._begin_anew()
+            self.loop.dispatcher.call_soon(self._beat)  # a heartbeat needs both threads
+            if self._due.has_room_again():
+                self._reread_all()
             if self._due.size >= HEAP_LIMIT:
                 self._stopping.wait(BACKLOG_WAIT)
                 continue
@@ -260,29 +187,29 @@ class HeapScheduler:
                     self._changed.wait(seconds)
             if due:
                 self._due.put(due)
-                self.loop.tasks.soon(hand_out)
+                self.loop.dispatcher.call_soon(self._start_sends)
 
-    def _show_life(self) -> None:
+    def _beat(self) -> None:
         self._alive_at = time.monotonic()
 
-    def _hand_out(self, deliver: Callable[[Wakeup, datetime], None]) -> None:
+    def _start_sends(self) -> None:
         while (wakeup := self._due.take()) is not None:
-            self.loop.tasks.start(partial(self._send, deliver, wakeup))
+            self.loop.dispatcher.start(partial(self._send, wakeup))
 
-    def _send(self, deliver: Callable[[Wakeup, datetime], None], wakeup: Wakeup) -> None:
+    def _send(self, wakeup: Wakeup) -> None:
         try:
-            deliver(wakeup, self._clock() + LEASE)
+            self._deliver(wakeup, self._clock() + LEASE)
         except Unavailable as error:
             log.warning("delivery postponed", extra={"timer": wakeup.id, "error": str(error)})
-            self._push([((micros(self._clock() + REQUEUE_DELAY), wakeup.id), wakeup)])
+            self._push([((to_micros(self._clock() + REQUEUE_DELAY), wakeup.id), wakeup)])
         except Exception:
-            # The claim stays, the sweep takes it back; the others go on.
+            # The claim stays until the sweep reclaims the timer. Other deliveries go on.
             log.exception("delivery crashed", extra={"timer": wakeup.id})
         finally:
             self._due.done(wakeup)
-            self._hand_out(deliver)
+            self._start_sends()
 
-    def _fill(self) -> None:
+    def _refill_when_low(self) -> None:
         while self._low.wait() and not self._stopping.is_set():
             self._low.clear()
             try:
@@ -292,11 +219,11 @@ class HeapScheduler:
                 self._low.set()
                 self._stopping.wait(MAX_WAIT)
 
-    def _keep_up(self, upkeep: Callable[[], bool]) -> None:
+    def _sweep_regularly(self) -> None:
         found = False
         while not self._stopping.wait(MAX_WAIT if found else SWEEP_INTERVAL):
             try:
-                found = upkeep()
+                found = self._upkeep()
             except Unavailable as error:
                 log.warning("sweep postponed", extra={"error": str(error)})
             except Exception:
@@ -304,4 +231,4 @@ class HeapScheduler:
 
 
 def _position(wakeup: Wakeup) -> FiringPosition:
-    return micros(wakeup.due_at), wakeup.id
+    return to_micros(wakeup.due_at), wakeup.id

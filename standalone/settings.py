@@ -10,7 +10,7 @@ from chalicelib.core.errors import CommandError
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import RETENTION
 from standalone.rate_limit import DEFAULT_RATE, MAX_RATE
-from standalone.sqlite import DEFAULT_DATABASE
+from standalone.sqlite.connection import DEFAULT_DATABASE
 
 LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 """The hosts that a server without keys may listen on and answers to: loopback only."""

@@ -33,7 +33,9 @@ from standalone.bootstrap import Runner, _url, build_application
 from standalone.scheduler import MAX_SENDERS, HeapScheduler
 from standalone.server import Server
 from standalone.settings import Settings
-from standalone.sqlite import MIGRATIONS, SqliteTimerStore, tenants_in
+from standalone.sqlite.schema import MIGRATIONS
+from standalone.sqlite.tenants import tenants_in
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.fakes import NO_CONTENT, created
 from tests.support.http import running
 from tests.support.processes import ROOT, Receiver, Standalone, environment, wait_until

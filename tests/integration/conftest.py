@@ -15,7 +15,7 @@ from chalicelib.core.timer import Outcome, Timer
 from chalicelib.webhook import transport
 from chalicelib.webhook.sender import WebhookSender
 from standalone.greenlets import Hub
-from tests.integration.test_greenlets import begin, running_loop
+from tests.support.hub import begin, running_loop
 from tests.support.receivers import (
     RECEIVER_TIMEOUT,
     FakeResolver,

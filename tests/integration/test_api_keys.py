@@ -23,7 +23,8 @@ from chalicelib.core.timer import DEFAULT_TENANT
 from chalicelib.http import requests
 from chalicelib.service import tenants
 from chalicelib.service.ports import ApiKeys
-from standalone.sqlite import SqliteApiKeys, SqliteTimerStore, tenants_in
+from standalone.sqlite.tenants import SqliteApiKeys, tenants_in
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.contracts.api_keys import KEY, TOKEN, ApiKeysContract, another
 from tests.support.aws import TENANTS, account
 from tests.support.cloud import Cloud

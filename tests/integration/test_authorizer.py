@@ -22,7 +22,7 @@ from standalone.rate_limit import RateLimiter
 from standalone.receiver import Receiver
 from standalone.server import MAX_HEADER_BYTES, Application
 from standalone.settings import Settings
-from standalone.sqlite import SqliteTimerStore
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.clocks import Nanoseconds
 from tests.support.fakes import START, Clock, FakeApiKeys
 from tests.support.http import (

@@ -1,12 +1,11 @@
-"""Tasks: many requests in one thread, of which none that waits keeps another one waiting."""
+"""Greenlets: Dispatcher and Hub, where a greenlet that waits lets the others run."""
 
 import logging
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,6 +20,7 @@ from chalicelib.webhook.sender import WebhookSender
 from standalone import greenlets
 from standalone.greenlets import Dispatcher, Hub, gather, run_in_thread, wait
 from tests.support.fakes import START
+from tests.support.hub import begin, running_loop
 from tests.support.processes import Receiver
 
 T = TypeVar("T")
@@ -29,21 +29,21 @@ WAIT = 60
 """Seconds after which a test gives up."""
 
 
-class Turner:
-    """Stands in for the server's thread: runs tasks, waits until it is woken, runs them again."""
+class FakeServer:
+    """Stands in for the server's thread: runs greenlets, waits for a wake, runs them again."""
 
     def __init__(self) -> None:
         self._woken = threading.Semaphore(0)
         self.wakes = 0
-        self.tasks = Dispatcher(self._wake)
+        self.dispatcher = Dispatcher(self._wake)
 
     def run(self, *calls: Callable[[], object]) -> list[Future[object]]:
-        """Make the calls in tasks, and return once they are over."""
-        done = [self.tasks.start(call) for call in calls]
-        self.tasks.run()
+        """Make each call in a greenlet; return when all have ended."""
+        done = [self.dispatcher.start(call) for call in calls]
+        self.dispatcher.run()
         while not all(it.done() for it in done):
             assert self._woken.acquire(timeout=WAIT)
-            self.tasks.run()
+            self.dispatcher.run()
         return done
 
     def _wake(self) -> None:
@@ -62,59 +62,59 @@ class Request:
         self.cancelled = True
 
 
-def test_a_task_that_waits_lets_the_others_go_on() -> None:
-    """A task waits for what a later one does; in one thread this ends only if they take turns."""
+def test_wait_lets_other_greenlets_run() -> None:
+    """A greenlet waits for a later one of the same thread."""
     later: Future[str] = Future()
-    first, second = Turner().run(lambda: wait(later), lambda: later.set_result("done"))
+    first, second = FakeServer().run(lambda: wait(later), lambda: later.set_result("done"))
     assert first.result() == "done"
     assert second.result() is None
 
 
-def test_what_comes_from_another_thread_wakes_once() -> None:
-    """Many outcomes at once, as those of one commit, wake the thread one time."""
-    loop = Turner()
+def test_many_results_wake_the_thread_once() -> None:
+    """Many results at once, as from one commit, wake the thread once."""
+    loop = FakeServer()
     futures: list[Future[int]] = [Future() for _ in range(100)]
-    done = [loop.tasks.start(partial(wait, future)) for future in futures]
-    loop.tasks.run()
+    done = [loop.dispatcher.start(partial(wait, future)) for future in futures]
+    loop.dispatcher.run()
     for number, future in enumerate(futures):
         future.set_result(number)
     assert loop.wakes == 1
-    loop.tasks.run()
+    loop.dispatcher.run()
     assert [it.result() for it in done] == list(range(100))
 
 
-def test_each_round_may_be_woken_again() -> None:
-    """What is ready after the tasks were looked through wakes for the next round."""
-    loop = Turner()
+def test_each_run_can_be_woken_again() -> None:
+    """A result that comes after a run wakes the thread for the next run."""
+    loop = FakeServer()
     for _ in range(3):
         future: Future[None] = Future()
-        loop.tasks.start(partial(wait, future))
-        loop.tasks.run()
+        loop.dispatcher.start(partial(wait, future))
+        loop.dispatcher.run()
         future.set_result(None)
-        loop.tasks.run()
+        loop.dispatcher.run()
     assert loop.wakes == 3
 
 
-def test_errors_reach_who_waits() -> None:
-    """What fails in another thread fails in the task that waits for it, and in no other one."""
+def test_an_error_reaches_the_greenlet_that_waits() -> None:
+    """An error in another thread is raised in the greenlet that waits for it only."""
 
     def fail() -> None:
         raise ValueError("no")
 
-    failed, fine = Turner().run(lambda: run_in_thread(fail), lambda: run_in_thread(lambda: 1))
+    failed, fine = FakeServer().run(lambda: run_in_thread(fail), lambda: run_in_thread(lambda: 1))
     assert isinstance(failed.exception(), ValueError)
     assert fine.result() == 1
 
 
-def test_aside_is_another_thread() -> None:
-    """A call that is made aside keeps the thread of the tasks for the others."""
+def test_run_in_thread_lets_other_greenlets_run() -> None:
+    """A blocking call in a thread does not block the other greenlets."""
     release = threading.Event()
-    waited, _ = Turner().run(lambda: run_in_thread(lambda: release.wait(WAIT)), release.set)
+    waited, _ = FakeServer().run(lambda: run_in_thread(lambda: release.wait(WAIT)), release.set)
     assert waited.result() is True
 
 
-def test_without_tasks_all_is_as_ever() -> None:
-    """In a thread that has no tasks, what waits waits, and what is aside is done at once."""
+def test_outside_a_greenlet_calls_block() -> None:
+    """In a plain thread, `wait` blocks and `run_in_thread` makes the call directly."""
     future: Future[int] = Future()
     future.set_result(1)
     assert wait(future) == 1
@@ -122,8 +122,8 @@ def test_without_tasks_all_is_as_ever() -> None:
     assert gather(int, [1], elsewhere=one_by_one) == [1]
 
 
-def test_side_by_side() -> None:
-    """Calls of one task wait for each other, and the fault of one is told in its place."""
+def test_gather_runs_calls_concurrently() -> None:
+    """Gathered calls can wait for each other; each error is returned in the place of its call."""
     met: Future[None] = Future()
 
     def fail() -> None:
@@ -131,57 +131,44 @@ def test_side_by_side() -> None:
 
     results: list[object] = []
     calls: list[Callable[[], object]] = [lambda: wait(met), fail, lambda: met.set_result(None)]
-    Turner().run(lambda: results.extend(gather(lambda call: call(), calls, elsewhere=one_by_one)))
+    FakeServer().run(
+        lambda: results.extend(gather(lambda call: call(), calls, elsewhere=one_by_one))
+    )
     assert [type(result) for result in results] == [type(None), ValueError, type(None)]
 
 
-def test_what_breaks_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """A request that nobody saw fail is logged, and the next one is served."""
-    loop = Turner()
+def test_a_request_that_crashes_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A crashed request is logged, and the next one is served."""
+    loop = FakeServer()
 
     def fail() -> None:
         raise ValueError("secret")
 
     served: list[int] = []
     for service in (fail, lambda: served.append(1)):
-        loop.tasks.add_task(Request(service))
-    loop.tasks.run()
+        loop.dispatcher.add_task(Request(service))
+    loop.dispatcher.run()
     assert served == [1]
     (record,) = [it for it in caplog.records if it.levelno == logging.ERROR]
     assert record.msg == "request crashed"
-    assert loop.tasks.shutdown()
+    assert loop.dispatcher.shutdown()
 
 
-def test_shutdown_lets_finish_and_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the end what is under way has its time, and what comes then is cancelled."""
+def test_shutdown_finishes_requests_and_cancels_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At shutdown, requests under way may finish, and new ones are cancelled."""
     monkeypatch.setattr(greenlets, "SHUTDOWN_TIMEOUT", 0)
-    loop = Turner()
+    loop = FakeServer()
     future: Future[None] = Future()
     served: list[Any] = []
-    loop.tasks.add_task(Request(lambda: served.append(wait(future))))
-    loop.tasks.run()
-    assert not loop.tasks.shutdown()
+    loop.dispatcher.add_task(Request(lambda: served.append(wait(future))))
+    loop.dispatcher.run()
+    assert not loop.dispatcher.shutdown()
     late = Request(lambda: served.append("late"))
-    loop.tasks.add_task(late)
+    loop.dispatcher.add_task(late)
     future.set_result(None)
-    loop.tasks.run()
+    loop.dispatcher.run()
     assert (served, late.cancelled) == ([None], True)
-    assert loop.tasks.shutdown()
-
-
-@contextmanager
-def running_loop() -> Iterator[Hub]:
-    """Give a loop that runs in a thread of its own."""
-    loop, over = Hub(), threading.Event()
-    thread = threading.Thread(target=loop.run, args=(over.is_set,))
-    thread.start()
-    try:
-        yield loop
-    finally:
-        over.set()
-        loop.tasks.soon(lambda: None)
-        thread.join(WAIT)
-    assert not thread.is_alive()
+    assert loop.dispatcher.shutdown()
 
 
 @pytest.fixture
@@ -190,22 +177,8 @@ def loop() -> Iterator[Hub]:
         yield loop
 
 
-def begin(loop: Hub, call: Callable[[], T]) -> "Future[T]":
-    """Make a call in a task of a loop that runs in another thread."""
-    done: Future[T] = Future()
-
-    def told(task: "Future[T]") -> None:
-        if (error := task.exception()) is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(task.result())
-
-    loop.tasks.soon(lambda: loop.tasks.start(call).add_done_callback(told))
-    return done
-
-
-def test_a_task_that_waits_for_a_socket_lets_the_others_go_on(loop: Hub) -> None:
-    """Of two tasks in one thread each sends what the other one waits for."""
+def test_wait_io_lets_other_greenlets_run(loop: Hub) -> None:
+    """Two greenlets of one thread talk to each other over a socket pair."""
     one, other = socket.socketpair()
 
     def echo() -> None:
@@ -223,8 +196,8 @@ def test_a_task_that_waits_for_a_socket_lets_the_others_go_on(loop: Hub) -> None
         assert echoed.result(WAIT) is None
 
 
-def test_waiting_for_a_socket_ends_in_time(loop: Hub) -> None:
-    """Each task waits as long as it said, however long the others do."""
+def test_wait_io_ends_in_time(loop: Hub) -> None:
+    """Each greenlet waits for its own time, independently of the others."""
     one, other = socket.socketpair()
     with one, other:
         long = begin(loop, lambda: loop.wait_io(one, False, WAIT))
@@ -235,8 +208,8 @@ def test_waiting_for_a_socket_ends_in_time(loop: Hub) -> None:
         assert long.result(WAIT) is None
 
 
-def test_calls_are_made_later(loop: Hub) -> None:
-    """Each after its time, whatever came before it, and while nothing else happens."""
+def test_call_later_keeps_the_order_of_times(loop: Hub) -> None:
+    """Calls are made in the order of their times, also in an idle loop."""
     made: list[str] = []
     last: Future[list[str]] = Future()
 
@@ -249,8 +222,36 @@ def test_calls_are_made_later(loop: Hub) -> None:
     assert last.result(WAIT) == ["first", "second", "last"]
 
 
-def test_webhooks_are_sent_side_by_side(loop: Hub) -> None:
-    """A receiver that waits for the second webhook before it answers the first gets both."""
+def test_hub_closes_its_waker_only_after_a_wake_under_way() -> None:
+    """A loop that ends while another thread wakes it waits for that thread."""
+    hub, over = Hub(), threading.Event()
+    sending, go_on = threading.Event(), threading.Event()
+
+    class SlowWaker:
+        def __init__(self, waker: Any) -> None:
+            self._waker = waker
+
+        def send(self, data: bytes) -> None:
+            sending.set()
+            assert go_on.wait(WAIT)
+            self._waker.send(data)
+
+    with ThreadPoolExecutor(2) as threads:
+        running = threads.submit(hub.run, over.is_set)
+        begin(hub, lambda: hub.call_later(0.1, over.set)).result(WAIT)
+        hub._waker = SlowWaker(hub._waker)  # type: ignore[assignment]
+        woken = threads.submit(hub.dispatcher.call_soon, int)
+        assert sending.wait(WAIT)
+        assert over.wait(WAIT)
+        with pytest.raises(TimeoutError):
+            running.result(0.1)
+        go_on.set()
+        assert woken.result(WAIT) is None
+        assert running.result(WAIT) is None
+
+
+def test_webhooks_are_sent_concurrently(loop: Hub) -> None:
+    """A receiver that holds the first webhook until the second arrives gets both."""
     both, sender = (
         threading.Barrier(2),
         WebhookSender(Targets.parse(LOOPBACK_TARGETS), waiting=loop),
@@ -262,8 +263,8 @@ def test_webhooks_are_sent_side_by_side(loop: Hub) -> None:
     assert [wait.status for wait in outcomes] == [200, 200]
 
 
-def test_webhooks_over_tls_are_sent_side_by_side(loop: Hub) -> None:
-    """A handshake that hangs keeps no other webhook waiting, and ends in time."""
+def test_webhooks_over_tls_are_sent_concurrently(loop: Hub) -> None:
+    """A TLS handshake that hangs does not delay other webhooks, and ends in time."""
     authority = trustme.CA()
     context, trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert("127.0.0.1").configure_cert(context)

@@ -27,7 +27,7 @@ from chalicelib.core.timer import (
 )
 from chalicelib.service.commands import Created
 from chalicelib.service.ports import Store
-from standalone.sqlite import SqliteTimerStore
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.aws import NAME, account
 from tests.support.fakes import START, Clock, FakeScheduler, FakeSender, FakeStore
 from tests.support.service import Service

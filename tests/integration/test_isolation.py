@@ -23,7 +23,7 @@ from chalicelib.core.timer import IdempotencyKey, Outcome, Status, Timer, TimerS
 from chalicelib.service import tenants
 from chalicelib.service.ports import ApiKeys, Store
 from standalone.server import Application
-from standalone.sqlite import SqliteTimerStore
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.aws import NAME, TENANTS, account
 from tests.support.fakes import START, Clock, FakeScheduler, FakeSender
 from tests.support.routes import CLIENT, JSON, ROUTES, URL, WANTING

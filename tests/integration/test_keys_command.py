@@ -22,7 +22,7 @@ from chalicelib.service.ports import ApiKeys, Secrets
 from chalicelib.service.tenants import authenticate, issue_key
 from cli.main import ROLES, main
 from infra import stages
-from standalone.sqlite import SqliteTimerStore
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.contracts.api_keys import KEY, TOKEN, another
 from tests.contracts.secrets import secret
 from tests.support.aws import REGION, STAGE, TENANTS, Account, account

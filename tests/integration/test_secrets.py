@@ -31,7 +31,9 @@ from chalicelib.service.tenants import issue_key
 from chalicelib.webhook.secrets_cache import SECRETS_TTL, SecretsCache
 from chalicelib.webhook.sender import WebhookSender
 from infra.deploy import Deployment
-from standalone.sqlite import MIGRATIONS, SqliteTimerStore, tenants_in
+from standalone.sqlite.schema import MIGRATIONS
+from standalone.sqlite.tenants import tenants_in
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.contracts.secrets import SecretsContract, secret
 from tests.support.aws import REGION, STAGE, TENANTS, Account, account
 from tests.support.fakes import START, Clock, FakeScheduler, FakeSecrets, FakeStore, created

@@ -33,7 +33,7 @@ from standalone.server import (
     StartResponse,
 )
 from standalone.settings import LOCAL_HOSTS, Settings
-from standalone.sqlite import SqliteTimerStore
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.http import (
     HEALTH,
     HOST,

@@ -1,4 +1,4 @@
-"""SqliteStore: the contract, group commit, durability, and files it can't use."""
+"""SqliteTimerStore: the contract, group commit, durability, migrations, unusable files."""
 
 import os
 import shutil
@@ -22,8 +22,9 @@ from chalicelib.core.pagination import Page, TimerFilter, cursor_of
 from chalicelib.core.timer import DEFAULT_TENANT, RETENTION, Status, Timer
 from chalicelib.service.concurrency import in_threads
 from chalicelib.service.ports import Store
-from standalone import sqlite
-from standalone.sqlite import MIGRATIONS, SqliteTimerStore, micros
+from standalone.sqlite import schema, timer_store, writer
+from standalone.sqlite.schema import MIGRATIONS, from_micros, to_micros
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.contracts.store import HOUR, SECOND, StoreContract, make, newest_first, walk
 from tests.support.fakes import START
 from tests.support.processes import ROOT
@@ -43,7 +44,7 @@ def store(path: Path) -> Iterator[SqliteTimerStore]:
 
 
 class TestSqliteTimerStore(StoreContract):
-    """The contract, on a real file."""
+    """The contract of all stores, on a real file."""
 
     @pytest.fixture
     def store(self, path: Path) -> Iterator[SqliteTimerStore]:
@@ -57,14 +58,14 @@ class TestSqliteTimerStore(StoreContract):
 
 
 def statements(store: SqliteTimerStore) -> list[str]:
-    """Return the list that the writer's SQL is written to from now on."""
+    """Return a list that collects the writer's SQL from now on."""
     seen: list[str] = []
     store._writer._db.set_trace_callback(seen.append)
     return seen
 
 
 def held(store: SqliteTimerStore) -> threading.Event:
-    """Hold the writer inside a transaction of its own until the event is set."""
+    """Keep the writer inside a transaction until the event is set."""
     entered, go = threading.Event(), threading.Event()
 
     def hold(db: sqlite3.Connection) -> None:
@@ -77,7 +78,7 @@ def held(store: SqliteTimerStore) -> threading.Event:
 
 
 def wait_for_queue(store: SqliteTimerStore, length: int) -> None:
-    """Return when so many writes wait for the writer."""
+    """Wait until the writer's queue has this length."""
     for _ in range(1000):
         if store._writer._queue.qsize() >= length:
             return
@@ -85,8 +86,8 @@ def wait_for_queue(store: SqliteTimerStore, length: int) -> None:
     pytest.fail(f"{length} writes never came")
 
 
-def test_commits_together_what_arrives_together(store: SqliteTimerStore) -> None:
-    """Writes that wait while another is committed share one durable transaction."""
+def test_queued_writes_share_one_commit(store: SqliteTimerStore) -> None:
+    """Group commit: writes queued during a commit share the next durable transaction."""
     with ThreadPoolExecutor(20) as clients:
         go = held(store)
         added = [clients.submit(store.add, make(number)) for number in range(20)]
@@ -94,7 +95,7 @@ def test_commits_together_what_arrives_together(store: SqliteTimerStore) -> None
         seen = statements(store)
         go.set()
         assert all(future.result() for future in added)
-    assert seen.count("COMMIT") == 2  # the one that was held, and the one for all of them
+    assert seen.count("COMMIT") == 2  # one for the write that was held, one for all others
     assert "PRAGMA synchronous = FULL" in seen
 
 
@@ -102,10 +103,10 @@ def test_commits_together_what_arrives_together(store: SqliteTimerStore) -> None
     ("write", "level"),
     [("add", "FULL"), ("replace", "FULL"), ("remove", "FULL"), ("claim", "NORMAL")],
 )
-def test_waits_for_the_disk_except_for_claims(
+def test_all_writes_but_claims_are_synced_to_disk(
     store: SqliteTimerStore, write: str, level: str
 ) -> None:
-    """All that was promised to somebody is synced; a claim alone need not be."""
+    """Every write is synced before it returns, except a claim."""
     timer = make(1)
     store.add(timer)
     seen = statements(store)
@@ -123,16 +124,16 @@ def test_waits_for_the_disk_except_for_claims(
         assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_answers_after_the_commit(store: SqliteTimerStore, path: Path) -> None:
-    """What `add` has confirmed, another connection sees."""
+def test_add_returns_after_the_commit(store: SqliteTimerStore, path: Path) -> None:
+    """Another connection sees a timer as soon as `add` has returned."""
     timer = make()
     store.add(timer)
     with closing(sqlite3.connect(path)) as other:
         assert other.execute("SELECT id FROM timers").fetchall() == [(timer.id,)]
 
 
-def test_one_bad_write_fails_alone(store: SqliteTimerStore) -> None:
-    """A write that can't be done does not take down those that share its transaction."""
+def test_a_failing_write_fails_alone(store: SqliteTimerStore) -> None:
+    """A write that fails does not fail the others in its transaction."""
 
     def bad(db: sqlite3.Connection) -> None:
         db.execute("INSERT INTO nowhere VALUES (1)")
@@ -149,8 +150,8 @@ def test_one_bad_write_fails_alone(store: SqliteTimerStore) -> None:
     assert store.get(DEFAULT_TENANT, make(1).id) is not None
 
 
-def test_full_disk_is_unavailable_until_there_is_room(store: SqliteTimerStore) -> None:
-    """With no room left writes raise Unavailable and store nothing; afterwards all is well."""
+def test_a_full_disk_is_unavailable_until_there_is_room(store: SqliteTimerStore) -> None:
+    """On a full disk, writes raise Unavailable and store nothing; later writes succeed."""
     store.add(make(1))
 
     def limit(pages: int) -> None:
@@ -166,8 +167,8 @@ def test_full_disk_is_unavailable_until_there_is_room(store: SqliteTimerStore) -
     store.check()
 
 
-def test_waiting_reads_in_order_of_firing_and_leaves_nothing_out(store: SqliteTimerStore) -> None:
-    """Reading on from the last position gives each timer once, even where moments are equal."""
+def test_waiting_reads_every_timer_in_firing_order(store: SqliteTimerStore) -> None:
+    """Reading on from the last position returns each timer once, even with equal deadlines."""
     delays = [5, 1, 3, 3, 3, 3, 2]
     stored = [make(number, delay * SECOND) for number, delay in enumerate(delays)]
     for timer in stored:
@@ -180,28 +181,25 @@ def test_waiting_reads_in_order_of_firing_and_leaves_nothing_out(store: SqliteTi
     assert seen == [t.wakeup() for t in sorted(stored, key=lambda t: (t.due_at, t.id))]
 
 
-def test_waiting_reads_its_index_alone(store: SqliteTimerStore) -> None:
-    """With a million large timers a refill reads none of them, and sorts nothing."""
-    plan = store._read(f"EXPLAIN QUERY PLAN {sqlite._WAITING}", (5, 5, "x", 10))
-    assert [row[3] for row in plan] == [
-        "SEARCH timers USING COVERING INDEX timers_wake (wake_at>?)"
-    ]
+def test_waiting_reads_no_timer_rows(store: SqliteTimerStore) -> None:
+    """A refill reads a covering index only: no timer rows, no sort."""
+    plan = store._read(f"EXPLAIN QUERY PLAN {timer_store._WAITING}", (5, 5, "x", 10))
+    assert all(row[3].startswith("SEARCH timers USING COVERING INDEX") for row in plan)
 
 
-def test_claimed_are_found_without_reading_the_others(store: SqliteTimerStore) -> None:
-    """Looking through a million timers at start goes through an index that knows their status."""
-    plan = store._read(f"EXPLAIN QUERY PLAN {sqlite._CLAIMED}", (Status.DELIVERING,))
-    assert [row[3].split(" (")[0] for row in plan] == ["SEARCH timers USING INDEX timers_wake"]
+def test_claimed_timers_are_found_through_an_index(store: SqliteTimerStore) -> None:
+    """At start, claimed timers are found by an index that holds the status."""
+    plan = store._read(f"EXPLAIN QUERY PLAN {timer_store._CLAIMED}", (Status.DELIVERING,))
+    assert all("USING INDEX timers_wake" in row[3] for row in plan)
     index = store._read("SELECT sql FROM sqlite_master WHERE name = 'timers_wake'", ())[0][0]
     assert "status)" in index
 
 
-def test_a_page_looks_at_so_many_timers_and_no_more(
+def test_a_page_scans_a_bounded_number_of_timers(
     store: SqliteTimerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A filter that few match can't hold a thread for long: the page is short, and leads on from
-    the last timer that was looked at."""
-    monkeypatch.setattr(sqlite, "MAX_ROWS_SCANNED", 5)
+    """A page with few matches is short, and its cursor is the last timer that was scanned."""
+    monkeypatch.setattr(timer_store, "MAX_ROWS_SCANNED", 5)
     added = [make(number, label="rare" if number in (3, 6) else None) for number in range(12)]
     for timer in added:
         store.add(timer)
@@ -217,12 +215,11 @@ def test_a_page_looks_at_so_many_timers_and_no_more(
     assert walk(store, limit=10) == newest_first(added)
 
 
-def test_what_comes_while_a_page_is_read_is_not_passed_over(
+def test_a_page_skips_no_timer_when_others_are_removed(
     store: SqliteTimerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last timer to be looked at is settled first: one that is gone by then moves no other
-    into the gap."""
-    monkeypatch.setattr(sqlite, "MAX_ROWS_SCANNED", 3)
+    """Timers removed between the two queries of a page do not make it skip a match."""
+    monkeypatch.setattr(timer_store, "MAX_ROWS_SCANNED", 3)
     added = [make(number, label="rare" if number == 1 else None) for number in range(6)]
     for timer in added:
         store.add(timer)
@@ -239,18 +236,14 @@ def test_what_comes_while_a_page_is_read_is_not_passed_over(
 
 
 def test_pages_use_their_index(store: SqliteTimerStore) -> None:
-    """A page is read in the order of its index, within its bounds; nothing is sorted."""
-    within = "timers_listed (tenant=? AND (created_at,id)>(?,?) AND (created_at,id)<(?,?))"
-    for sql, parameters, index in (
-        (sqlite._LOOKED_AT_LAST, 6, "COVERING INDEX"),
-        (sqlite._PAGE, 8, "INDEX"),
-    ):
+    """A page is read within its bounds in the order of an index: no scan, no sort."""
+    for sql, parameters in ((timer_store._LAST_SCANNED, 6), (timer_store._PAGE, 8)):
         plan = store._read(f"EXPLAIN QUERY PLAN {sql}", (1,) * parameters)
-        assert [row[3] for row in plan] == [f"SEARCH timers USING {index} {within}"]
+        assert all(row[3].startswith("SEARCH") and "timers_listed" in row[3] for row in plan)
 
 
-def test_claimed_are_those_being_delivered(store: SqliteTimerStore) -> None:
-    """At start the store names what a dead process was sending."""
+def test_claimed_returns_timers_under_way(store: SqliteTimerStore) -> None:
+    """At start, the store returns the timers that a dead process was sending."""
     waiting, sending = make(1), make(2)
     store.add(waiting)
     store.add(sending)
@@ -258,15 +251,17 @@ def test_claimed_are_those_being_delivered(store: SqliteTimerStore) -> None:
     assert store.claimed() == [claimed]
 
 
-def test_postponed_are_those_that_a_sweep_rang_for(store: SqliteTimerStore) -> None:
-    """At start the store names what was put off for a ring that died with the process."""
+def test_requeued_by_sweep_returns_timers_moved_by_a_sweep(
+    store: SqliteTimerStore,
+) -> None:
+    """At start, the store returns the timers whose requeued wake-ups were lost."""
     waiting, put_off, sending = make(1), make(2), make(3)
     for timer in (waiting, put_off, sending):
         store.add(timer)
-    postponed = put_off.with_next_check(put_off.due_at + HOUR)
-    store.replace(postponed)
+    requeued = put_off.with_next_check(put_off.due_at + HOUR)
+    store.replace(requeued)
     store.claim(sending.wakeup(), sending.due_at, sending.due_at + HOUR)
-    assert store.postponed(2) == [postponed]
+    assert store.requeued_by_sweep(2) == [requeued]
     plan = store._read(
         "EXPLAIN QUERY PLAN SELECT timer FROM timers"
         " WHERE wake_at > due_at AND status <> 'delivering'",
@@ -275,16 +270,16 @@ def test_postponed_are_those_that_a_sweep_rang_for(store: SqliteTimerStore) -> N
     assert "timers_postponed" in plan[0][3]
 
 
-def test_link_in_a_circle_is_one_sentence(tmp_path: Path) -> None:
-    """A path that leads nowhere is said to."""
+def test_a_loop_of_links_is_an_error(tmp_path: Path) -> None:
+    """A path in a loop of symbolic links is refused."""
     path = tmp_path / "timers.db"
     path.symlink_to(path)
     with pytest.raises(CommandError, match="can't be"):
         SqliteTimerStore(path)
 
 
-def test_purge_deletes_only_the_expired(store: SqliteTimerStore) -> None:
-    """Finished timers go after the retention; everything else stays."""
+def test_purge_deletes_only_expired_timers(store: SqliteTimerStore) -> None:
+    """TTL: finished timers are deleted after the retention; others stay."""
     waiting, finished = make(1), make(2)
     store.add(waiting)
     store.add(finished)
@@ -297,7 +292,7 @@ def test_purge_deletes_only_the_expired(store: SqliteTimerStore) -> None:
 
 @contextmanager
 def reads_without_a_gap(path: Path) -> Iterator[None]:
-    """Let two connections read by turns, each until the other one has begun."""
+    """Run two readers that overlap: each reads until the other has begun."""
     began, stop = (threading.Semaphore(0), threading.Semaphore(1)), threading.Event()
 
     def read(mine: int) -> None:
@@ -320,11 +315,11 @@ def reads_without_a_gap(path: Path) -> Iterator[None]:
                 each.result(20)
 
 
-def test_log_is_bounded_while_somebody_always_reads(
+def test_the_log_is_bounded_under_overlapping_reads(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reads overlap without a gap, and writes do not end: the log begins anew all the same."""
-    monkeypatch.setattr(sqlite, "WAL_LIMIT", 2**20)
+    """The write-ahead log stays small while reads overlap without a gap."""
+    monkeypatch.setattr(writer, "WAL_LIMIT", 2**20)
     body, sizes = "x" * 100_000, []
     with closing(SqliteTimerStore(path)) as store, reads_without_a_gap(path):
         for number in range(100):
@@ -333,13 +328,10 @@ def test_log_is_bounded_while_somebody_always_reads(
     assert max(sizes) < 2 * 2**20
 
 
-def test_a_reader_that_stays_holds_up_a_write_now_and_then(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While another program keeps the log from beginning anew, that is tried once for so many bytes
-    written, and what is written is safe."""
-    monkeypatch.setattr(sqlite, "WAL_LIMIT", 2**20)
-    monkeypatch.setattr(sqlite, "CHECKPOINT_TIMEOUT_MS", 1)
+def test_a_long_reader_causes_few_checkpoints(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another program blocks truncation, it is tried once per WAL_LIMIT; writes are safe."""
+    monkeypatch.setattr(writer, "WAL_LIMIT", 2**20)
+    monkeypatch.setattr(writer, "CHECKPOINT_TIMEOUT_MS", 1)
     with closing(SqliteTimerStore(path)) as store, closing(sqlite3.connect(path)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM health").fetchone()
@@ -355,11 +347,12 @@ def test_a_reader_that_stays_holds_up_a_write_now_and_then(
     assert path.stat().st_size > 40 * 100_000
 
 
-def test_outlives_the_process(path: Path) -> None:
-    """A confirmed timer is there after the process was killed with no chance to tidy up."""
+def test_a_timer_survives_a_killed_process(path: Path) -> None:
+    """A stored timer is there after SIGKILL."""
     timer = make()
     program = (
-        "import os, sys; from pathlib import Path; from standalone.sqlite import SqliteTimerStore;"
+        "import os, sys; from pathlib import Path;"
+        "from standalone.sqlite.timer_store import SqliteTimerStore;"
         "from tests.contracts.store import make; store = SqliteTimerStore(Path(sys.argv[1]));"
         "store.add(make()); os.kill(os.getpid(), 9)"
     )
@@ -369,8 +362,8 @@ def test_outlives_the_process(path: Path) -> None:
         assert store.get(DEFAULT_TENANT, timer.id) == timer
 
 
-def test_keeps_a_second_process_out(store: SqliteTimerStore, path: Path) -> None:
-    """While one process has the file, another can't open it, under whatever name."""
+def test_a_second_process_is_refused(store: SqliteTimerStore, path: Path) -> None:
+    """While one process has the file open, others are refused, also by a symbolic link."""
     link = path.with_name("link.db")
     link.symlink_to(path)
     for name in (path, link):
@@ -378,14 +371,14 @@ def test_keeps_a_second_process_out(store: SqliteTimerStore, path: Path) -> None
             SqliteTimerStore(name)
 
 
-def test_lets_go_when_closed(path: Path) -> None:
-    """After close, and after a start that failed, the file can be opened."""
+def test_can_be_opened_again_after_close(path: Path) -> None:
+    """After close, the file can be opened again."""
     SqliteTimerStore(path).close()
     SqliteTimerStore(path).close()
 
 
-def test_file_is_for_its_owner_only(store: SqliteTimerStore, path: Path) -> None:
-    """The database and what lies beside it can be read by nobody else: it will hold secrets."""
+def test_files_are_private_to_their_owner(store: SqliteTimerStore, path: Path) -> None:
+    """Only the owner can read the database and the files beside it: they hold secrets."""
     store.add(make())
     for file in path.parent.iterdir():
         assert file.stat().st_mode & 0o077 == 0, file
@@ -416,8 +409,8 @@ def newer(tmp_path: Path) -> Path:
         (newer, "is from a newer version of Timers"),
     ],
 )
-def test_says_why_it_can_not_be_used(tmp_path: Path, make_file: object, sentence: str) -> None:
-    """A file that can't be used is one sentence, and stays as it was."""
+def test_an_unusable_file_is_one_line(tmp_path: Path, make_file: object, sentence: str) -> None:
+    """An unusable file is reported in one line, and stays unchanged."""
     path: Path = make_file(tmp_path)  # type: ignore[operator]
     before = path.read_bytes() if path.is_file() else None
     with pytest.raises(CommandError, match=sentence) as caught:
@@ -426,10 +419,10 @@ def test_says_why_it_can_not_be_used(tmp_path: Path, make_file: object, sentence
     assert before is None or path.read_bytes() == before
 
 
-def test_read_only_database_is_refused_at_start(
+def test_a_read_only_database_is_refused_at_start(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that can be read but not written shows when it is opened, not at the first timer."""
+    """A read-only file is refused when it is opened, not at the first timer."""
     SqliteTimerStore(path).close()
     connect = sqlite3.connect
 
@@ -444,7 +437,7 @@ def test_read_only_database_is_refused_at_start(
 
 @pytest.mark.parametrize("version", range(1, len(MIGRATIONS) + 1))
 def test_opens_databases_of_every_version(tmp_path: Path, version: int) -> None:
-    """A database of each released version is brought up to date with all its timers."""
+    """A database of each released version is upgraded with all its timers."""
     path = tmp_path / "timers.db"
     shutil.copy(DATA / f"timers-v{version}.db", path)
     with closing(SqliteTimerStore(path)) as store:
@@ -459,7 +452,7 @@ def test_opens_databases_of_every_version(tmp_path: Path, version: int) -> None:
 
 @pytest.mark.parametrize("version", range(1, len(MIGRATIONS) + 1))
 def test_lists_timers_of_every_version(tmp_path: Path, version: int) -> None:
-    """Timers stored by each released version are listed where they belong, to the microsecond."""
+    """Timers of each released version are listed in order, to the microsecond."""
     path = tmp_path / "timers.db"
     shutil.copy(DATA / f"timers-v{version}.db", path)
     if version < 3:  # those files have whole seconds only
@@ -471,7 +464,9 @@ def test_lists_timers_of_every_version(tmp_path: Path, version: int) -> None:
                 text = msgspec.json.encode(moment).decode().strip('"')
                 assert db.execute(sql, (text, f"%{number}")).rowcount == 1
     with closing(SqliteTimerStore(path)) as store:
-        stored = [sqlite._decode(row[0]) for row in store._read("SELECT timer FROM timers", ())]
+        stored = [
+            timer_store._decode(row[0]) for row in store._read("SELECT timer FROM timers", ())
+        ]
         assert len({timer.created_at for timer in stored}) == len(stored) == len(Status)
         assert walk(store) == newest_first(stored)
         for timer in stored:
@@ -482,8 +477,8 @@ def test_lists_timers_of_every_version(tmp_path: Path, version: int) -> None:
 
 
 @pytest.mark.parametrize("version", range(1, len(MIGRATIONS) + 1))
-def test_hosts_of_every_version(tmp_path: Path, version: int) -> None:
-    """Timers that wait in a database of each released version take turns by their hosts."""
+def test_wakeups_of_every_version_have_their_host(tmp_path: Path, version: int) -> None:
+    """Timers of each released version have the host of their URL after the upgrade."""
     path = tmp_path / "timers.db"
     shutil.copy(DATA / f"timers-v{version}.db", path)
     with closing(SqliteTimerStore(path)) as store:
@@ -492,47 +487,47 @@ def test_hosts_of_every_version(tmp_path: Path, version: int) -> None:
 
 
 @pytest.mark.parametrize("version", range(1, len(MIGRATIONS) + 1))
-def test_every_version_comes_to_the_same_schema(tmp_path: Path, version: int) -> None:
-    """A database that was brought up to date is made as a new one is."""
+def test_every_version_is_upgraded_to_the_same_schema(tmp_path: Path, version: int) -> None:
+    """An upgraded database has the schema of a new one."""
 
-    def schema(path: Path) -> list[Any]:
+    def tables(path: Path) -> list[Any]:
         with closing(SqliteTimerStore(path)) as store:
             return store._read("SELECT type, name, sql FROM sqlite_master ORDER BY name", ())
 
     path = tmp_path / "timers.db"
     shutil.copy(DATA / f"timers-v{version}.db", path)
-    assert schema(path) == schema(tmp_path / "new.db")
+    assert tables(path) == tables(tmp_path / "new.db")
 
 
-def test_migration_is_all_or_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that fails leaves the database as it was, to be opened by the version before."""
+def test_a_failed_migration_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failed step, the earlier version can open the database."""
     SqliteTimerStore(path).close()
     broken = (*MIGRATIONS, "CREATE TABLE extra (x); SELECT * FROM nowhere;")
     with monkeypatch.context() as patch:
-        patch.setattr(sqlite, "MIGRATIONS", broken)
+        patch.setattr(schema, "MIGRATIONS", broken)
         with pytest.raises(CommandError, match="nowhere"):
             SqliteTimerStore(path)
     with closing(SqliteTimerStore(path)) as store:
         assert store._read("SELECT name FROM sqlite_master WHERE name = 'extra'", ()) == []
 
 
-def test_moments_keep_their_microseconds() -> None:
-    """A column holds a moment exactly, also before 1970 and centuries ahead."""
+def test_times_keep_their_microseconds() -> None:
+    """A column holds a time exactly, also before 1970."""
     for moment in (START, START.replace(microsecond=999_999), START.replace(year=1969, day=1)):
-        assert sqlite._moment(micros(moment)) == moment
-    assert micros(START + timedelta(microseconds=1)) == micros(START) + 1
+        assert from_micros(to_micros(moment)) == moment
+    assert to_micros(START + timedelta(microseconds=1)) == to_micros(START) + 1
 
 
-def test_closed_is_unavailable(path: Path) -> None:
-    """Whoever writes to a closed store is told, and not kept waiting."""
+def test_writes_to_a_closed_store_are_refused(path: Path) -> None:
+    """A write to a closed store raises Unavailable at once."""
     store = SqliteTimerStore(path)
     store.close()
     with pytest.raises(Unavailable, match="closed"):
         store.add(make())
 
 
-def test_closing_waits_for_what_is_written(path: Path) -> None:
-    """A write that was handed in before `close` is done before the file is let go."""
+def test_close_finishes_queued_writes(path: Path) -> None:
+    """Writes that were queued before `close` are committed."""
     store = SqliteTimerStore(path)
     go = held(store)
     with ThreadPoolExecutor(2) as clients:
@@ -545,8 +540,8 @@ def test_closing_waits_for_what_is_written(path: Path) -> None:
     assert os.path.exists(path)  # noqa: PTH110
 
 
-def test_short_lived_threads_leave_no_files_open(store: SqliteTimerStore) -> None:
-    """However many threads have read, as many connections stay as were needed at one time."""
+def test_reads_share_a_bounded_number_of_connections(store: SqliteTimerStore) -> None:
+    """The store keeps as many connections as reads ran at once, not one per thread."""
     for _ in range(20):
         in_threads(partial(store.get, DEFAULT_TENANT), ["nobody"] * 8)
     assert 1 <= len(store._readers) <= 8

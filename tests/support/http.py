@@ -17,7 +17,7 @@ from standalone.bootstrap import Runner, build_application
 from standalone.greenlets import wait
 from standalone.server import Server, Wsgi
 from standalone.settings import Settings
-from standalone.sqlite import SqliteTimerStore
+from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.routes import problem
 
 HOST = b"Host: localhost\r\n"

@@ -18,7 +18,7 @@ import requests
 
 from chalicelib.core.api_keys import Role
 from chalicelib.service.tenants import issue_key
-from standalone.sqlite import tenants_in
+from standalone.sqlite.tenants import tenants_in
 from tests.support.processes import ROOT, Standalone, environment, wait_until
 
 HERE = Path(__file__).parent

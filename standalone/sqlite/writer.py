@@ -1,0 +1,123 @@
+"""Group commit: one thread makes all writes, and one fsync covers all that wait for it."""
+
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from chalicelib.core.errors import Unavailable
+from standalone.greenlets import wait
+from standalone.sqlite.connection import BUSY_TIMEOUT, connect, transaction, translated_errors
+
+MAX_COMMIT_BATCH = 500
+"""The most writes that share one transaction."""
+
+WAL_LIMIT = 16 * 2**20
+"""Size in bytes at which writes pause to truncate the write-ahead log.
+
+SQLite restarts the log only at a moment without readers. Overlapping reads would let it grow
+without bound.
+"""
+
+CHECKPOINT_TIMEOUT_MS = 200
+"""Milliseconds that a truncation waits for readers. Only other programs (a backup) read longer."""
+
+T = TypeVar("T")
+
+
+class _Write(NamedTuple):
+    do: Callable[[sqlite3.Connection], Any]
+    durable: bool
+    done: "Future[Any]"
+
+
+class Writer:
+    """Runs writes in one thread, and commits together the writes that are waiting."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = connect(path)
+        self._log = Path(f"{path}-wal")
+        self._log_limit = WAL_LIMIT
+        self._closed = False
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
+        self._thread.start()
+
+    def call(self, do: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
+        """Run `do` in a transaction and return its result after the commit.
+
+        A `durable` commit survives a power cut; others survive only the end of the process.
+        """
+        done: Future[T] = Future()
+        self._queue.put(_Write(do, durable, done))
+        if self._closed:
+            self._reject_queued()
+        with translated_errors():
+            return wait(done)
+
+    def close(self) -> None:
+        """Finish the queued writes, then close the connection."""
+        self._queue.put(None)
+        self._thread.join()
+        self._closed = True
+        self._reject_queued()
+        self._db.close()
+
+    def _reject_queued(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                if (write := self._queue.get_nowait()) is not None:
+                    write.done.set_exception(Unavailable("The database is closed."))
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            self._settle(batch)
+            self._bound_log()
+
+    def _next_batch(self) -> list[_Write]:
+        batch: list[_Write] = []
+        while len(batch) < MAX_COMMIT_BATCH:
+            try:
+                write = self._queue.get(block=not batch)
+            except queue.Empty:
+                break
+            if write is None:
+                self._queue.put(None)
+                break
+            batch.append(write)
+        return batch
+
+    def _settle(self, batch: list[_Write]) -> None:
+        try:
+            results = self._commit(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].done.set_exception(error)
+                return
+            # One failing write must not fail the others in its transaction: retry them one by one.
+            for write in batch:
+                self._settle([write])
+        else:
+            for write, result in zip(batch, results, strict=True):
+                write.done.set_result(result)
+
+    def _commit(self, batch: list[_Write]) -> list[Any]:
+        durable = any(write.durable for write in batch)
+        self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        with transaction(self._db):
+            return [write.do(self._db) for write in batch]
+
+    def _bound_log(self) -> None:
+        with suppress(OSError, sqlite3.Error):  # no data is at risk: the log only stays longer
+            if self._log.stat().st_size < self._log_limit:
+                return
+            try:
+                self._db.execute(f"PRAGMA busy_timeout = {CHECKPOINT_TIMEOUT_MS}")
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self._db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000}")
+                self._log_limit = self._log.stat().st_size + WAL_LIMIT
