@@ -95,7 +95,7 @@ def _opened(stage: str | None) -> Opened:
 @contextmanager
 def _of_stage(stage: str) -> Iterator[tuple[ApiKeys, Secrets]]:
     # Not at the top: without a stage there is no boto3.
-    from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets  # noqa: PLC0415
+    from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets  # noqa: PLC0415
 
     with stages.aws_session(stage) as session:
         client, table = session.client("dynamodb"), f"timers-{stage}-tenants"

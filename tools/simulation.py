@@ -25,10 +25,13 @@ from typing import Any, TypeVar
 from botocore.exceptions import ClientError, ReadTimeoutError
 from greenlet import getcurrent, greenlet
 
-from chalicelib.aws import scheduler
+from chalicelib.aws import handlers
+from chalicelib.aws.bootstrap import Dependencies
+from chalicelib.aws.queue import MessageQueue
 from chalicelib.aws.scheduler import Addresses, AwsScheduler
 from chalicelib.core import representation
 from chalicelib.core.errors import Conflict, TimerNotFound, Unavailable
+from chalicelib.core.targets import Targets
 from chalicelib.core.timer import (
     DEFAULT_TENANT,
     IdempotencyKey,
@@ -42,7 +45,7 @@ from chalicelib.core.timer import (
     timer_id,
 )
 from chalicelib.service.service import Service
-from tests.support.cloud import moment
+from tests.support.cloud import Context, Record, moment
 from tests.support.fakes import NO_CONTENT, START, FakeStore
 from tools.chaos.ledger import Crash, Ledger, Request, What
 from tools.chaos.ledger import Webhook as Sent
@@ -470,21 +473,23 @@ class Deployment:
         self.store = SlowStore(self.sim)
         self.queue = Queue(self.sim, self._deliver, self.rate)
         self.scheduler = Scheduler(self.sim, self._fire)
-        queue: Any = self.queue
-        scheduler: Any = self.scheduler
-        self._scheduler = AwsScheduler(
-            lambda: scheduler, lambda: queue, ADDRESSES, self.sim.clock, self.sim.side_by_side
+        sqs: Any = self.queue
+        eventbridge: Any = self.scheduler
+        queue = MessageQueue(lambda: sqs, "123456789012/timers-sim", self.sim.clock)
+        scheduler = AwsScheduler(
+            lambda: eventbridge, queue, ADDRESSES, self.sim.clock, self.sim.side_by_side
         )
         self._keys = count(1)
         self.service = Service(
             self.store,
-            self._scheduler,
+            scheduler,
             self,
             clock=self.sim.clock,
             new_id=lambda: "",  # each has a key
             pause=self.sim.sleep,
             side_by_side=self.sim.side_by_side,
         )
+        self._dependencies = Dependencies(service=self.service, targets=Targets(), queue=queue)
         self.sim.at(30.0, self._sweep)
 
     def create_at(
@@ -569,11 +574,12 @@ class Deployment:
         assert not self.queue.dead
 
     def _deliver(self, messages: Sequence[tuple[str, str]]) -> None:
-        ends_at = self.sim.clock() + timedelta(seconds=FUNCTION_TIMEOUT)
-        self._scheduler.answer(messages, lambda wakeup: self.service.deliver(wakeup, ends_at))
+        records = [Record(body, handle) for body, handle in messages]
+        context = Context(FUNCTION_TIMEOUT)
+        handlers.deliver(self._dependencies, records, context, self.sim.side_by_side)
 
     def _fire(self, text: str) -> None:
-        self.service.fire(scheduler.decode_wakeup(text))
+        self.service.fire(handlers.decode_wakeup(text))
 
     def _sweep(self) -> None:
         self.sim.at(self.sim.time + 60.0, self._sweep)
@@ -586,7 +592,6 @@ ADDRESSES = Addresses(
     fire_arn="arn:aws:lambda:eu-central-1:123456789012:function:timers-sim-fire",
     role_arn="arn:aws:iam::123456789012:role/timers-sim-scheduler",
     dead_letter_arn="arn:aws:sqs:eu-central-1:123456789012:timers-sim-dead",
-    queue_path="123456789012/timers-sim",
 )
 
 

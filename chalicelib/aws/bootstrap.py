@@ -23,7 +23,7 @@ from chalicelib.service.service import Service, in_threads
 
 if TYPE_CHECKING:
     from chalicelib.aws.logs import JsonLines
-    from chalicelib.aws.scheduler import AwsScheduler
+    from chalicelib.aws.queue import MessageQueue
     from chalicelib.core.signing import Secrets
     from chalicelib.webhook.sender import WebhookSender
 
@@ -58,7 +58,7 @@ class Dependencies:
     """None where there are none."""
     anonymous: str | None = None
     """The tenant of requests without a key; None where these are refused."""
-    scheduler: "AwsScheduler | None" = None
+    queue: "MessageQueue | None" = None
     """On AWS only."""
     lines: "JsonLines | None" = None
     """On AWS only."""
@@ -139,8 +139,10 @@ def _on_aws(partition: str, region: str, account: str) -> Dependencies:
     from botocore.config import Config  # noqa: PLC0415
 
     from chalicelib.aws import logs  # noqa: PLC0415
-    from chalicelib.aws.scheduler import SQS_MAX_DELAY, Addresses, AwsScheduler  # noqa: PLC0415
-    from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets, DynamoTimerStore  # noqa: PLC0415
+    from chalicelib.aws.queue import SQS_MAX_DELAY, MessageQueue  # noqa: PLC0415
+    from chalicelib.aws.scheduler import Addresses, AwsScheduler  # noqa: PLC0415
+    from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets  # noqa: PLC0415
+    from chalicelib.aws.timer_store import DynamoTimerStore  # noqa: PLC0415
 
     lines = logs.attach(STAGE_NAME)
     anonymous = _anonymous(account)
@@ -152,13 +154,12 @@ def _on_aws(partition: str, region: str, account: str) -> Dependencies:
         fire_arn=f"arn:{partition}:lambda:{region}:{account}:function:{STAGE_NAME}-fire",
         role_arn=f"arn:{partition}:iam::{account}:role/{STAGE_NAME}-scheduler",
         dead_letter_arn=f"arn:{partition}:sqs:{region}:{account}:{STAGE_NAME}-dead",
-        queue_path=f"{account}/{STAGE_NAME}",
     )
     eventbridge = _once(partial(client, "scheduler"))
-    sqs = _once(partial(client, "sqs"))
+    queue = MessageQueue(_once(partial(client, "sqs")), f"{account}/{STAGE_NAME}", now)
     # LocalStack's stage lowers it, to show in minutes what takes more than a quarter of an hour.
     near = timedelta(seconds=int(os.environ.get("NEAR", SQS_MAX_DELAY.total_seconds())))
-    scheduler = AwsScheduler(eventbridge, sqs, addresses, now, near=near)
+    scheduler = AwsScheduler(eventbridge, queue, addresses, now, near=near)
     dynamodb = client("dynamodb")
     targets = Targets.parse(os.environ.get("ALLOWED_TARGETS", ""))
     service = Service(
@@ -175,7 +176,7 @@ def _on_aws(partition: str, region: str, account: str) -> Dependencies:
         targets=targets,
         keys=DynamoApiKeys(dynamodb, f"{STAGE_NAME}-tenants"),
         anonymous=anonymous,
-        scheduler=scheduler,
+        queue=queue,
         lines=lines,
     )
 

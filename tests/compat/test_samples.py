@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from chalicelib.aws import scheduler, timer_store
-from chalicelib.aws.timer_store import DynamoApiKeys, DynamoTimerStore
+from chalicelib.aws import handlers, queue, timer_store
+from chalicelib.aws.tenant_store import DynamoApiKeys
+from chalicelib.aws.timer_store import DynamoTimerStore
 from chalicelib.core import api_keys
 from chalicelib.core.api_keys import KEY_ENTROPY, Role
 from chalicelib.core.retry import WORKER_LOST
@@ -82,7 +83,7 @@ def written() -> dict[str, Any]:
         (key,) = aws.dynamodb.scan(TableName=TENANTS)["Items"]
     return {
         "items": {name: timer_store._item(timer) for name, timer in TIMERS.items()},
-        "messages": {name: scheduler._text(wakeup) for name, wakeup in WAKEUPS.items()},
+        "messages": {name: queue.encode_wakeup(wakeup) for name, wakeup in WAKEUPS.items()},
         "key": key,
     }
 
@@ -110,7 +111,7 @@ def test_items_are_understood(version: str) -> None:
 def test_messages_are_understood(version: str, name: str) -> None:
     """A message on its way, or the input of a schedule set years ago, is read as it was meant; the
     first ones did not say the host."""
-    wakeup = scheduler.decode_wakeup(sample(version)["messages"][name])
+    wakeup = handlers.decode_wakeup(sample(version)["messages"][name])
     assert wakeup == replace(WAKEUPS[name], host=wakeup.host)
     assert wakeup.host in ("", WAKEUPS[name].host)
 

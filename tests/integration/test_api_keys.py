@@ -15,7 +15,7 @@ import app as app_module
 from app import app
 from chalicelib.aws import bootstrap
 from chalicelib.aws.bootstrap import Dependencies
-from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
+from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core import api_keys, signing
 from chalicelib.core.api_keys import KEY_ENTROPY, ApiKeys, Role
 from chalicelib.core.errors import Forbidden, Unauthenticated, Unavailable

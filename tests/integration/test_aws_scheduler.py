@@ -12,20 +12,21 @@ from botocore.exceptions import ClientError, ReadTimeoutError
 from msgspec.structs import replace
 
 from chalicelib.aws import scheduler as scheduler_module
+from chalicelib.aws.handlers import decode_wakeup
+from chalicelib.aws.queue import MAX_WAKEUP_LENGTH, SQS_MAX_DELAY
 from chalicelib.aws.scheduler import (
     MAX_HOPS,
     MIN_SCHEDULE_AHEAD,
     SCHEDULE_LEAD,
-    SQS_MAX_DELAY,
     Addresses,
     AwsScheduler,
 )
 from chalicelib.core.errors import ScheduleRefused, Unavailable
-from chalicelib.core.timer import DEFAULT_TENANT, Status, Wakeup
+from chalicelib.core.timer import DEFAULT_TENANT, Status
 from chalicelib.service.service import in_threads
 from tests.contracts.store import make
 from tests.support.aws import NAME, Account, account
-from tests.support.cloud import Cloud, moment
+from tests.support.cloud import Cloud, moment, scheduler_of
 from tests.support.fakes import START, Clock
 
 YEARS = 2 * 365 * 86_400
@@ -44,7 +45,7 @@ def cloud(aws: Account) -> Cloud:
 
 @pytest.fixture
 def scheduler(aws: Account) -> AwsScheduler:
-    return AwsScheduler(lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, Clock())
+    return scheduler_of(aws, Clock())
 
 
 def requests(aws: Account, operation: str) -> list[dict[str, Any]]:
@@ -98,16 +99,14 @@ def test_exact_requests_of_a_new_timer(
     assert wake(created[0]) == wakes - lead
     event = created[0]["Target"]["Input"]
     assert set(json.loads(event)) == {"id", "tenant", "generation", "due_at", "host"}
-    assert scheduler_module.decode_wakeup(event) == timer.wakeup()
+    assert decode_wakeup(event) == timer.wakeup()
     sent = requests(cloud.aws, "SendMessageBatch")
     assert [entry["DelaySeconds"] for request in sent for entry in request["Entries"]] == (
         [] if delay is None else [delay]
     )
     for request in sent:
         assert request["QueueUrl"] == cloud.aws.queue_url()
-        assert (
-            scheduler_module.decode_wakeup(request["Entries"][0]["MessageBody"]) == timer.wakeup()
-        )
+        assert decode_wakeup(request["Entries"][0]["MessageBody"]) == timer.wakeup()
 
 
 def test_schedules_go_off_after_no_fraction_is_lost(cloud: Cloud) -> None:
@@ -220,7 +219,7 @@ def test_forward_goes_in_batches_of_ten(aws: Account, scheduler: AwsScheduler) -
     assert [len(batch) for batch in batches] == [10, 10, 5]
     sent = [entry for batch in batches for entry in batch]
     assert [entry["DelaySeconds"] for entry in sent] == [0, *range(24)]
-    assert [scheduler_module.decode_wakeup(entry["MessageBody"]) for entry in sent] == [
+    assert [decode_wakeup(entry["MessageBody"]) for entry in sent] == [
         replace(wakeup, hops=1) for wakeup in wakeups
     ]
 
@@ -249,9 +248,7 @@ def test_hops_are_bounded(
     wakeup = replace(make().wakeup(), hops=MAX_HOPS)
     scheduler.requeue([replace(wakeup, hops=MAX_HOPS - 1), wakeup])
     entries = requests(aws, "SendMessageBatch")[0]["Entries"]
-    assert [scheduler_module.decode_wakeup(entry["MessageBody"]).hops for entry in entries] == [
-        MAX_HOPS
-    ]
+    assert [decode_wakeup(entry["MessageBody"]).hops for entry in entries] == [MAX_HOPS]
     assert caplog.messages == ["wake-up dropped"]
 
 
@@ -327,9 +324,7 @@ def test_clock_may_go_on_while_an_alarm_is_set(aws: Account) -> None:
     def ticking() -> datetime:
         return clock.forward(0.05)
 
-    AwsScheduler(lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, ticking).schedule(
-        make(1, timedelta(seconds=5))
-    )
+    scheduler_of(aws, ticking).schedule(make(1, timedelta(seconds=5)))
     assert len(aws.schedules()) == 1
 
 
@@ -344,9 +339,7 @@ def test_sizes_are_checked(aws: Account, scheduler: AwsScheduler) -> None:
     """A ring that grew beyond all measure is refused, not sent."""
     for delay in (timedelta(hours=1), timedelta(seconds=5)):
         with pytest.raises(ScheduleRefused):
-            scheduler.schedule(
-                replace(make(1, delay), tenant="x" * scheduler_module.MAX_WAKEUP_LENGTH)
-            )
+            scheduler.schedule(replace(make(1, delay), tenant="x" * MAX_WAKEUP_LENGTH))
     assert aws.names() == []
 
 
@@ -365,55 +358,6 @@ def test_is_behind_when_the_queue_is_deep(
     assert not scheduler.is_behind()
     monkeypatch.setattr(scheduler_module, "BACKLOG_LIMIT", -1)
     assert scheduler.is_behind()
-
-
-def received(aws: Account, count: int) -> list[tuple[str, str]]:
-    """Send rings to the queue and return them as received, with their handles."""
-    for number in range(count):
-        body = scheduler_module._text(make(number).wakeup())
-        aws.sqs.send_message(QueueUrl=aws.queue_url(), MessageBody=body)
-    answer = aws.sqs.receive_message(
-        QueueUrl=aws.queue_url(), MaxNumberOfMessages=10, VisibilityTimeout=0
-    )
-    return [(message["Body"], message["ReceiptHandle"]) for message in answer["Messages"]]
-
-
-def test_a_good_batch_is_left_to_lambda(aws: Account, scheduler: AwsScheduler) -> None:
-    """When all went well nothing is deleted here: Lambda does that."""
-    delivered: list[Wakeup] = []
-    messages = received(aws, 10)
-    aws.calls.clear()
-    scheduler.answer(messages, delivered.append)
-    assert {wakeup.id for wakeup in delivered} == {make(number).id for number in range(10)}
-    assert aws.calls == []
-
-
-def test_only_what_failed_comes_again(aws: Account, scheduler: AwsScheduler) -> None:
-    """Of a batch in which some failed the others are deleted, and the fault escapes."""
-
-    def deliver(wakeup: Wakeup) -> None:
-        if wakeup.id in {make(1).id, make(3).id}:
-            raise Unavailable("DynamoDB")
-
-    messages = [*received(aws, 5)]
-    with pytest.raises(Unavailable):
-        scheduler.answer(messages, deliver)
-    left = aws.sqs.receive_message(
-        QueueUrl=aws.queue_url(), MaxNumberOfMessages=10, VisibilityTimeout=0
-    )
-    assert {scheduler_module.decode_wakeup(message["Body"]).id for message in left["Messages"]} == {
-        make(1).id,
-        make(3).id,
-    }
-
-
-def test_a_message_that_is_none_fails_alone(aws: Account, scheduler: AwsScheduler) -> None:
-    """Garbage in the queue ends in the dead-letter queue and takes nobody along."""
-    delivered: list[Wakeup] = []
-    messages = [*received(aws, 2), ("garbage", "handle")]
-    with pytest.raises(ValueError, match="malformed"):
-        scheduler.answer(messages, delivered.append)
-    assert len(delivered) == 2
 
 
 def test_threads_run_side_by_side() -> None:

@@ -10,7 +10,7 @@ import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 from msgspec.structs import replace
 
-from chalicelib.aws import timer_store
+from chalicelib.aws import dynamodb, timer_store
 from chalicelib.aws.timer_store import DynamoTimerStore
 from chalicelib.core.errors import Unavailable
 from chalicelib.core.pagination import Page, TimerFilter, cursor_of
@@ -354,6 +354,6 @@ def test_a_timer_without_the_attributes_of_the_index_is_listed_once_it_is_writte
 def test_moments_are_text_of_fixed_width() -> None:
     """Any moment that can be asked for compares as text as it does as a moment."""
     years = [1, 999, 1000, 1969, 2026, 9999]
-    texts = [timer_store._text(START.replace(year=year, microsecond=7)) for year in years]
+    texts = [dynamodb.time_text(START.replace(year=year, microsecond=7)) for year in years]
     assert texts == sorted(texts)
     assert texts[0] == "0001-01-31T12:00:00.000007Z"

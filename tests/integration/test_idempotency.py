@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chalicelib.aws.scheduler import AwsScheduler
 from chalicelib.aws.timer_store import DynamoTimerStore
 from chalicelib.core.errors import KeyReused, ScheduleRefused, Unavailable
 from chalicelib.core.timer import (
@@ -28,6 +27,7 @@ from chalicelib.core.timer import (
 from chalicelib.service.service import Created, Service, Store
 from standalone.sqlite import SqliteTimerStore
 from tests.support.aws import NAME, account
+from tests.support.cloud import scheduler_of
 from tests.support.fakes import START, Clock, FakeScheduler, FakeSender, FakeStore
 
 MINUTE = timedelta(minutes=1)
@@ -77,7 +77,7 @@ def sqlite(folder: Path) -> Iterator[World]:
 def dynamodb(_: Path) -> Iterator[World]:
     with account() as aws:
         clock = Clock()
-        scheduler = AwsScheduler(lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, clock)
+        scheduler = scheduler_of(aws, clock)
         world = World(DynamoTimerStore(aws.dynamodb, NAME), scheduler, clock)
         world.scheduler.aws = aws
         yield world

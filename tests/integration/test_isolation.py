@@ -15,8 +15,8 @@ import pytest
 from app import app
 from chalicelib.aws import bootstrap
 from chalicelib.aws.bootstrap import Dependencies
-from chalicelib.aws.scheduler import AwsScheduler
-from chalicelib.aws.timer_store import DynamoApiKeys, DynamoTimerStore
+from chalicelib.aws.tenant_store import DynamoApiKeys
+from chalicelib.aws.timer_store import DynamoTimerStore
 from chalicelib.core import api_keys
 from chalicelib.core.api_keys import KEY_ENTROPY, ApiKeys, Role
 from chalicelib.core.pagination import TimerFilter
@@ -26,6 +26,7 @@ from chalicelib.service.service import Service, Store
 from standalone.server import application
 from standalone.sqlite import SqliteTimerStore
 from tests.support.aws import NAME, TENANTS, account
+from tests.support.cloud import scheduler_of
 from tests.support.fakes import START, Clock, FakeScheduler, FakeSender
 from tests.support.routes import CLIENT, JSON, ROUTES, URL, WANTING
 
@@ -126,7 +127,7 @@ def on_aws(_: Path) -> Iterator[World]:
 
     with account() as aws:
         kept = DynamoApiKeys(aws.dynamodb, TENANTS)
-        scheduler = AwsScheduler(lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, Clock())
+        scheduler = scheduler_of(aws, Clock())
         world = World(DynamoTimerStore(aws.dynamodb, NAME), scheduler, kept, ask, unknown=403)
         install(world, kept)
         yield world

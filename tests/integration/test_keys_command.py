@@ -15,7 +15,7 @@ import boto3
 import pytest
 from botocore.exceptions import NoCredentialsError
 
-from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
+from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core import api_keys
 from chalicelib.core.api_keys import ApiKey, ApiKeys, Role
 from chalicelib.core.signing import MAX_SECRETS, Secrets

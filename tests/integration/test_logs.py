@@ -13,18 +13,19 @@ from typing import Any
 
 import pytest
 from chalice.app import Response
+from msgspec import DecodeError
 from msgspec.structs import replace
 
-from chalicelib.aws import logs
-from chalicelib.aws.scheduler import AwsScheduler
+from chalicelib.aws import handlers, logs
+from chalicelib.aws.queue import encode_wakeup
 from chalicelib.core.errors import Unavailable
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
-from chalicelib.core.timer import DEFAULT_TENANT, Outcome, Timer, Wakeup, Webhook, new_timer
+from chalicelib.core.timer import DEFAULT_TENANT, Outcome, Timer, Webhook, new_timer
 from chalicelib.http import responses
 from chalicelib.service.service import one_by_one
 from chalicelib.webhook.sender import WebhookSender
 from tests.support.aws import TEMPLATE, account
-from tests.support.cloud import Cloud
+from tests.support.cloud import Cloud, Context, Record, scheduler_of
 from tests.support.fakes import START, OnFakes, created
 
 SECRET = "s3cr3t"
@@ -214,35 +215,26 @@ def test_what_is_ignored_or_put_off_names_its_timer(told: Told) -> None:
     assert by_event["timer postponed"]["error"] == "SQS"
 
 
-def test_alarms_name_their_timer(told: Told) -> None:
-    """A message that can't be answered, and one that came round too often, say whose they were."""
+def test_failed_and_dropped_messages_name_their_timer(told: Told) -> None:
+    """A message that can't be delivered names its timer, and so does a dropped wake-up."""
     with account() as aws:
         cloud = Cloud(aws)
-        scheduler = AwsScheduler(
-            lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, cloud.clock, one_by_one
-        )
         wakeup = cloud.create(0).wakeup()
-        scheduler.requeue([replace(wakeup, hops=99)])
+        scheduler_of(aws, cloud.clock, one_by_one).requeue([replace(wakeup, hops=99)])
 
-        def broken(_: object) -> None:
+        def fail(operation: str) -> None:
             raise Unavailable("DynamoDB")
 
-        with pytest.raises(Unavailable):
-            scheduler.answer([(alarms_text(wakeup), "handle")], broken)
-        with pytest.raises(Exception, match="JSON"):
-            scheduler.answer([("no ring", "handle")], broken)
+        aws.before = fail
+        for body, error in ((encode_wakeup(wakeup), Unavailable), ("garbage", DecodeError)):
+            with pytest.raises(error):
+                handlers.deliver(cloud.dependencies, [Record(body)], Context())
     lines, _ = told.read()
     about = {line["message"]: line for line in lines if "timer" in line}
     assert about["wake-up dropped"]["timer"] == wakeup.id
     assert about["message failed"]["timer"] == wakeup.id
     assert about["message failed"]["tenant"] == DEFAULT_TENANT
     assert [line["message"] for line in lines if "timer" not in line] == ["message failed"]
-
-
-def alarms_text(wakeup: Wakeup) -> str:
-    from chalicelib.aws import scheduler  # noqa: PLC0415
-
-    return scheduler._text(wakeup)
 
 
 def test_other_libraries_speak_json_too(told: Told) -> None:

@@ -39,6 +39,7 @@ class Account:
     scheduler: "EventBridgeSchedulerClient"
     sqs: "SQSClient"
     addresses: Addresses
+    queue_path: str
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     done: list[tuple[str, dict[str, Any], datetime]] = field(default_factory=list)
     """Those of the calls that took effect, and when by `clock`."""
@@ -50,7 +51,7 @@ class Account:
 
     def queue_url(self) -> str:
         """Return the URL of the queue."""
-        return f"{self.sqs.meta.endpoint_url}/{self.addresses.queue_path}"
+        return f"{self.sqs.meta.endpoint_url}/{self.queue_path}"
 
     def names(self) -> list[str]:
         """Return the operations called, in their order."""
@@ -108,9 +109,9 @@ def account() -> Iterator[Account]:
             fire_arn=f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{NAME}-fire",
             role_arn=f"arn:aws:iam::{ACCOUNT}:role/{NAME}-scheduler",
             dead_letter_arn=f"arn:aws:sqs:{REGION}:{ACCOUNT}:{NAME}-dead",
-            queue_path=url.partition("amazonaws.com/")[2],
         )
-        made = Account(dynamodb, scheduler, sqs, addresses)
+        path = url.partition("amazonaws.com/")[2]
+        made = Account(dynamodb, scheduler, sqs, addresses, path)
         with _observed(made):
             yield made
 

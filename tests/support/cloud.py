@@ -2,13 +2,17 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from chalicelib.aws import scheduler
+from chalicelib.aws.bootstrap import Dependencies
+from chalicelib.aws.handlers import decode_wakeup
+from chalicelib.aws.queue import MessageQueue
 from chalicelib.aws.scheduler import AwsScheduler
 from chalicelib.aws.timer_store import DynamoTimerStore
+from chalicelib.core.targets import Targets
 from chalicelib.core.timer import DEFAULT_TENANT, Timer, Webhook, timer_id
-from chalicelib.service.service import Service, one_by_one
+from chalicelib.service.service import Service, SideBySide, in_threads, one_by_one
 from tests.support.aws import NAME, Account
 from tests.support.fakes import Clock, FakeSender, created
 
@@ -20,6 +24,37 @@ def moment(expression: str) -> datetime:
     match = re.fullmatch(r"at\((\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\)", expression)
     assert match, expression
     return datetime.fromisoformat(match[1]).replace(tzinfo=UTC)
+
+
+@dataclass
+class Record:
+    """A message as Lambda passes it to `deliver`."""
+
+    body: str
+    receipt_handle: str = "handle"
+
+
+class Context:
+    """The context of an invocation, with the seconds that it has left."""
+
+    def __init__(self, seconds: float = FUNCTION_TIMEOUT.total_seconds()) -> None:
+        self._seconds = seconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int(self._seconds * 1000)
+
+
+def queue_of(aws: Account, clock: Callable[[], datetime]) -> MessageQueue:
+    """Return the account's queue."""
+    return MessageQueue(lambda: aws.sqs, aws.queue_path, clock)
+
+
+def scheduler_of(
+    aws: Account, clock: Callable[[], datetime], side_by_side: SideBySide = in_threads
+) -> AwsScheduler:
+    """Return a scheduler on the account."""
+    queue = queue_of(aws, clock)
+    return AwsScheduler(lambda: aws.scheduler, queue, aws.addresses, clock, side_by_side)
 
 
 class Cloud:
@@ -37,9 +72,7 @@ class Cloud:
     @property
     def service(self) -> Service:
         clock = self.clock
-        scheduler = AwsScheduler(
-            lambda: self.aws.scheduler, lambda: self.aws.sqs, self.aws.addresses, clock, one_by_one
-        )
+        scheduler = scheduler_of(self.aws, clock, one_by_one)
         store = DynamoTimerStore(self.aws.dynamodb, NAME)
         return Service(
             store,
@@ -50,6 +83,12 @@ class Cloud:
             pause=self._pause,
             chance=self.chance,
         )
+
+    @property
+    def dependencies(self) -> Dependencies:
+        """The dependencies of the Lambda handlers."""
+        queue = queue_of(self.aws, self.clock)
+        return Dependencies(service=self.service, targets=Targets(), queue=queue)
 
     def create(self, seconds: float) -> Timer:
         return created(self.service, Webhook(url="https://example.com/hook"), seconds)
@@ -86,11 +125,11 @@ class Cloud:
 
     def fire(self, text: str) -> None:
         """Be invoked by a schedule."""
-        self.service.fire(scheduler.decode_wakeup(text))
+        self.service.fire(decode_wakeup(text))
 
     def deliver(self, text: str) -> None:
         """Be invoked with a message."""
-        self.service.deliver(scheduler.decode_wakeup(text), self.clock.now + FUNCTION_TIMEOUT)
+        self.service.deliver(decode_wakeup(text), self.clock.now + FUNCTION_TIMEOUT)
 
     def schedules_due(self) -> list[str]:
         """Take the schedules that are due away; return what they say."""
