@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from chalice.cli.factory import CLIFactory
 
-from chalicelib.aws import scheduler as scheduler_module
-from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
+from chalicelib.aws import handlers
+from chalicelib.aws.queue import encode_wakeup
+from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core import api_keys
 from chalicelib.core.errors import ScheduleRefused, Unavailable
 from chalicelib.core.pagination import TimerFilter
 from chalicelib.core.timer import DEFAULT_TENANT, Status
 from tests.contracts.api_keys import TOKEN
 from tests.support.aws import TENANTS, account
-from tests.support.cloud import Cloud
+from tests.support.cloud import Cloud, Context, Record
 from tests.support.processes import ROOT
 
 ACTIONS = {
@@ -83,12 +85,11 @@ def deliver(cloud: Cloud) -> None:
     cloud.aws.before = fail
     ends_at = cloud.clock.now + timedelta(seconds=60)
     DynamoSecrets(cloud.aws.dynamodb, TENANTS).of(good.tenant)
-    messages = [(scheduler_module._text(timer.wakeup()), "handle") for timer in (good, bad)]
-    scheduler: Any = cloud.service._scheduler
+    records = [Record(encode_wakeup(timer.wakeup())) for timer in (good, bad)]
     with pytest.raises(Unavailable):
-        scheduler.answer(messages, lambda wakeup: cloud.service.deliver(wakeup, ends_at))
+        handlers.deliver(cloud.dependencies, records, Context())
     cloud.aws.before = lambda operation: None
-    # A ring too early is forwarded; an attempt that is to be made again moves the timer.
+    # An early wake-up is requeued; a retry schedules the timer again.
     late = cloud.read(bad.id)
     cloud.service._scheduler.requeue([late.wakeup()])
     cloud.service._rearm(late, late.change(late, ends_at))
@@ -217,24 +218,42 @@ def test_the_rules_of_iam_are_played_right() -> None:
     assert not may("deliver", "dynamodb:GetItem", "other-dev-tenants", "secrets#x")
 
 
-@pytest.mark.parametrize("stage", ["localstack", "dev", "prod"])
-def test_stages_are_set_up_alike(stage: str) -> None:
-    """Each stage knows its name, has the limits that the design counts on, and writes no policy of
-    its own making."""
-    config = json.loads((ROOT / ".chalice/config.json").read_text())["stages"][stage]
-    functions = config["lambda_functions"]
-    settings = config["environment_variables"]
-    assert settings.pop("STAGE") == stage
-    assert settings.pop("RES_OPTIONS") == "timeout:2 attempts:2"
-    assert (stage == "localstack") or settings == {}
-    assert config["autogen_policy"] is False
-    assert config["iam_policy_file"] == "policy-api.json"
-    assert config["lambda_timeout"] == 29
-    assert {name: it["iam_policy_file"] for name, it in functions.items()} == {
-        name: f"policy-{name}.json" for name in FUNCTIONS if name != "api"
-    }
-    assert (functions["deliver"]["lambda_timeout"], functions["sweep"]["lambda_timeout"]) == (
-        60,
-        60,
-    )
-    assert functions["deliver"]["lambda_memory_size"] == 1024
+ENVIRONMENTS: dict[str, dict[str, str]] = {
+    "localstack": {
+        "AUTH": "none",
+        "NEAR": "190",
+        "ALLOWED_TARGETS": "host.docker.internal,localhost,127.0.0.0/8",
+    },
+    "dev": {},
+    "prod": {},
+}
+"""The environment variables of each stage, besides those that all stages have."""
+
+LIMITS = {
+    "api_handler": (29, 512),
+    "authorizer": (10, 512),
+    "fire": (30, 512),
+    "deliver": (60, 1024),
+    "sweep": (60, 1024),
+}
+"""Timeout in seconds and memory in MB of each function, under Chalice's names."""
+
+
+@pytest.mark.parametrize("stage", ENVIRONMENTS)
+@pytest.mark.parametrize("function", LIMITS)
+def test_chalice_resolves_the_settings_of_each_function(stage: str, function: str) -> None:
+    """Each function of each stage has its own policy, limits and environment variables."""
+    project = CLIFactory(str(ROOT)).create_config_obj(chalice_stage_name=stage)
+    config = project.scope(stage, function)
+    assert (config.lambda_timeout, config.lambda_memory_size) == LIMITS[function]
+    assert config.iam_policy_file == f"policy-{function.removesuffix('_handler')}.json"
+    assert config.autogen_policy is False
+    assert config.api_gateway_stage == "api"
+    shared = {"STAGE": stage, "RES_OPTIONS": "timeout:2 attempts:2"}
+    assert config.environment_variables == shared | ENVIRONMENTS[stage]
+
+
+def test_config_sets_environment_variables_where_chalice_reads_them() -> None:
+    """Chalice ignores environment variables under `lambda_functions` outside of a stage."""
+    functions = json.loads((ROOT / ".chalice/config.json").read_text())["lambda_functions"]
+    assert not [name for name, it in functions.items() if "environment_variables" in it]
