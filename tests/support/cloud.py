@@ -142,6 +142,15 @@ class Cloud:
                     due.append(schedule["Target"]["Input"])
         return due
 
+    def next_event(self) -> datetime | None:
+        """Return the time at which the next schedule or message is due, or None."""
+        times = [at for at, _ in self.messages()]
+        with self.aws.unobserved():
+            for name in self.aws.schedules():
+                schedule = self.aws.scheduler.get_schedule(GroupName=NAME, Name=name)
+                times.append(moment(schedule["ScheduleExpression"]))
+        return min(times, default=None)
+
     def messages_due(self) -> list[str]:
         """Take the messages that are due away; return what they say."""
         due = [entry for entry in self.messages() if entry[0] <= self.clock.now]
