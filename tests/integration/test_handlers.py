@@ -1,4 +1,4 @@
-"""app.py's functions as Lambda invokes them, on moto; and what is made when."""
+"""The Lambda functions of app.py, on moto, and the time at which clients are created."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ def sqs_event(client: Client, *bodies: str) -> Any:
 
 
 def test_fire_sends_the_timer_to_the_queue(cloud: Cloud, client: Client) -> None:
-    """A schedule's Input is understood as it was written, and becomes a message."""
+    """`fire` reads a schedule's Input and sends a message with the remaining delay."""
     timer = cloud.create(1200)
     (name,) = cloud.aws.schedules()
     schedule = cloud.aws.scheduler.get_schedule(GroupName=stage_name(cloud), Name=name)
@@ -62,8 +62,8 @@ def stage_name(cloud: Cloud) -> str:
     return cloud.aws.addresses.group
 
 
-def test_deliver_answers_a_batch(cloud: Cloud, client: Client) -> None:
-    """Each message of a batch is claimed, posted and recorded."""
+def test_deliver_handles_a_batch(cloud: Cloud, client: Client) -> None:
+    """Each timer of a batch is claimed, its webhook sent, and the outcome recorded."""
     created = [cloud.create(0) for _ in range(10)]
     event = sqs_event(client, *(encode_wakeup(timer.wakeup()) for timer in created))
     app_module.deliver(event, Context())
@@ -71,10 +71,10 @@ def test_deliver_answers_a_batch(cloud: Cloud, client: Client) -> None:
     assert {cloud.read(timer.id).status for timer in created} == {Status.DELIVERED}
 
 
-def test_deliver_raises_so_that_the_rest_comes_again(
+def test_deliver_deletes_delivered_messages_and_raises(
     cloud: Cloud, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault of the infrastructure escapes; what went well is deleted first."""
+    """If a message fails, the delivered messages are deleted, and the failure is raised."""
     good, bad = cloud.create(0), cloud.create(0)
     real = cloud.service._store
 
@@ -167,9 +167,8 @@ def test_a_batch_fails_with_its_own_error_if_the_queue_is_down(cloud: Cloud) -> 
         handlers.deliver(dependencies(cloud.aws, FakeService(make(1).id)), records, Context())
 
 
-def test_deliver_starts_nothing_that_it_can_not_finish(cloud: Cloud) -> None:
-    """With too little of the invocation left the webhook is not posted; the claim is released and
-    the timer rung for again."""
+def test_deliver_starts_no_attempt_it_can_not_finish(cloud: Cloud) -> None:
+    """Near the end of an invocation the claim is released, and the wake-up requeued."""
     timer = cloud.create(0)
     handlers.deliver(bootstrap.current(None), [Record(encode_wakeup(timer.wakeup()))], Context(30))
     assert cloud.sender.sent == []
@@ -178,8 +177,8 @@ def test_deliver_starts_nothing_that_it_can_not_finish(cloud: Cloud) -> None:
     assert cloud.read(timer.id).status is Status.DELIVERED
 
 
-def test_sweep_finds_the_forgotten(cloud: Cloud, client: Client) -> None:
-    """The scheduled function runs the sweep within the time it has."""
+def test_sweep_requeues_overdue_timers(cloud: Cloud, client: Client) -> None:
+    """The sweep function requeues overdue timers."""
     cloud.create(60)
     cloud.clock.forward(100)
     cloud.aws.calls.clear()
@@ -189,14 +188,14 @@ def test_sweep_finds_the_forgotten(cloud: Cloud, client: Client) -> None:
 
 
 @pytest.mark.parametrize("event", [{}, {"id": 1}, [], "x", None])
-def test_fire_refuses_what_is_no_ring(cloud: Cloud, client: Client, event: Any) -> None:
-    """An event of another shape is an error that Lambda shows, not a timer."""
+def test_fire_rejects_other_events(cloud: Cloud, client: Client, event: Any) -> None:
+    """An event that is not a wake-up raises an error, which Lambda shows."""
     with pytest.raises(msgspec.ValidationError):
         client.lambda_.invoke("fire", event)
 
 
-def test_deliver_runs_on_aws_only(monkeypatch: pytest.MonkeyPatch, cloud: Cloud) -> None:
-    """Without an alarm on AWS there are no messages to answer."""
+def test_deliver_needs_a_queue(monkeypatch: pytest.MonkeyPatch, cloud: Cloud) -> None:
+    """Without a queue `deliver` raises NotConfigured."""
     monkeypatch.setattr(
         bootstrap, "_installed", Dependencies(service=cloud.service, targets=Targets())
     )
@@ -204,9 +203,8 @@ def test_deliver_runs_on_aws_only(monkeypatch: pytest.MonkeyPatch, cloud: Cloud)
         handlers.deliver(bootstrap.current(None), [], None)
 
 
-def test_parts_are_named_by_rule() -> None:
-    """On AWS everything is found from the stage and the function's own ARN, and the Scheduler's
-    client is not made before an alarm is set."""
+def test_dependencies_are_named_after_the_stage() -> None:
+    """All names come from the stage and the function's ARN; clients are created when first used."""
     program = f"""
 import botocore.session, json
 made = []

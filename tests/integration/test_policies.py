@@ -1,4 +1,4 @@
-"""Each function may do what it does, and nothing else: no emulator would tell."""
+"""IAM policies: each function may make its own calls only. Emulators do not check this."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ ACTIONS = {
     "TransactWriteItems": {"dynamodb:PutItem"},
     "GetQueueAttributes": {"sqs:GetQueueAttributes"},
 }
-"""The rights that a call needs; those of DynamoDB are called as the calls."""
+"""The rights that a call needs, if they differ from `dynamodb:<call>`."""
 
 LAMBDAS_OWN = {
     "logs:CreateLogStream",
@@ -39,7 +39,7 @@ LAMBDAS_OWN = {
     "sqs:DeleteMessage",
     "sqs:GetQueueAttributes",
 }
-"""What Lambda needs for its logs and its poller, in the function's role."""
+"""Rights that Lambda needs in the function's role, for logs and for polling the queue."""
 
 
 @pytest.fixture
@@ -129,8 +129,8 @@ def allowed(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_policy_is_what_the_function_needs(cloud: Cloud, name: str) -> None:
-    """Every call that a function makes is allowed to it, and all that is allowed is needed."""
+def test_a_policy_allows_only_needed_calls(cloud: Cloud, name: str) -> None:
+    """A function's policy allows each call that it makes, and no other."""
     FUNCTIONS[name](cloud)
     needed = {
         action
@@ -142,8 +142,8 @@ def test_policy_is_what_the_function_needs(cloud: Cloud, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_policy_reaches_timers_only(name: str) -> None:
-    """No right is for all resources; the role is handed to the Scheduler and to nobody else."""
+def test_a_policy_covers_timers_only(name: str) -> None:
+    """No right covers all resources; only EventBridge Scheduler may be passed the role."""
     for statement in statements(name):
         assert "timers-" in statement["Resource"]
         if statement["Effect"] == "Allow":
@@ -154,10 +154,9 @@ def test_policy_reaches_timers_only(name: str) -> None:
 
 
 def may(name: str, action: str, table: str, key: str | None) -> bool:
-    """Say whether IAM lets a function do this to a table: allowed by one statement, denied by none.
+    """Return whether IAM allows a call on a table: one statement allows it, and none denies it.
 
-    `key` is the partition key of the item; None for a call that names none.
-    """
+    `key` is the item's partition key, or None for a call without one."""
     resource = f"arn:aws:dynamodb:eu-central-1:123456789012:table/{table}"
     effects = {it["Effect"] for it in statements(name) if concerns(it, action, resource, key)}
     return effects == {"Allow"}
@@ -173,7 +172,7 @@ def concerns(statement: dict[str, Any], action: str, resource: str, key: str | N
         meant
         and is_like(resource, [statement["Resource"]])
         and all(
-            # Where there is no key at all, whatever begins with ForAllValues is met.
+            # A condition with ForAllValues holds for a request without keys.
             key is None or is_like(key, names["dynamodb:LeadingKeys"]) is LIKE[operator]
             for operator, names in conditions.items()
         )
@@ -190,10 +189,10 @@ CALLS = ["GetItem", "BatchGetItem", "Query", "Scan", "PutItem", "UpdateItem", "D
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_keys_and_secrets_are_kept_from_whom_they_do_not_concern(name: str) -> None:
-    """The authorizer reads keys and `deliver` secrets, one by one; nobody reads anything else
-    there, and nobody writes. The names of the tables look alike, so that a right to one would be a
-    right to the other."""
+def test_only_authorizer_and_deliver_read_the_tenants_table(name: str) -> None:
+    """The authorizer reads API keys and `deliver` reads secrets, one at a time; nobody writes them.
+
+    The tables' names share a prefix, so a right to one could be a right to the other."""
     api_keys = ["key#abc", "secrets#acme", "xsecrets#acme", "", None]
     allowed = {
         (call, key)
@@ -206,8 +205,8 @@ def test_keys_and_secrets_are_kept_from_whom_they_do_not_concern(name: str) -> N
     assert allowed == wanted.get(name, set())
 
 
-def test_the_rules_of_iam_are_played_right() -> None:
-    """The table of the timers is open to those who work with it, and to no authorizer."""
+def test_the_iam_simulation_is_right() -> None:
+    """`may` allows the calls that the functions make on the timers table, and no others."""
     assert may("deliver", "dynamodb:PutItem", "timers-dev", "x")
     assert may("sweep", "dynamodb:GetItem", "timers-dev", "secrets#x")
     assert not may("deliver", "dynamodb:DeleteItem", "timers-dev", "x")

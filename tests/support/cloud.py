@@ -1,4 +1,4 @@
-"""What AWS does with schedules and messages, on a moto account and a clock that is moved."""
+"""Cloud: the deployed service on a moto account, with a manual clock that fires its schedules."""
 
 import re
 from collections.abc import Callable
@@ -20,7 +20,7 @@ FUNCTION_TIMEOUT = timedelta(seconds=60)
 
 
 def moment(expression: str) -> datetime:
-    """Return the moment of `at(…)`, the only expression there may be."""
+    """Return the time of an `at(…)` expression, the only kind that Timers uses."""
     match = re.fullmatch(r"at\((\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\)", expression)
     assert match, expression
     return datetime.fromisoformat(match[1]).replace(tzinfo=UTC)
@@ -58,7 +58,7 @@ def scheduler_of(
 
 
 class Cloud:
-    """The deployed service: each invocation is a new process."""
+    """The deployed service; each call of `service` is a new process."""
 
     def __init__(self, aws: Account) -> None:
         self.aws = aws
@@ -101,7 +101,7 @@ class Cloud:
         return self.service.sweep(self.clock.now + timedelta(seconds=50))
 
     def messages(self) -> list[tuple[datetime, str]]:
-        """Return the messages on their way, with the moment at which each becomes visible."""
+        """Return the messages in the queue, with the time at which each becomes visible."""
         for operation, request, sent_at in self.aws.done[self._seen :]:
             if operation == "SendMessageBatch":
                 for entry in request["Entries"]:
@@ -111,11 +111,11 @@ class Cloud:
         return self._messages
 
     def lose_messages(self) -> None:
-        """Let no message on its way arrive."""
+        """Remove all messages from the queue."""
         self.messages().clear()
 
     def turn(self, seconds: float = 0) -> None:
-        """Let time pass; then all that is due goes off, and again what that sets off."""
+        """Move the clock; then fire all due schedules, and deliver messages until none is due."""
         self.clock.forward(seconds)
         for text in self.schedules_due():
             self.fire(text)
@@ -124,15 +124,15 @@ class Cloud:
                 self.deliver(text)
 
     def fire(self, text: str) -> None:
-        """Be invoked by a schedule."""
+        """Invoke `fire` with a schedule's Input."""
         self.service.fire(decode_wakeup(text))
 
     def deliver(self, text: str) -> None:
-        """Be invoked with a message."""
+        """Invoke `deliver` with a message's body."""
         self.service.deliver(decode_wakeup(text), self.clock.now + FUNCTION_TIMEOUT)
 
     def schedules_due(self) -> list[str]:
-        """Take the schedules that are due away; return what they say."""
+        """Remove the due schedules; return their Inputs."""
         due: list[str] = []
         for name in self.aws.schedules():
             with self.aws.unobserved():
@@ -152,7 +152,7 @@ class Cloud:
         return min(times, default=None)
 
     def messages_due(self) -> list[str]:
-        """Take the messages that are due away; return what they say."""
+        """Remove the due messages; return their bodies."""
         due = [entry for entry in self.messages() if entry[0] <= self.clock.now]
         for entry in due:
             self._messages.remove(entry)
