@@ -356,7 +356,8 @@ def test_only_localstack_runs_without_keys(
 ) -> None:
     """AUTH=none works only on stage localstack in LocalStack's account.
 
-    Any other stage or account requires keys, and logs an error."""
+    Any other stage or account requires keys, and logs an error.
+    """
     monkeypatch.setattr(bootstrap, "STAGE_NAME", f"timers-{stage}")
     monkeypatch.delenv("AUTH", raising=False)
     if auth is not None:

@@ -212,7 +212,8 @@ def few_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_failure_between_two_writes(point: tuple[str, int, str, str], wakeups: str) -> None:
     """The webhook is sent at least once, and never after a cancel succeeded.
 
-    It is sent twice, with one id, only if the failure came between the POST and its record."""
+    It is sent twice, with one id, only if the failure came between the POST and its record.
+    """
     name, number, side, failure = point
     before, use_case, _ = USE_CASES[name]
     with account() as aws:
@@ -289,7 +290,8 @@ def _fail(
 ) -> tuple[bool, int]:
     """Run the use case with its n-th call failing.
 
-    Return whether it succeeded, and how many webhooks had been sent before the failure."""
+    Return whether it succeeded, and how many webhooks had been sent before the failure.
+    """
     made = 0
     sent_by_then = -1
 

@@ -147,7 +147,7 @@ def world(
 
 
 class Route(NamedTuple):
-    """Make a request about a timer of acme; return the timer as it was, and the response."""
+    """The request of a route, and the status for its owner."""
 
     status: int
     body: Callable[[str], object] = lambda _: None
@@ -181,7 +181,7 @@ PUBLIC = {
 
 
 def call(world: World, caller: str, name: str) -> tuple[Timer, Answer]:
-    """Make the request about a timer of acme; return the timer as it was, and the answer."""
+    """Make a request about a timer of acme; return the timer as it was, and the response."""
     method, path = name.split()
     route = WANTED[name]
     timer = world.timer(route.timer)

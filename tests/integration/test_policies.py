@@ -156,7 +156,8 @@ def test_a_policy_covers_timers_only(name: str) -> None:
 def may(name: str, action: str, table: str, key: str | None) -> bool:
     """Return whether IAM allows a call on a table: one statement allows it, and none denies it.
 
-    `key` is the item's partition key, or None for a call without one."""
+    `key` is the item's partition key, or None for a call without one.
+    """
     resource = f"arn:aws:dynamodb:eu-central-1:123456789012:table/{table}"
     effects = {it["Effect"] for it in statements(name) if concerns(it, action, resource, key)}
     return effects == {"Allow"}
@@ -192,7 +193,8 @@ CALLS = ["GetItem", "BatchGetItem", "Query", "Scan", "PutItem", "UpdateItem", "D
 def test_only_authorizer_and_deliver_read_the_tenants_table(name: str) -> None:
     """The authorizer reads API keys and `deliver` reads secrets, one at a time; nobody writes them.
 
-    The tables' names share a prefix, so a right to one could be a right to the other."""
+    The tables' names share a prefix, so a right to one could be a right to the other.
+    """
     api_keys = ["key#abc", "secrets#acme", "xsecrets#acme", "", None]
     allowed = {
         (call, key)

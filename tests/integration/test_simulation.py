@@ -30,7 +30,8 @@ def test_p99_lateness_is_below_a_second() -> None:
 def test_an_outage_drains_without_extra_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     """After an outage each timer costs about one message, and the oldest go first.
 
-    The queue stays deep for longer than SWEEP_COOLDOWN."""
+    The queue stays deep for longer than SWEEP_COOLDOWN.
+    """
     monkeypatch.setattr(scheduler, "BACKLOG_LIMIT", 50)
     monkeypatch.setattr(service, "SWEEP_BATCH_SIZE", 50)
     monkeypatch.setattr(service, "MAX_SWEPT", 400)
