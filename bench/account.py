@@ -24,7 +24,7 @@ from botocore.awsrequest import AWSPreparedRequest
 from moto.core.botocore_stubber import BotocoreStubber
 
 from chalicelib import runtime
-from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
+from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core import api_keys, signing
 from chalicelib.core.api_keys import Role
 from chalicelib.core.timer import DEFAULT_TENANT, Webhook

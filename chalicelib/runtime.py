@@ -13,7 +13,7 @@ from chalicelib.service.worker import Worker
 
 if TYPE_CHECKING:
     from chalicelib.aws.logs import JsonLines
-    from chalicelib.aws.scheduler import AwsScheduler
+    from chalicelib.aws.queue import MessageQueue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Dependencies:
     """The tenant of requests without an API key; None if these are rejected."""
     receiver: str | None = None
     """Path of the built-in receiver, if there is one; never on AWS."""
-    scheduler: "AwsScheduler | None" = None
+    queue: "MessageQueue | None" = None
     """On AWS only."""
     log_lines: "JsonLines | None" = None
     """On AWS only."""

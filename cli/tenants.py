@@ -44,7 +44,7 @@ def tenant_name(name: str | None) -> str:
 @contextmanager
 def _tenants_of(stage: str) -> Iterator[tuple[ApiKeys, Secrets]]:
     # `make run` does not install boto3, and the local database works without it.
-    from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets  # noqa: PLC0415
+    from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets  # noqa: PLC0415
 
     with stages.aws_session(stage) as session:
         client, table = session.client("dynamodb"), f"timers-{stage}-tenants"

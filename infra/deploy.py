@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 import boto3
 
-from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
+from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core import signing
 from chalicelib.core.api_keys import Role
 from chalicelib.core.errors import CommandError

@@ -25,7 +25,8 @@ from typing import Any, TypeVar
 from botocore.exceptions import ClientError, ReadTimeoutError
 from greenlet import getcurrent, greenlet
 
-from chalicelib.aws import scheduler
+from chalicelib.aws import handlers
+from chalicelib.aws.queue import MessageQueue
 from chalicelib.aws.scheduler import Addresses, AwsScheduler
 from chalicelib.core import representation
 from chalicelib.core.errors import Conflict, TimerNotFound, Unavailable
@@ -41,7 +42,7 @@ from chalicelib.core.timer import (
     new_timer,
     timer_id,
 )
-from tests.support.cloud import moment
+from tests.support.cloud import Context, Record, moment
 from tests.support.fakes import NO_CONTENT, START, FakeStore
 from tests.support.service import Service
 from tools.chaos.ledger import Crash, Ledger, Request, What
@@ -469,21 +470,23 @@ class Deployment:
         self.store = SlowStore(self.sim)
         self.queue = Queue(self.sim, self._deliver, self.rate)
         self.scheduler = Scheduler(self.sim, self._fire)
-        queue: Any = self.queue
-        scheduler: Any = self.scheduler
-        self._scheduler = AwsScheduler(
-            lambda: scheduler, lambda: queue, ADDRESSES, self.sim.clock, self.sim.concurrently
+        sqs: Any = self.queue
+        eventbridge: Any = self.scheduler
+        queue = MessageQueue(lambda: sqs, "123456789012/timers-sim", self.sim.clock)
+        scheduler = AwsScheduler(
+            lambda: eventbridge, queue, ADDRESSES, self.sim.clock, self.sim.concurrently
         )
         self._keys = count(1)
         self.service = Service(
             self.store,
-            self._scheduler,
+            scheduler,
             self,
             clock=self.sim.clock,
             new_id=lambda: "",  # each has a key
             pause=self.sim.sleep,
             concurrently=self.sim.concurrently,
         )
+        self._dependencies = self.service.dependencies(queue=queue)
         self.sim.at(30.0, self._sweep)
 
     def create_at(
@@ -568,11 +571,12 @@ class Deployment:
         assert not self.queue.dead
 
     def _deliver(self, messages: Sequence[tuple[str, str]]) -> None:
-        ends_at = self.sim.clock() + timedelta(seconds=FUNCTION_TIMEOUT)
-        self._scheduler.answer(messages, lambda wakeup: self.service.deliver(wakeup, ends_at))
+        records = [Record(body, handle) for body, handle in messages]
+        context = Context(FUNCTION_TIMEOUT)
+        handlers.deliver(self._dependencies, records, context, self.sim.concurrently)
 
     def _fire(self, text: str) -> None:
-        self.service.fire(scheduler.decode_wakeup(text))
+        self.service.fire(handlers.decode_wakeup(text))
 
     def _sweep(self) -> None:
         self.sim.at(self.sim.time + 60.0, self._sweep)
@@ -585,7 +589,6 @@ ADDRESSES = Addresses(
     fire_arn="arn:aws:lambda:eu-central-1:123456789012:function:timers-sim-fire",
     role_arn="arn:aws:iam::123456789012:role/timers-sim-scheduler",
     dead_letter_arn="arn:aws:sqs:eu-central-1:123456789012:timers-sim-dead",
-    queue_path="123456789012/timers-sim",
 )
 
 

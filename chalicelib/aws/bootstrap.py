@@ -92,12 +92,10 @@ def _dependencies(partition: str, region: str, account: str) -> Dependencies:
     from botocore.config import Config  # noqa: PLC0415
 
     from chalicelib.aws import logs  # noqa: PLC0415
-    from chalicelib.aws.scheduler import SQS_MAX_DELAY, Addresses, AwsScheduler  # noqa: PLC0415
-    from chalicelib.aws.timer_store import (  # noqa: PLC0415
-        DynamoApiKeys,
-        DynamoSecrets,
-        DynamoTimerStore,
-    )
+    from chalicelib.aws.queue import SQS_MAX_DELAY, MessageQueue  # noqa: PLC0415
+    from chalicelib.aws.scheduler import Addresses, AwsScheduler  # noqa: PLC0415
+    from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets  # noqa: PLC0415
+    from chalicelib.aws.timer_store import DynamoTimerStore  # noqa: PLC0415
 
     log_lines = logs.attach(STAGE_NAME)
     anonymous = _anonymous_tenant(account)
@@ -109,17 +107,12 @@ def _dependencies(partition: str, region: str, account: str) -> Dependencies:
         fire_arn=f"arn:{partition}:lambda:{region}:{account}:function:{STAGE_NAME}-fire",
         role_arn=f"arn:{partition}:iam::{account}:role/{STAGE_NAME}-scheduler",
         dead_letter_arn=f"arn:{partition}:sqs:{region}:{account}:{STAGE_NAME}-dead",
-        queue_path=f"{account}/{STAGE_NAME}",
     )
+    queue = MessageQueue(_lazy(partial(client, "sqs")), f"{account}/{STAGE_NAME}", now)
     # LocalStack's stage lowers it, so that both tiers show within minutes.
     near = timedelta(seconds=int(os.environ.get("NEAR", SQS_MAX_DELAY.total_seconds())))
-    scheduler = AwsScheduler(
-        _lazy(partial(client, "scheduler")),
-        _lazy(partial(client, "sqs")),
-        addresses,
-        now,
-        near=near,
-    )
+    eventbridge = _lazy(partial(client, "scheduler"))
+    scheduler = AwsScheduler(eventbridge, queue, addresses, now, near=near)
     dynamodb = client("dynamodb")
     store = DynamoTimerStore(dynamodb, STAGE_NAME)
     tenants = f"{STAGE_NAME}-tenants"
@@ -139,7 +132,7 @@ def _dependencies(partition: str, region: str, account: str) -> Dependencies:
         clock=now,
         keys=DynamoApiKeys(dynamodb, tenants),
         anonymous=anonymous,
-        scheduler=scheduler,
+        queue=queue,
         log_lines=log_lines,
     )
 

@@ -1,59 +1,108 @@
-"""The functions beside the API: what their events mean, and how long they have."""
+"""The events of the Lambda functions other than the API, and the time that each has."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 from chalice.app import AuthResponse
 
-from chalicelib.core.errors import NotConfigured
+from chalicelib.core.errors import NotConfigured, Unavailable
 from chalicelib.core.timer import Wakeup
 from chalicelib.runtime import Dependencies
-from chalicelib.service import tenants
+from chalicelib.service.concurrency import MapConcurrently, in_threads
+from chalicelib.service.tenants import authenticate
+from chalicelib.service.worker import Worker
+
+log = logging.getLogger(__name__)
 
 SWEEP_RESERVE = timedelta(seconds=15)
-"""How long before its end the sweep begins no further batch."""
+"""The sweep begins no batch within this time before the invocation ends."""
 
 
 class Record(Protocol):
-    """What is used of a message."""
+    """The fields of an SQS message that are used."""
 
     body: str
     receipt_handle: str
 
 
-def authorize(parts: Dependencies, authorization: str) -> AuthResponse:
-    """Answer API Gateway, which asks whether a request with this Authorization header may pass.
+def authorize(dependencies: Dependencies, authorization: str) -> AuthResponse:
+    """Tell API Gateway whether a request with this Authorization header may pass.
 
-    The answer is good for all routes, since the gateway keeps it for a while; what the key may be
-    used for, the views see to.
+    The response covers all routes, because the gateway caches it. The views check the role.
     """
-    key = tenants.authenticate(parts.keys, authorization) if parts.keys else None
+    keys = dependencies.keys
+    key = authenticate(keys, authorization) if keys else None
     if key is None:
         return AuthResponse(routes=[], principal_id="unknown")
-    found = {"tenant": key.tenant, "role": key.role.value}
-    return AuthResponse(routes=["*"], principal_id=key.id, context=found)
+    context = {"tenant": key.tenant, "role": key.role.value}
+    return AuthResponse(routes=["*"], principal_id=key.id, context=context)
 
 
-def fire(parts: Dependencies, event: Any) -> None:
-    """Answer a schedule that went off; `event` is its target's Input."""
-    parts.worker.fire(msgspec.convert(event, Wakeup))
+def fire(dependencies: Dependencies, event: Any) -> None:
+    """Handle a schedule that fired; `event` is the Input of its target."""
+    dependencies.worker.fire(msgspec.convert(event, Wakeup))
 
 
-def deliver(parts: Dependencies, records: Iterable[Record], context: Any) -> None:
-    """Answer a batch of messages; raises if some must come again."""
-    if parts.scheduler is None:
-        raise NotConfigured("There are no queues here: the messages are nobody's.")
-    ends_at = _ends_at(parts, context)
-    messages = [(record.body, record.receipt_handle) for record in records]
-    parts.scheduler.answer(messages, lambda wakeup: parts.worker.deliver(wakeup, ends_at))
+def deliver(
+    dependencies: Dependencies,
+    records: Iterable[Record],
+    context: Any,
+    concurrently: MapConcurrently = in_threads,
+) -> None:
+    """Deliver a batch of messages concurrently.
+
+    If some fail, deletes the others and raises the first failure, so only the failed ones return.
+    """
+    if dependencies.queue is None:
+        raise NotConfigured("Messages are delivered on AWS only: this process has no queue.")
+    records = list(records)
+    ends_at = _ends_at(dependencies, context)
+    results = concurrently(partial(_deliver, dependencies.worker, ends_at), records)
+    failures = [result for result in results if result is not None]
+    if not failures:
+        return
+    _log_failures(records, results)
+    done = [it.receipt_handle for it, result in zip(records, results, strict=True) if not result]
+    if done:
+        # A message that is not deleted returns, and its wake-up is ignored.
+        with suppress(Unavailable):
+            dependencies.queue.delete(done)
+    raise failures[0]
 
 
-def sweep(parts: Dependencies, context: Any) -> None:
-    """Look after what was forgotten, as long as this invocation lasts."""
-    parts.worker.sweep(_ends_at(parts, context) - SWEEP_RESERVE)
+def sweep(dependencies: Dependencies, context: Any) -> None:
+    """Sweep overdue timers until shortly before this invocation ends."""
+    dependencies.worker.sweep(_ends_at(dependencies, context) - SWEEP_RESERVE)
 
 
-def _ends_at(parts: Dependencies, context: Any) -> datetime:
-    return parts.clock() + timedelta(milliseconds=context.get_remaining_time_in_millis())
+def decode_wakeup(body: str) -> Wakeup:
+    """Return the wake-up of a message; raise msgspec.DecodeError if it is not one."""
+    return msgspec.json.decode(body, type=Wakeup)
+
+
+def _deliver(worker: Worker, ends_at: datetime, record: Record) -> None:
+    worker.deliver(decode_wakeup(record.body), ends_at)
+
+
+def _log_failures(records: Sequence[Record], results: Sequence[Exception | None]) -> None:
+    for record, failure in zip(records, results, strict=True):
+        if failure is not None:
+            log.error("message failed", exc_info=failure, extra=_about(record.body))
+
+
+def _about(body: str) -> dict[str, object]:
+    try:
+        wakeup = decode_wakeup(body)
+    except msgspec.DecodeError:
+        return {}
+    return {"timer": wakeup.id, "tenant": wakeup.tenant, "hops": wakeup.hops}
+
+
+def _ends_at(dependencies: Dependencies, context: Any) -> datetime:
+    left = timedelta(milliseconds=context.get_remaining_time_in_millis())
+    return dependencies.clock() + left

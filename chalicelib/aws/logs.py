@@ -1,7 +1,7 @@
-"""What CloudWatch gets: a JSON line for each event that the core logs, and metrics made of them.
+"""Logs and metrics for CloudWatch: a JSON line for each event, and metrics derived from events.
 
-A line about a timer names it and its tenant. No line holds a URL, a header or a body: they may be
-secrets. Metrics are lines as well, in CloudWatch's embedded metric format.
+A line about a timer has its id and tenant. No line has a URL, a header or a body, because they may
+be secret. Metrics are lines too, in CloudWatch's embedded metric format.
 """
 
 import json
@@ -15,45 +15,45 @@ from aws_lambda_powertools.metrics import EphemeralMetrics
 from chalicelib.core.timer import Status, Timer
 
 NAMESPACE = "Timers"
-"""Where CloudWatch has the metrics; their one dimension is `service`, the name of the stage."""
+"""The metrics' namespace in CloudWatch. Their only dimension is `service`, `timers-<stage>`."""
 
-_SENT = ("webhook delivered", "webhook failed")
+_ATTEMPTS = ("webhook delivered", "webhook failed")
 
 
 def attach(name: str) -> "JsonLines":
-    """Send all logs of this process to standard output as JSON; `name` is that of the stage."""
+    """Log this process to standard output as JSON; `name` is `timers-<stage>`."""
     lines = JsonLines(name)
-    told, counted = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stdout)
-    told.setFormatter(lines)
-    counted.setFormatter(_Metrics(name))
-    counted.addFilter(lambda record: bool(_measures(record)))
+    events, metrics = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stdout)
+    events.setFormatter(lines)
+    metrics.setFormatter(_Metrics(name))
+    metrics.addFilter(lambda record: bool(_measurements(record)))
     root = logging.getLogger()
-    root.handlers = [told, counted]
+    root.handlers = [events, metrics]
     root.setLevel(logging.WARNING)
     logging.getLogger("chalicelib").setLevel(logging.INFO)
     return lines
 
 
 class JsonLines(LambdaPowertoolsFormatter):
-    """Powertools' JSON lines, with what may be told of the timer they are about."""
+    """Powertools' JSON lines, with the fields of a timer that are not secret."""
 
     def __init__(self, name: str) -> None:
         super().__init__(service=name, utc=True, use_rfc3339=True, serialize_stacktrace=False)
 
     def serialize(self, log: Any) -> str:
         state = log.pop("state", None)
-        told = _told(log["message"], state) if isinstance(state, Timer) else {}
-        return super().serialize(log | told)
+        fields = _fields(log["message"], state) if isinstance(state, Timer) else {}
+        return super().serialize(log | fields)
 
     def set_invocation(self, context: Any) -> None:
-        """Put the id of this Lambda invocation on the lines that follow."""
+        """Add the id of this Lambda invocation to the following lines."""
         self.append_keys(function_request_id=context.aws_request_id)
 
 
 class _Metrics(logging.Formatter):
-    """One line of CloudWatch's embedded metric format, for the events that are counted.
+    """Lines in CloudWatch's embedded metric format.
 
-    Written at once: what waits for the end of an invocation may be lost with it.
+    Each is written at once: metrics kept for the end of an invocation are lost if it dies.
     """
 
     def __init__(self, name: str) -> None:
@@ -62,37 +62,37 @@ class _Metrics(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         metrics = EphemeralMetrics(namespace=NAMESPACE, service=self._name)
-        for metric, unit, value in _measures(record):
+        for metric, unit, value in _measurements(record):
             metrics.add_metric(metric, unit, value)
         return json.dumps(metrics.serialize_metric_set())
 
 
-def _told(event: str, timer: Timer) -> dict[str, Any]:
-    told: dict[str, Any] = {"status": timer.status, "generation": timer.generation}
-    if event in _SENT:
+def _fields(event: str, timer: Timer) -> dict[str, Any]:
+    fields: dict[str, Any] = {"status": timer.status, "generation": timer.generation}
+    if event in _ATTEMPTS:
         last = timer.attempts[-1]
-        told |= {
+        fields |= {
             "attempt": last.number,
             "lateness": last.lateness,
             "duration": last.outcome.duration,
             "outcome": last.outcome.error or last.outcome.status,
         }
-    return told
+    return fields
 
 
-def _measures(record: logging.LogRecord) -> list[tuple[str, str, float]]:
-    """Return what an event adds to which metric: name, unit, value."""
+def _measurements(record: logging.LogRecord) -> list[tuple[str, str, float]]:
+    """Return the measurements of an event: metric, unit, value."""
     event, timer = record.msg, vars(record).get("state")
     if event == "request not served":
         return [("Unserved", "Count", 1)]
     if not isinstance(timer, Timer):
         return []
     found: list[tuple[str, str, float]] = []
-    if event in _SENT:
+    if event in _ATTEMPTS:
         found.append(("Lateness", "Seconds", timer.attempts[-1].lateness))
     if event == "timer requeued":
         found.append(("Overdue", "Count", 1))
     ended = {Status.DELIVERED: "Delivered", Status.FAILED: "Failed"}.get(timer.status)
-    if ended and event in (*_SENT, "timer reclaimed"):
+    if ended and event in (*_ATTEMPTS, "timer reclaimed"):
         found.append((ended, "Count", 1))
     return found

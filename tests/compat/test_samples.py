@@ -1,7 +1,7 @@
-"""What earlier versions have stored and sent is understood by this one.
+"""This version reads the items and messages of all earlier ones.
 
-`samples/<number>.json` holds items and messages as the code once wrote them. Code that writes
-something else adds a file with the next number; none is ever changed.
+`samples/<number>.json` has items and messages as a version wrote them. A version that writes
+others adds a file with the next number; existing files never change.
 """
 
 import json
@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from chalicelib.aws import scheduler, timer_store
-from chalicelib.aws.timer_store import DynamoApiKeys, DynamoTimerStore
+from chalicelib.aws import handlers, queue, timer_store
+from chalicelib.aws.tenant_store import DynamoApiKeys
+from chalicelib.aws.timer_store import DynamoTimerStore
 from chalicelib.core import api_keys
 from chalicelib.core.api_keys import KEY_ENTROPY, Role
 from chalicelib.core.retry import WORKER_LOST
@@ -65,7 +66,7 @@ TIMERS: dict[str, Timer] = {
     ),
     "cancelled": SCHEDULED.cancel(START),
 }
-"""Every state, and every field that there is."""
+"""Every status, and every field."""
 
 WAKEUPS: dict[str, Wakeup] = {
     "first": SCHEDULED.wakeup(),
@@ -76,13 +77,13 @@ KEY = api_keys.mint("acme", Role.READ, START, bytes(range(KEY_ENTROPY)))[1]
 
 
 def written() -> dict[str, Any]:
-    """Return what this version writes."""
+    """Return a sample of this version's items and messages."""
     with account() as aws:
         DynamoApiKeys(aws.dynamodb, TENANTS).add(KEY)
         (key,) = aws.dynamodb.scan(TableName=TENANTS)["Items"]
     return {
         "items": {name: timer_store._item(timer) for name, timer in TIMERS.items()},
-        "messages": {name: scheduler._text(wakeup) for name, wakeup in WAKEUPS.items()},
+        "messages": {name: queue.encode_wakeup(wakeup) for name, wakeup in WAKEUPS.items()},
         "key": key,
     }
 
@@ -92,25 +93,24 @@ def sample(version: str) -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def test_the_newest_sample_is_what_this_version_writes() -> None:
-    """Whoever changes what is stored or sent has to keep a sample of it; and no field is missed."""
+def test_the_newest_sample_is_of_this_version() -> None:
+    """This version writes the newest sample, which covers every status."""
     assert sample(VERSIONS[-1]) == written()
     assert {timer.status for timer in TIMERS.values()} == set(Status)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_items_are_understood(version: str) -> None:
-    """A stored timer is read with all that it was written with."""
+def test_reads_items_of_all_versions(version: str) -> None:
+    """Items of every version are read as the same timers."""
     for name, item in sample(version)["items"].items():
         assert timer_store._timer(item) == TIMERS[name]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", WAKEUPS)
-def test_messages_are_understood(version: str, name: str) -> None:
-    """A message on its way, or the input of a schedule set years ago, is read as it was meant; the
-    first ones did not say the host."""
-    wakeup = scheduler.decode_wakeup(sample(version)["messages"][name])
+def test_reads_messages_of_all_versions(version: str, name: str) -> None:
+    """Messages of every version are read as the same wake-ups; the first had no host."""
+    wakeup = handlers.decode_wakeup(sample(version)["messages"][name])
     assert wakeup == replace(WAKEUPS[name], host=wakeup.host)
     assert wakeup.host in ("", WAKEUPS[name].host)
 
@@ -130,16 +130,16 @@ CHANGES: dict[str, Callable[[DynamoTimerStore, Timer], bool]] = {
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", CHANGES)
-def test_stored_timers_go_on(version: str, name: str) -> None:
-    """What an earlier version has stored is claimed, armed, recorded and redriven by this one."""
+def test_changes_timers_of_all_versions(version: str, name: str) -> None:
+    """Timers of every version can be claimed, scheduled, recorded and retried."""
     with account() as aws:
         aws.dynamodb.put_item(TableName=NAME, Item=sample(version)["items"][name])
         assert CHANGES[name](DynamoTimerStore(aws.dynamodb, NAME), TIMERS[name])
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_keys_are_understood(version: str) -> None:
-    """A key that was handed out keeps working."""
+def test_reads_keys_of_all_versions(version: str) -> None:
+    """API keys of every version still work."""
     with account() as aws:
         aws.dynamodb.put_item(TableName=TENANTS, Item=sample(version)["key"])
         assert DynamoApiKeys(aws.dynamodb, TENANTS).get(KEY.id) == KEY

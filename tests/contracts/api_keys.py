@@ -1,4 +1,4 @@
-"""What every Keys promises. Each implementation runs this suite as a subclass."""
+"""The rules of every ApiKeys. Each implementation runs this suite as a subclass."""
 
 from datetime import timedelta
 
@@ -20,10 +20,10 @@ def another(number: int, tenant: str = "acme", role: Role = Role.READ) -> ApiKey
 
 
 class ApiKeysContract:
-    """Subclasses give the fixture `kept`: an empty Keys."""
+    """Subclasses give the fixture `kept`: an empty ApiKeys."""
 
-    def test_a_key_comes_back_as_it_was_added(self, kept: ApiKeys) -> None:
-        """All that is kept of a key can be read again, by its id only."""
+    def test_get_returns_the_key_as_added(self, kept: ApiKeys) -> None:
+        """A key is read back equal, by its id only."""
         for key in (KEY, another(1)):
             kept.add(key)
         assert kept.get(KEY.id) == KEY
@@ -32,15 +32,15 @@ class ApiKeysContract:
         assert kept.get(KEY.hash) is None
 
     def test_all_are_listed_oldest_first(self, kept: ApiKeys) -> None:
-        """None is left out, however many there are."""
+        """`all` returns all keys, oldest first."""
         assert kept.all() == []
         added = [another(number) for number in range(30)]
         for key in reversed(added):
             kept.add(key)
         assert kept.all() == added
 
-    def test_a_key_written_again_is_as_last_written(self, kept: ApiKeys) -> None:
-        """A call that is repeated makes no second one of it."""
+    def test_add_overwrites_a_key(self, kept: ApiKeys) -> None:
+        """A key added twice is stored once, as last added."""
         kept.add(KEY)
         changed = replace(KEY, role=Role.READ)
         kept.add(changed)
@@ -48,7 +48,7 @@ class ApiKeysContract:
         assert kept.all() == [changed]
 
     def test_a_removed_key_is_gone(self, kept: ApiKeys) -> None:
-        """It opens nothing any more and is not listed; the others stay; it may come back."""
+        """A removed key is not found or listed; other keys stay; it can be added again."""
         for number in range(3):
             kept.add(another(number))
         assert kept.remove(another(1).id) is True
@@ -57,8 +57,8 @@ class ApiKeysContract:
         kept.add(another(1))
         assert kept.all() == [another(number) for number in range(3)]
 
-    def test_only_a_key_that_was_there_is_removed(self, kept: ApiKeys) -> None:
-        """Whoever revokes the same key twice, or mistypes it, has to hear of it."""
+    def test_remove_says_whether_the_key_existed(self, kept: ApiKeys) -> None:
+        """`remove` returns False for an unknown key or one that is already removed."""
         assert kept.remove(KEY.id) is False
         kept.add(KEY)
         kept.add(another(1))

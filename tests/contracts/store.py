@@ -1,4 +1,4 @@
-"""What every Store promises. Each implementation runs this suite as a subclass."""
+"""The rules of every Store. Each implementation runs this suite as a subclass."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +54,7 @@ def walk(
     tenant: str = DEFAULT_TENANT,
     between: Callable[[], object] = lambda: None,
 ) -> list[Timer]:
-    """Return all of a list, page by page; `between` runs after each. Every page must lead on."""
+    """Return all timers of a list, page by page; `between` runs after each page."""
     found: list[Timer] = []
     before: Cursor | None = None
     for _ in range(200):
@@ -79,15 +79,15 @@ def newest_first(found: list[Timer]) -> list[Timer]:
 class StoreContract:
     """Subclasses give the fixture `store`: an empty store."""
 
-    def test_keeps_all_of_a_timer(self, store: Store) -> None:
-        """What was stored comes back equal, to the microsecond."""
+    def test_get_returns_the_timer_as_added(self, store: Store) -> None:
+        """A stored timer is read back equal, to the microsecond."""
         timer = make(delay=timedelta(days=700, microseconds=1))
         timer = replace(timer, url="https://example.com/ü?q=%20&x=☃#\U0001f680")
         assert store.add(timer)
         assert store.get(DEFAULT_TENANT, timer.id) == timer
 
     def test_keeps_a_long_history(self, store: Store) -> None:
-        """The attempt log comes back equal, errors and answers included."""
+        """The attempts are read back equal, with their errors and response bodies."""
         timer = make()
         store.add(timer)
         for number in range(MAX_ATTEMPTS_KEPT + 2):
@@ -99,16 +99,16 @@ class StoreContract:
         assert store.get(DEFAULT_TENANT, timer.id) == timer
         assert len(timer.attempts) == MAX_ATTEMPTS_KEPT
 
-    def test_never_overwrites_with_add(self, store: Store) -> None:
-        """An id can be added once; the second add changes nothing."""
+    def test_add_never_overwrites(self, store: Store) -> None:
+        """An id can be added once; a second add changes nothing."""
         first, second = make(1), replace(make(1), url="https://example.com/other")
         assert store.add(first)
         assert not store.add(second)
         assert store.get(DEFAULT_TENANT, first.id) == first
 
     @pytest.mark.parametrize("unknown", ["", "nope", "x" * 3000, "../..", "ü", "\x00", "' OR 1=1"])
-    def test_knows_no_other_timers(self, store: Store, unknown: str) -> None:
-        """Any text may be asked for; what is not there is None."""
+    def test_get_of_an_unknown_id_is_none(self, store: Store, unknown: str) -> None:
+        """Any text may be an id; an unknown one gives None."""
         store.add(make())
         assert store.get(DEFAULT_TENANT, unknown) is None
 
@@ -123,8 +123,8 @@ class StoreContract:
         assert not store.remove(stranger)
         assert store.get(DEFAULT_TENANT, timer.id) == timer
 
-    def test_claims_what_is_due(self, store: Store) -> None:
-        """A claim is exactly `timers.claim`, and stored."""
+    def test_claims_a_due_timer(self, store: Store) -> None:
+        """A claim stores and returns the result of `Timer.claim`."""
         timer = make()
         store.add(timer)
         lease_until = timer.due_at + HOUR
@@ -135,21 +135,21 @@ class StoreContract:
         assert store.get(DEFAULT_TENANT, timer.id) == claimed
 
     def test_claims_nothing_early(self, store: Store) -> None:
-        """One microsecond before it is due a timer can't be claimed."""
+        """A timer can't be claimed one microsecond before it is due."""
         timer = make()
         store.add(timer)
         early = timer.due_at - timedelta(microseconds=1)
         assert store.claim(timer.wakeup(), early, timer.due_at + HOUR) is None
 
-    def test_claims_once(self, store: Store) -> None:
-        """A claimed timer can't be claimed again, lease or no lease."""
+    def test_a_claimed_timer_can_not_be_claimed(self, store: Store) -> None:
+        """A claimed timer can't be claimed again, even after its lease expired."""
         timer = make()
         store.add(timer)
         assert store.claim(timer.wakeup(), timer.due_at, timer.due_at + SECOND)
         assert store.claim(timer.wakeup(), timer.due_at + HOUR, timer.due_at + 2 * HOUR) is None
 
-    def test_claims_for_the_present_generation_only(self, store: Store) -> None:
-        """An alarm of an older or unknown generation claims nothing."""
+    def test_claims_only_the_current_generation(self, store: Store) -> None:
+        """A wake-up of an older or unknown generation claims nothing."""
         timer = make()
         store.add(timer)
         moved = timer.change(timer, timer.due_at)
@@ -161,7 +161,7 @@ class StoreContract:
 
     @pytest.mark.parametrize("end", [Status.DELIVERED, Status.FAILED, Status.CANCELLED])
     def test_claims_nothing_final(self, store: Store, end: Status) -> None:
-        """A finished timer can't be claimed by any generation it had."""
+        """A finished timer can't be claimed with any of its generations."""
         timer = make()
         store.add(timer)
         final = self._end(store, timer, end)
@@ -171,8 +171,8 @@ class StoreContract:
             assert store.claim(wakeup, now, lease) is None
         assert store.get(DEFAULT_TENANT, timer.id) == final
 
-    def test_claims_one_of_racing_workers(self, store: Store) -> None:
-        """Of 8 workers that ring at the same moment, one gets the claim, each time."""
+    def test_one_of_racing_workers_claims(self, store: Store) -> None:
+        """Of 8 workers that claim at the same time, one succeeds."""
         gate = Barrier(8)
 
         def claim(timer: Timer) -> bool:
@@ -186,8 +186,8 @@ class StoreContract:
                 store.add(timer)
                 assert sum(workers.map(claim, [timer] * 8)) == 1
 
-    def test_replaces_only_the_version_before(self, store: Store) -> None:
-        """Of two changes decided on the same state, the second does nothing."""
+    def test_replaces_only_the_previous_version(self, store: Store) -> None:
+        """Of two changes to the same version, the second is not written."""
         timer = make()
         store.add(timer)
         first, second = timer.cancel(START), timer.change(timer, START + SECOND)
@@ -195,14 +195,14 @@ class StoreContract:
         assert not store.replace(second)
         assert store.get(DEFAULT_TENANT, timer.id) == first
 
-    def test_replaces_nothing_unknown(self, store: Store) -> None:
-        """A timer that is not there is not brought back by a late write."""
+    def test_replaces_no_unknown_timer(self, store: Store) -> None:
+        """A late write does not restore a removed timer."""
         timer = make()
         assert not store.replace(timer.cancel(START))
         assert store.get(DEFAULT_TENANT, timer.id) is None
 
-    def test_replaces_many_like_one(self, store: Store) -> None:
-        """Of many changes those are written, and named, that were decided on what is stored."""
+    def test_replace_all_writes_only_previous_versions(self, store: Store) -> None:
+        """Of many changes, those of the stored versions are written and returned."""
         stored = [make(number) for number in range(5)]
         for timer in stored:
             store.add(timer)
@@ -213,7 +213,7 @@ class StoreContract:
         assert store.replace_all([]) == []
 
     def test_ignores_a_worker_that_lost_its_lease(self, store: Store) -> None:
-        """A zombie's record changes nothing once its claim was taken back."""
+        """A worker whose timer was reclaimed records nothing."""
         timer = make()
         store.add(timer)
         zombie = store.claim(timer.wakeup(), timer.due_at, timer.due_at + SECOND)
@@ -226,8 +226,8 @@ class StoreContract:
         assert not store.replace(zombie.record(NO_CONTENT, now, None))
         assert store.get(DEFAULT_TENANT, timer.id) == second
 
-    def test_removes_only_what_nothing_happened_to(self, store: Store) -> None:
-        """A creation is taken back whole, or not at all once the timer has moved on."""
+    def test_removes_only_an_unchanged_timer(self, store: Store) -> None:
+        """A new timer is removed, unless it has changed since."""
         untouched, claimed = make(1), make(2)
         store.add(untouched)
         store.add(claimed)
@@ -239,7 +239,7 @@ class StoreContract:
         assert store.get(DEFAULT_TENANT, claimed.id) is not None
 
     def test_lists_the_overdue_oldest_first(self, store: Store) -> None:
-        """The sweep gets what has `wake_at` before its moment, longest overdue first, so many."""
+        """`overdue` returns at most `limit` timers, longest overdue first."""
         due = [make(number, number * SECOND) for number in (3, 1, 5, 2, 4)]
         for timer in due:
             store.add(timer)
@@ -248,7 +248,7 @@ class StoreContract:
         assert store.overdue(START + 4 * SECOND, 2) == found[:2]
 
     def test_lists_expired_leases_as_overdue(self, store: Store) -> None:
-        """While delivering, it is the end of the lease that the sweep looks at."""
+        """A timer that is being delivered is overdue when its lease expires."""
         timer = make()
         store.add(timer)
         lease_until = timer.due_at + HOUR
@@ -257,15 +257,15 @@ class StoreContract:
         assert store.overdue(lease_until + SECOND, 10) == [claimed]
 
     @pytest.mark.parametrize("end", [Status.DELIVERED, Status.FAILED, Status.CANCELLED])
-    def test_lists_nothing_final(self, store: Store, end: Status) -> None:
-        """What is finished is never overdue."""
+    def test_finished_timers_are_not_overdue(self, store: Store, end: Status) -> None:
+        """A finished timer is never overdue."""
         timer = make()
         store.add(timer)
         self._end(store, timer, end)
         assert store.overdue(START + timedelta(days=3650), 10) == []
 
-    def test_lists_unarmed_timers_early(self, store: Store) -> None:
-        """A timer whose alarm could not be set shows up long before it is due, until it is."""
+    def test_unscheduled_timers_are_overdue_early(self, store: Store) -> None:
+        """A timer that could not be scheduled is overdue until it is."""
         timer = make()
         store.add(timer)
         unarmed = timer.mark_unarmed(START)
@@ -274,8 +274,8 @@ class StoreContract:
         store.replace(unarmed.mark_armed())
         assert store.overdue(START + SECOND, 10) == []
 
-    def test_forgets_the_expiry_on_a_redrive(self, store: Store) -> None:
-        """Fail, redrive, pass the old expiry: the timer is there and can be claimed."""
+    def test_a_retry_clears_the_expiry(self, store: Store) -> None:
+        """A failed timer that was retried outlives its old expiry, and can be claimed."""
         timer = make()
         store.add(timer)
         failed = self._end(store, timer, Status.FAILED)
@@ -286,12 +286,12 @@ class StoreContract:
         assert store.get(DEFAULT_TENANT, timer.id) == retried
         assert store.claim(retried.wakeup(), later, later + HOUR) is not None
 
-    def test_says_that_it_works(self, store: Store) -> None:
-        """A store that works passes its check."""
+    def test_check_returns(self, store: Store) -> None:
+        """A working store passes its check."""
         store.check()
 
     def expire(self, store: Store, now: object) -> None:
-        """Delete what has expired, where the store does that when told."""
+        """Delete expired timers, if the store needs to be told."""
 
     @staticmethod
     def _end(store: Store, timer: Timer, end: Status) -> Timer:
@@ -306,8 +306,8 @@ class StoreContract:
         assert store.replace(final)
         return final
 
-    def test_a_timer_is_added_in_the_same_step(self, store: Store) -> None:
-        """Both writes are there, or neither is; what exists already is left alone."""
+    def test_replace_adds_a_timer_in_the_same_step(self, store: Store) -> None:
+        """`replace` writes both timers or neither, and does not overwrite the added one."""
         timer, other = make(1), make(2)
         store.add(timer)
         changed = timer.cancel(START)
@@ -320,7 +320,7 @@ class StoreContract:
         assert store.get(third.tenant, third.id) is None
 
     def test_a_list_is_newest_first(self, store: Store) -> None:
-        """What was created last comes first; of the same moment what has the greatest id."""
+        """Lists are sorted by creation, newest first, then by id, greatest first."""
         ages = [3, 0, 2, 2, 9, 2, 5, 0]
         added = [make(n, created_at=START - age * MICROSECOND) for n, age in enumerate(ages)]
         for timer in added:
@@ -328,19 +328,19 @@ class StoreContract:
         assert store.page(DEFAULT_TENANT, TimerFilter(), None, 8) == Page(newest_first(added), None)
 
     @pytest.mark.parametrize("limit", [1, 2, 3, 7, 8, 100])
-    def test_pages_are_of_the_size_asked_for(self, store: Store, limit: int) -> None:
-        """Page by page, however small, all timers come once and in order, and then it ends."""
+    def test_pages_have_the_requested_size(self, store: Store, limit: int) -> None:
+        """Pages of any size list all timers once, in order."""
         added = [make(number, created_at=START + number // 3 * SECOND) for number in range(7)]
         for timer in added:
             store.add(timer)
         assert walk(store, limit=limit) == newest_first(added)
 
-    def test_a_list_of_nothing_has_ended(self, store: Store) -> None:
-        """Where there are no timers there is no next page."""
+    def test_an_empty_list_has_no_next_page(self, store: Store) -> None:
+        """A tenant without timers has one empty page."""
         assert store.page(DEFAULT_TENANT, TimerFilter(), None, 10) == Page([], None)
 
-    def test_a_list_goes_on_from_anywhere(self, store: Store) -> None:
-        """What follows a place follows it whether or not a timer is there still, or ever was."""
+    def test_a_list_continues_from_any_cursor(self, store: Store) -> None:
+        """A cursor works even if its timer is gone or never existed."""
         added = [make(number, created_at=START + number // 2 * SECOND) for number in range(6)]
         for timer in added:
             store.add(timer)
@@ -355,8 +355,8 @@ class StoreContract:
             behind = [timer for timer in newest_first(added) if cursor_of(timer) < before]
             assert store.page(DEFAULT_TENANT, TimerFilter(), before, 10) == Page(behind, None)
 
-    def test_a_list_shows_timers_as_they_are(self, store: Store) -> None:
-        """A timer is shown as it was written last, and is found by the status that it then has."""
+    def test_a_list_shows_the_last_write(self, store: Store) -> None:
+        """A list has each timer as last written, and filters by its current status."""
         scheduled, claimed = make(1), make(2)
         ends = [Status.DELIVERED, Status.FAILED, Status.CANCELLED]
         ended = [make(number) for number in range(3, 6)]
@@ -370,8 +370,8 @@ class StoreContract:
             assert walk(store, TimerFilter(status=timer.status)) == [timer]
         assert walk(store, TimerFilter(status=Status.RETRYING)) == []
 
-    def test_a_label_is_looked_for_as_it_is(self, store: Store) -> None:
-        """Only the very same label is found: not a longer one, another case, or none."""
+    def test_a_label_matches_exactly(self, store: Store) -> None:
+        """A filter matches the same label only: not a longer one, another case, or none."""
         labels = ["a", "A", "ab", None, "a", "ü \"'%_#", "a "]
         added = [make(number, label=label) for number, label in enumerate(labels)]
         for timer in added:
@@ -382,7 +382,7 @@ class StoreContract:
         assert walk(store, TimerFilter(label="b")) == []
 
     def test_a_new_label_takes_the_place_of_the_old(self, store: Store) -> None:
-        """A timer is found under the label that it has now, and by none once it has none."""
+        """A timer is found by its current label only."""
         timer = make(label="old")
         store.add(timer)
         relabelled = timer.change(replace(timer, label="new"))
@@ -392,10 +392,8 @@ class StoreContract:
         store.replace(relabelled.change(replace(relabelled, label=None)))
         assert walk(store, TimerFilter(label="new")) == []
 
-    def test_a_span_begins_with_its_first_moment_and_ends_before_its_last(
-        self, store: Store
-    ) -> None:
-        """`since` is within, `until` is not, to the microsecond; a span may be empty."""
+    def test_since_is_inclusive_and_until_exclusive(self, store: Store) -> None:
+        """A list includes `since` and excludes `until`, to the microsecond; a span may be empty."""
         added = [make(number, created_at=START + number // 2 * MICROSECOND) for number in range(8)]
         for timer in added:
             store.add(timer)
@@ -407,8 +405,8 @@ class StoreContract:
             wanted = [timer for timer in newest_first(added) if listing.matches(timer)]
             assert store.page(DEFAULT_TENANT, listing, None, 10) == Page(wanted, None)
 
-    def test_lists_agree_with_the_reference(self, store: Store) -> None:
-        """All filters together, in pages of any size, give what the store in a dict gives."""
+    def test_lists_agree_with_the_fake_store(self, store: Store) -> None:
+        """All combinations of filters and page sizes give the same timers as FakeStore."""
         random, reference = Random(7), FakeStore()  # noqa: S311  # the same every time
         for number in range(40):
             created_at = START + random.randrange(20) * SECOND
@@ -428,7 +426,7 @@ class StoreContract:
             assert walk(store, listing, limit) == walk(reference, listing, 100), (listing, limit)
 
     def test_a_list_is_of_one_tenant(self, store: Store) -> None:
-        """Nobody sees the timers of others, however alike their names are."""
+        """A list has the tenant's timers only, however similar other tenants' names are."""
         tenants = ["a", "ab", "a#1", "A", "a#", "b"]
         numbers = range(4 * len(tenants))
         added = [make(number, tenant=tenants[number % len(tenants)]) for number in numbers]
@@ -439,9 +437,8 @@ class StoreContract:
             assert walk(store, tenant=tenant) == owned
         assert walk(store, tenant="%") == walk(store, tenant="") == []
 
-    def test_a_list_stands_still_while_timers_come_and_go(self, store: Store) -> None:
-        """Between pages timers are created, fired, cancelled and relabelled: those that were there
-        from the beginning come once each, and none twice."""
+    def test_a_list_is_stable_between_pages(self, store: Store) -> None:
+        """Timers that exist from the first page on are listed once, despite changes."""
         old = [make(number, created_at=START - number * SECOND) for number in range(10)]
         for timer in old:
             store.add(timer)
@@ -474,9 +471,8 @@ class StoreContract:
         now = newest_first([*created, *old])
         assert [it.id for it in walk(store)] == [it.id for it in now]
 
-    def test_a_list_is_whole_while_others_write(self, store: Store) -> None:
-        """A list that is read while threads create and fire has every timer that was there before
-        once, and none twice."""
+    def test_a_list_is_stable_under_concurrent_writes(self, store: Store) -> None:
+        """While threads create and deliver timers, a list has each earlier timer exactly once."""
         old = [make(number, created_at=START - number // 4 * SECOND) for number in range(30)]
         for timer in old:
             store.add(timer)

@@ -1,4 +1,4 @@
-"""API keys: what counts as one, what is kept of it, and what it opens."""
+"""API keys: their format, their storage, and the access that they give."""
 
 import json
 import sqlite3
@@ -15,7 +15,7 @@ import app as app_module
 from app import app
 from chalicelib import runtime
 from chalicelib.aws import bootstrap
-from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
+from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core import api_keys, signing
 from chalicelib.core.api_keys import KEY_ENTROPY, Role
 from chalicelib.core.errors import Forbidden, Unavailable
@@ -34,7 +34,7 @@ from tests.support.routes import WANTING
 METHOD_ARN = "arn:aws:execute-api:eu-central-1:123456789012:abc/api/GET/timers"
 
 
-class TestFakeKeys(ApiKeysContract):
+class TestFakeApiKeys(ApiKeysContract):
     """The contract, on the fake."""
 
     @pytest.fixture
@@ -42,7 +42,7 @@ class TestFakeKeys(ApiKeysContract):
         return FakeApiKeys()
 
 
-class TestDynamoKeys(ApiKeysContract):
+class TestDynamoApiKeys(ApiKeysContract):
     """The contract, on a table in moto."""
 
     @pytest.fixture
@@ -51,8 +51,8 @@ class TestDynamoKeys(ApiKeysContract):
             yield DynamoApiKeys(aws.dynamodb, TENANTS)
 
 
-class TestKeysOfTheServer(ApiKeysContract):
-    """The contract, on the database as the server has it open."""
+class TestApiKeysOfTheServer(ApiKeysContract):
+    """The contract, on the connection of the server."""
 
     @pytest.fixture
     def kept(self, tmp_path: Path) -> Iterator[ApiKeys]:
@@ -60,8 +60,8 @@ class TestKeysOfTheServer(ApiKeysContract):
             yield store.keys
 
 
-class TestKeysOfTheCommand(ApiKeysContract):
-    """The contract, on a second connection while the server has the database."""
+class TestApiKeysOfTheCommand(ApiKeysContract):
+    """The contract, on the connection of the command while the server runs."""
 
     @pytest.fixture
     def kept(self, tmp_path: Path) -> Iterator[ApiKeys]:
@@ -70,8 +70,8 @@ class TestKeysOfTheCommand(ApiKeysContract):
             yield kept
 
 
-def test_a_removal_whose_answer_was_lost_is_one() -> None:
-    """The client asks again, and finds what it removed itself: revoked, not unknown."""
+def test_a_retried_removal_counts_as_removed() -> None:
+    """If the response to a removal is lost, the client retries, and the key counts as removed."""
     with account() as aws:
         kept = DynamoApiKeys(aws.dynamodb, TENANTS)
         kept.add(KEY)
@@ -86,8 +86,8 @@ def test_a_removal_whose_answer_was_lost_is_one() -> None:
         assert kept.all() == []
 
 
-def test_keys_and_secrets_are_no_items_of_each_other() -> None:
-    """They share a table: what is named as a tenant is no key, and no revoking takes secrets."""
+def test_removing_a_key_never_removes_secrets() -> None:
+    """API keys and secrets share a table, but a tenant's name never matches a key."""
     with account() as aws:
         kept, signed = DynamoApiKeys(aws.dynamodb, TENANTS), DynamoSecrets(aws.dynamodb, TENANTS)
         tenants.ensure_secret(signed, "acme", bytes(signing.SECRET_ENTROPY))
@@ -96,9 +96,8 @@ def test_keys_and_secrets_are_no_items_of_each_other() -> None:
         assert signed.of("acme") != []
 
 
-def test_what_the_command_does_counts_at_once_for_the_server(tmp_path: Path) -> None:
-    """A key that another process made opens from the next request on, and one that it revoked
-    opens nothing any more: no connection goes by what it has read before."""
+def test_the_server_sees_key_changes_at_once(tmp_path: Path) -> None:
+    """The server's next request sees a key that another process has created or revoked."""
     path = tmp_path / "timers.db"
     with closing(SqliteTimerStore(path)) as store, tenants_in(path) as (kept, _):
         assert tenants.authenticate(store.keys, f"Bearer {TOKEN}") is None
@@ -111,8 +110,7 @@ def test_what_the_command_does_counts_at_once_for_the_server(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("where", ["server", "command"])
 def test_a_key_outlives_a_power_cut(tmp_path: Path, where: str) -> None:
-    """A key that was shown opens, and one that was revoked stays so, whatever happens then: both
-    are synced before anybody hears of them."""
+    """Created and revoked keys are synced to disk before the command or the server says so."""
     path = tmp_path / "timers.db"
     with closing(SqliteTimerStore(path)) as store, tenants_in(path) as (kept, _):
         store.check()  # which is not synced
@@ -141,14 +139,13 @@ def test_a_key_outlives_a_power_cut(tmp_path: Path, where: str) -> None:
         (f"key#{KEY.id}", None),
     ],
 )
-def test_a_key_has_a_name(text: str, id: str | None) -> None:
-    """Its id alone, as lists and logs show it, or all of it, as whoever has leaked it knows it; a
-    key that was cut off is one as well."""
+def test_finds_the_id_in_a_key(text: str, id: str | None) -> None:
+    """A key's id is found in the id alone, in the whole key, or in a truncated key."""
     assert api_keys.key_id_in(text) == id
 
 
-def test_what_is_kept_can_not_be_used() -> None:
-    """Nothing of the secret is stored or shown; the id in it finds the key."""
+def test_stored_keys_hold_no_secret() -> None:
+    """A stored key has a hash, not the secret; the id in the token finds it."""
     assert TOKEN.startswith(f"tmr_{KEY.id}_")
     secret = TOKEN.rpartition("_")[2]
     assert len(secret) == 52
@@ -157,7 +154,7 @@ def test_what_is_kept_can_not_be_used() -> None:
 
 
 def test_keys_differ_in_every_byte() -> None:
-    """Every random byte counts, so that no part of a key is a constant."""
+    """Every random byte changes the key."""
     texts = set()
     for place in range(KEY_ENTROPY):
         entropy = bytearray(KEY_ENTROPY)
@@ -168,7 +165,7 @@ def test_keys_differ_in_every_byte() -> None:
 
 @pytest.mark.parametrize("header", [f"Bearer {TOKEN}", f"bearer  {TOKEN}", f" BEARER {TOKEN} "])
 def test_a_known_key_is_found(header: str) -> None:
-    """The scheme may be written as one likes (RFC 9110)."""
+    """The scheme is case-insensitive, and spaces around the key are ignored (RFC 9110)."""
     kept = FakeApiKeys()
     kept.add(KEY)
     assert tenants.authenticate(kept, header) == KEY
@@ -194,8 +191,8 @@ def test_a_known_key_is_found(header: str) -> None:
         f"Bearer tmr_{another(9).id}_{TOKEN.rpartition('_')[2]}",
     ],
 )
-def test_anything_else_is_none(header: str) -> None:
-    """A key counts as a whole or not at all."""
+def test_rejects_headers_without_a_known_key(header: str) -> None:
+    """Only a complete known key is accepted."""
     kept = FakeApiKeys()
     kept.add(KEY)
     kept.add(another(1))
@@ -234,18 +231,18 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
 
 
 @pytest.mark.parametrize(("method", "path"), WANTING)
-def test_without_a_key_nothing_is_reached(opened: Opened, method: str, path: str) -> None:
-    """No key: 401; one that nobody knows: 403. Neither gets as far as the view."""
+def test_rejects_missing_and_unknown_keys(opened: Opened, method: str, path: str) -> None:
+    """A missing key is a 401, an unknown one a 403; neither reaches the view."""
     assert opened.ask(method, path, None).status_code == 401
     assert opened.ask(method, path, TOKEN).status_code == 403
 
 
 @pytest.mark.parametrize(("method", "path"), WANTING)
 @pytest.mark.parametrize("context", [None, {}, {"principalId": "user"}])
-def test_a_request_that_nobody_authorized_is_refused(
+def test_views_reject_unauthorized_requests(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, method: str, path: str, context: Any
 ) -> None:
-    """Where the gateway lets everybody through, the views do not: an emulator, a mistake."""
+    """If the gateway lets a request pass without authorization, the view still refuses it."""
     gateway = opened.client.http._local_gateway
 
     def through(path: str, event: Any, context_: Any) -> Any:
@@ -260,8 +257,8 @@ def test_a_request_that_nobody_authorized_is_refused(
     assert "Authorization: Bearer" in answer.json_body["detail"]
 
 
-def test_an_unknown_role_changes_nothing(opened: Opened) -> None:
-    """Only the role that may do it, may."""
+def test_an_unknown_role_may_only_read(opened: Opened) -> None:
+    """A role other than `full` may not change timers."""
     request: Any = SimpleNamespace(context={"authorizer": {"tenant": "acme", "role": "odd"}})
     assert requests.tenant(request, Role.READ, None) == "acme"
     with pytest.raises(Forbidden):
@@ -269,12 +266,12 @@ def test_an_unknown_role_changes_nothing(opened: Opened) -> None:
 
 
 def test_health_needs_no_key(opened: Opened) -> None:
-    """Whoever watches the service need not be able to use it."""
+    """GET /health is open, for monitoring without a key."""
     assert opened.ask("GET", "/health", None).status_code == 200
 
 
 def test_a_timer_belongs_to_the_tenant_of_its_key(opened: Opened) -> None:
-    """Another tenant's timer is a 404; the same tenant's other key finds it."""
+    """Another tenant's key gets a 404; the same tenant's other key finds the timer."""
     ours, other, theirs = (
         opened.key(1, "acme", Role.FULL),
         opened.key(2, "acme", Role.FULL),
@@ -290,7 +287,7 @@ def test_a_timer_belongs_to_the_tenant_of_its_key(opened: Opened) -> None:
 
 
 def test_a_read_key_changes_nothing(opened: Opened) -> None:
-    """It reads its tenant's timers; what would change one is a 403 that says why."""
+    """A read key reads its tenant's timers; a change is a 403 with a reason."""
     path = opened.ask("POST", "/timers", opened.key(1, "acme", Role.FULL)).headers["Location"]
     reading = opened.key(2, "acme", Role.READ)
     assert opened.ask("GET", path, reading).status_code == 200
@@ -301,8 +298,8 @@ def test_a_read_key_changes_nothing(opened: Opened) -> None:
     assert opened.ask("GET", path, reading).json_body["status"] == "scheduled"
 
 
-def test_the_answer_is_good_for_all_routes(opened: Opened) -> None:
-    """The gateway keeps it for a minute, for whatever the key asks next; it holds no secret."""
+def test_the_authorizer_allows_all_routes(opened: Opened) -> None:
+    """The authorizer's response, cached for a minute, covers all routes and has no secret."""
     text = opened.key(1, "acme", Role.FULL)
     event = {
         "type": "TOKEN",
@@ -321,8 +318,8 @@ def test_the_answer_is_good_for_all_routes(opened: Opened) -> None:
     assert config.ttl_seconds == 60
 
 
-def test_a_store_that_does_not_answer_lets_nobody_in(opened: Opened) -> None:
-    """A fault is no leave to pass."""
+def test_an_unavailable_store_rejects_requests(opened: Opened) -> None:
+    """If DynamoDB is down, the authorizer raises Unavailable."""
 
     def down(operation: str) -> None:
         raise Unavailable("DynamoDB")
@@ -347,7 +344,7 @@ def test_a_store_that_does_not_answer_lets_nobody_in(opened: Opened) -> None:
         ("localstack", "000000000000", "", None),
     ],
 )
-def test_only_localstack_may_do_without(
+def test_only_localstack_runs_without_keys(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     stage: str,
@@ -355,8 +352,10 @@ def test_only_localstack_may_do_without(
     auth: str | None,
     anonymous: str | None,
 ) -> None:
-    """AUTH=none counts on stage localstack, and only where the account is LocalStack's: the same
-    stage deployed to AWS by mistake wants keys, and says so in its log."""
+    """AUTH=none works only on stage localstack in LocalStack's account.
+
+    Any other stage or account requires keys, and logs an error.
+    """
     monkeypatch.setattr(bootstrap, "STAGE_NAME", f"timers-{stage}")
     monkeypatch.delenv("AUTH", raising=False)
     if auth is not None:

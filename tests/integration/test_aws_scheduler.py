@@ -1,4 +1,4 @@
-"""The two-tier alarm: exact requests, counts and races, on moto."""
+"""AwsScheduler: its requests, its limits and its races, on moto."""
 
 import json
 import re
@@ -12,20 +12,21 @@ from botocore.exceptions import ClientError, ReadTimeoutError
 from msgspec.structs import replace
 
 from chalicelib.aws import scheduler as scheduler_module
+from chalicelib.aws.handlers import decode_wakeup
+from chalicelib.aws.queue import MAX_WAKEUP_LENGTH, SQS_MAX_DELAY
 from chalicelib.aws.scheduler import (
     MAX_HOPS,
     MIN_SCHEDULE_AHEAD,
     SCHEDULE_LEAD,
-    SQS_MAX_DELAY,
     Addresses,
     AwsScheduler,
 )
 from chalicelib.core.errors import ScheduleRefused, Unavailable
-from chalicelib.core.timer import DEFAULT_TENANT, Status, Wakeup
+from chalicelib.core.timer import DEFAULT_TENANT, Status
 from chalicelib.service.concurrency import in_threads
 from tests.contracts.store import make
 from tests.support.aws import NAME, Account, account
-from tests.support.cloud import Cloud, moment
+from tests.support.cloud import Cloud, moment, scheduler_of
 from tests.support.fakes import START, Clock
 
 YEARS = 2 * 365 * 86_400
@@ -44,20 +45,20 @@ def cloud(aws: Account) -> Cloud:
 
 @pytest.fixture
 def scheduler(aws: Account) -> AwsScheduler:
-    return AwsScheduler(lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, Clock())
+    return scheduler_of(aws, Clock())
 
 
 def requests(aws: Account, operation: str) -> list[dict[str, Any]]:
     return [request for name, request in aws.calls if name == operation]
 
 
-def wake(request: dict[str, Any]) -> float:
-    """Return how many seconds after START a schedule goes off."""
+def fires_after(request: dict[str, Any]) -> float:
+    """Return how many seconds after START a schedule fires."""
     return (moment(request["ScheduleExpression"]) - START).total_seconds()
 
 
 @pytest.mark.parametrize(
-    ("seconds", "delay", "wakes"),
+    ("seconds", "delay", "fires"),
     [
         (5, 4, 90),
         (0, 0, 90),
@@ -68,11 +69,10 @@ def wake(request: dict[str, Any]) -> float:
         (YEARS, None, YEARS),
     ],
 )
-def test_exact_requests_of_a_new_timer(
-    cloud: Cloud, seconds: float, delay: int | None, wakes: float
+def test_requests_for_a_new_timer(
+    cloud: Cloud, seconds: float, delay: int | None, fires: float
 ) -> None:
-    """Near timers get a message held back to the second, and a schedule as the backstop; far ones
-    a schedule ahead of their deadline."""
+    """A near timer gets a delayed message and a late schedule; a far one gets an early schedule."""
     timer = cloud.create(seconds)
     created = requests(cloud.aws, "CreateSchedule")
     assert len(created) == 1
@@ -95,30 +95,28 @@ def test_exact_requests_of_a_new_timer(
             "DeadLetterConfig": {"Arn": cloud.aws.addresses.dead_letter_arn},
         },
     }
-    assert wake(created[0]) == wakes - lead
+    assert fires_after(created[0]) == fires - lead
     event = created[0]["Target"]["Input"]
     assert set(json.loads(event)) == {"id", "tenant", "generation", "due_at", "host"}
-    assert scheduler_module.decode_wakeup(event) == timer.wakeup()
+    assert decode_wakeup(event) == timer.wakeup()
     sent = requests(cloud.aws, "SendMessageBatch")
     assert [entry["DelaySeconds"] for request in sent for entry in request["Entries"]] == (
         [] if delay is None else [delay]
     )
     for request in sent:
         assert request["QueueUrl"] == cloud.aws.queue_url()
-        assert (
-            scheduler_module.decode_wakeup(request["Entries"][0]["MessageBody"]) == timer.wakeup()
-        )
+        assert decode_wakeup(request["Entries"][0]["MessageBody"]) == timer.wakeup()
 
 
-def test_schedules_go_off_after_no_fraction_is_lost(cloud: Cloud) -> None:
-    """Whole seconds are rounded up: the backstop never comes before its time."""
+def test_schedules_round_up_to_seconds(cloud: Cloud) -> None:
+    """A schedule's time is rounded up, so the backstop never fires early."""
     cloud.clock.forward(0.25)
     cloud.create(100)
-    assert wake(requests(cloud.aws, "CreateSchedule")[0]) == 161
+    assert fires_after(requests(cloud.aws, "CreateSchedule")[0]) == 161
 
 
-def test_lead_spreads_timers_of_one_moment() -> None:
-    """Wake-ups of timers for the same moment lie over the whole range, and within it."""
+def test_leads_are_spread_over_their_range() -> None:
+    """Early schedules for one deadline are spread over the whole of SCHEDULE_LEAD."""
     leads = [scheduler_module._lead(make(number).id, SQS_MAX_DELAY) for number in range(2000)]
     assert SCHEDULE_LEAD[0] <= min(leads) < SCHEDULE_LEAD[0] + timedelta(seconds=5)
     assert SCHEDULE_LEAD[1] - timedelta(seconds=5) < max(leads) <= SCHEDULE_LEAD[1]
@@ -126,16 +124,15 @@ def test_lead_spreads_timers_of_one_moment() -> None:
     assert max(minutes.count(minute) for minute in set(minutes)) < 2000 / 8 * 1.5
 
 
-def test_early_wake_leaves_time_for_a_message() -> None:
-    """Whatever minute the Scheduler takes, a message reaches to the deadline, and no schedule is
-    set too soon."""
+def test_leads_fit_the_limits_of_aws() -> None:
+    """A lead leaves room for a schedule's minute and for retries, within SQS's longest delay."""
     assert SCHEDULE_LEAD[1] < SQS_MAX_DELAY
     assert SCHEDULE_LEAD[0] > timedelta(minutes=1) + timedelta(minutes=3)
     assert SQS_MAX_DELAY - SCHEDULE_LEAD[1] >= MIN_SCHEDULE_AHEAD
 
 
-def test_calls_are_counted(cloud: Cloud) -> None:
-    """create 2 (+1 within 15 min), get 1, deliver 2 and the POST, fire 2, cancel 3."""
+def test_calls_of_each_use_case(cloud: Cloud) -> None:
+    """create 2 calls (3 within 15 min), get 1, deliver 2 and the POST, fire 2, cancel 3."""
     cloud.create(1200)
     assert cloud.aws.names() == ["PutItem", "CreateSchedule"]
     cloud.aws.calls.clear()
@@ -159,8 +156,8 @@ def test_calls_are_counted(cloud: Cloud) -> None:
 
 
 @pytest.mark.parametrize("seconds", [5, 600, 1200, YEARS])
-def test_cancel_leaves_no_schedule(cloud: Cloud, seconds: int) -> None:
-    """After a cancel the schedule of the timer is gone."""
+def test_cancel_deletes_the_schedule(cloud: Cloud, seconds: int) -> None:
+    """A cancelled timer has no schedule."""
     timer = cloud.create(seconds)
     assert cloud.aws.schedules() == [f"{timer.id}.1"]
     cloud.service.cancel(DEFAULT_TENANT, timer.id)
@@ -170,7 +167,7 @@ def test_cancel_leaves_no_schedule(cloud: Cloud, seconds: int) -> None:
 
 
 def test_every_waiting_timer_has_one_schedule(cloud: Cloud) -> None:
-    """Through reschedules, a lost worker and a redrive there is one schedule, the present one."""
+    """After changes and a lost worker, a timer has one schedule, of its generation."""
     timer = cloud.create(3600)
     for hours in (2, 3):
         deadline = START + timedelta(hours=hours)
@@ -188,10 +185,10 @@ def test_every_waiting_timer_has_one_schedule(cloud: Cloud) -> None:
 
 @pytest.mark.parametrize("operation", ["CreateSchedule", "DeleteSchedule", "GetItem"])
 @pytest.mark.parametrize("other", ["reschedule", "cancel"])
-def test_racing_changes_leave_the_schedule_of_the_winner(
+def test_a_race_leaves_the_schedule_of_the_last_change(
     cloud: Cloud, operation: str, other: str
 ) -> None:
-    """Whenever a second change comes between the calls of the first, what is left is right."""
+    """A change between the calls of another leaves only the schedule of the last generation."""
     timer = cloud.create(3600)
     winner: list[int] = []
 
@@ -211,8 +208,8 @@ def test_racing_changes_leave_the_schedule_of_the_winner(
     assert cloud.aws.schedules() == expected
 
 
-def test_forward_goes_in_batches_of_ten(aws: Account, scheduler: AwsScheduler) -> None:
-    """However many are forwarded, ten share a call, each with the delay it needs."""
+def test_requeue_sends_batches_of_ten(aws: Account, scheduler: AwsScheduler) -> None:
+    """Requeued wake-ups are sent ten to a call, each with its own delay."""
     wakeups = [make(number, timedelta(seconds=number)).wakeup() for number in range(25)]
     scheduler.requeue(wakeups)
     batches = [request["Entries"] for request in requests(aws, "SendMessageBatch")]
@@ -220,13 +217,13 @@ def test_forward_goes_in_batches_of_ten(aws: Account, scheduler: AwsScheduler) -
     assert [len(batch) for batch in batches] == [10, 10, 5]
     sent = [entry for batch in batches for entry in batch]
     assert [entry["DelaySeconds"] for entry in sent] == [0, *range(24)]
-    assert [scheduler_module.decode_wakeup(entry["MessageBody"]) for entry in sent] == [
+    assert [decode_wakeup(entry["MessageBody"]) for entry in sent] == [
         replace(wakeup, hops=1) for wakeup in wakeups
     ]
 
 
 def test_messages_are_grouped_by_host(aws: Account, scheduler: AwsScheduler) -> None:
-    """Fair queues let the messages for one host wait without those for others; any host will do."""
+    """Messages for one host share a message group, for SQS's fair queues; any host is accepted."""
     hosts = ["a.example", "a.example", "b.example:8443", "[::1]:1", "bücher.example", "", "x" * 999]
     scheduler.requeue([replace(make(n).wakeup(), host=host) for n, host in enumerate(hosts)])
     (request,) = requests(aws, "SendMessageBatch")
@@ -236,8 +233,8 @@ def test_messages_are_grouped_by_host(aws: Account, scheduler: AwsScheduler) -> 
     assert all(re.fullmatch("[0-9a-f]{16}", group) for group in groups)
 
 
-def test_forward_reaches_fifteen_minutes(aws: Account, scheduler: AwsScheduler) -> None:
-    """A ring further ahead than SQS reaches goes as far as it can, to be forwarded again."""
+def test_requeue_delays_by_fifteen_minutes_at_most(aws: Account, scheduler: AwsScheduler) -> None:
+    """A wake-up due later than SQS can delay it gets the longest delay."""
     scheduler.requeue([make(1, timedelta(days=1)).wakeup()])
     assert requests(aws, "SendMessageBatch")[0]["Entries"][0]["DelaySeconds"] == 899
 
@@ -245,13 +242,11 @@ def test_forward_reaches_fifteen_minutes(aws: Account, scheduler: AwsScheduler) 
 def test_hops_are_bounded(
     aws: Account, scheduler: AwsScheduler, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A ring that went round too often is dropped, and the log says so."""
+    """A wake-up that was requeued too often is dropped and logged."""
     wakeup = replace(make().wakeup(), hops=MAX_HOPS)
     scheduler.requeue([replace(wakeup, hops=MAX_HOPS - 1), wakeup])
     entries = requests(aws, "SendMessageBatch")[0]["Entries"]
-    assert [scheduler_module.decode_wakeup(entry["MessageBody"]).hops for entry in entries] == [
-        MAX_HOPS
-    ]
+    assert [decode_wakeup(entry["MessageBody"]).hops for entry in entries] == [MAX_HOPS]
     assert caplog.messages == ["wake-up dropped"]
 
 
@@ -275,11 +270,10 @@ def client_error(code: str, status: int) -> ClientError:
     ],
 )
 @pytest.mark.parametrize("operation", ["CreateSchedule", "SendMessageBatch"])
-def test_faults_are_refusals_or_not(
+def test_permanent_faults_refuse_the_timer(
     cloud: Cloud, operation: str, fault: Exception, refused: bool
 ) -> None:
-    """What can't ever work refuses the timer, which is then taken back; what may pass leaves it to
-    the sweep, and the answer is yes."""
+    """A permanent fault removes the new timer; a temporary one leaves it to the sweep."""
 
     def fail(name: str) -> None:
         if name == operation:
@@ -296,17 +290,17 @@ def test_faults_are_refusals_or_not(
         assert not cloud.read(timer.id).armed
 
 
-def test_a_schedule_that_exists_was_set(cloud: Cloud) -> None:
-    """Setting the same alarm twice is as good as once."""
+def test_an_existing_schedule_counts_as_created(cloud: Cloud) -> None:
+    """A timer scheduled twice has one schedule."""
     timer = cloud.create(3600)
     cloud.service.scheduler.schedule(timer)
     assert cloud.aws.schedules() == [f"{timer.id}.1"]
 
 
-def test_message_that_sqs_rejects_is_a_fault(
+def test_a_message_rejected_by_sqs_is_unavailable(
     aws: Account, scheduler: AwsScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch may be taken in part: what was not taken is not passed over."""
+    """If SQS accepts only a part of a batch, Unavailable is raised."""
     answer = {"Failed": [{"Id": "0", "Code": "InternalError", "SenderFault": False}]}
     monkeypatch.setattr(aws.sqs, "send_message_batch", lambda **_: answer)
     with pytest.raises(Unavailable, match="InternalError"):
@@ -314,45 +308,41 @@ def test_message_that_sqs_rejects_is_a_fault(
 
 
 @pytest.mark.parametrize("id", ["a b", "x" * 63, "ü", "a/b"])
-def test_names_are_checked(scheduler: AwsScheduler, id: str) -> None:
-    """A schedule's name has at most 64 of the characters that AWS allows; emulators take any."""
+def test_rejects_invalid_schedule_names(scheduler: AwsScheduler, id: str) -> None:
+    """A schedule's name has at most 64 of AWS's allowed characters; emulators accept any."""
     with pytest.raises(ScheduleRefused):
         scheduler.schedule(replace(make(), id=id))
 
 
-def test_clock_may_go_on_while_an_alarm_is_set(aws: Account) -> None:
-    """However the second falls, the backstop of a near timer is not refused as too soon."""
+def test_a_running_clock_does_not_refuse_a_late_schedule(aws: Account) -> None:
+    """The backstop of a near timer is accepted although the clock moves on between two checks."""
     clock = Clock(START.replace(microsecond=940_000))
 
     def ticking() -> datetime:
         return clock.forward(0.05)
 
-    AwsScheduler(lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, ticking).schedule(
-        make(1, timedelta(seconds=5))
-    )
+    scheduler_of(aws, ticking).schedule(make(1, timedelta(seconds=5)))
     assert len(aws.schedules()) == 1
 
 
-def test_times_are_checked(aws: Account, scheduler: AwsScheduler) -> None:
-    """No schedule is asked for beyond what a deadline may be; emulators take any moment."""
+def test_rejects_times_beyond_the_longest_delay(aws: Account, scheduler: AwsScheduler) -> None:
+    """A schedule later than any deadline is refused; emulators accept any time."""
     with pytest.raises(ScheduleRefused):
         scheduler.schedule(make(1, timedelta(days=3650)))
     assert aws.schedules() == []
 
 
-def test_sizes_are_checked(aws: Account, scheduler: AwsScheduler) -> None:
-    """A ring that grew beyond all measure is refused, not sent."""
+def test_rejects_wakeups_that_are_too_long(aws: Account, scheduler: AwsScheduler) -> None:
+    """A wake-up longer than MAX_WAKEUP_LENGTH is refused before any call."""
     for delay in (timedelta(hours=1), timedelta(seconds=5)):
         with pytest.raises(ScheduleRefused):
-            scheduler.schedule(
-                replace(make(1, delay), tenant="x" * scheduler_module.MAX_WAKEUP_LENGTH)
-            )
+            scheduler.schedule(replace(make(1, delay), tenant="x" * MAX_WAKEUP_LENGTH))
     assert aws.names() == []
 
 
 @pytest.mark.parametrize("part", ["fire_arn", "role_arn", "dead_letter_arn", "group"])
-def test_addresses_are_checked(aws: Account, part: str) -> None:
-    """What is no ARN or name is found out at the start, not by the first timer."""
+def test_rejects_invalid_addresses(aws: Account, part: str) -> None:
+    """A wrong ARN or name fails at the start, not with the first timer."""
     good = {name: getattr(aws.addresses, name) for name in Addresses.__dataclass_fields__}
     with pytest.raises(ValueError, match="nonsense here"):
         Addresses(**{**good, part: "nonsense here"})
@@ -361,62 +351,13 @@ def test_addresses_are_checked(aws: Account, part: str) -> None:
 def test_is_behind_when_the_queue_is_deep(
     scheduler: AwsScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The sweep adds nothing to a queue that has enough to do."""
+    """The scheduler is behind while the queue has more than BACKLOG_LIMIT messages."""
     assert not scheduler.is_behind()
     monkeypatch.setattr(scheduler_module, "BACKLOG_LIMIT", -1)
     assert scheduler.is_behind()
 
 
-def received(aws: Account, count: int) -> list[tuple[str, str]]:
-    """Send rings to the queue and return them as received, with their handles."""
-    for number in range(count):
-        body = scheduler_module._text(make(number).wakeup())
-        aws.sqs.send_message(QueueUrl=aws.queue_url(), MessageBody=body)
-    answer = aws.sqs.receive_message(
-        QueueUrl=aws.queue_url(), MaxNumberOfMessages=10, VisibilityTimeout=0
-    )
-    return [(message["Body"], message["ReceiptHandle"]) for message in answer["Messages"]]
-
-
-def test_a_good_batch_is_left_to_lambda(aws: Account, scheduler: AwsScheduler) -> None:
-    """When all went well nothing is deleted here: Lambda does that."""
-    delivered: list[Wakeup] = []
-    messages = received(aws, 10)
-    aws.calls.clear()
-    scheduler.answer(messages, delivered.append)
-    assert {wakeup.id for wakeup in delivered} == {make(number).id for number in range(10)}
-    assert aws.calls == []
-
-
-def test_only_what_failed_comes_again(aws: Account, scheduler: AwsScheduler) -> None:
-    """Of a batch in which some failed the others are deleted, and the fault escapes."""
-
-    def deliver(wakeup: Wakeup) -> None:
-        if wakeup.id in {make(1).id, make(3).id}:
-            raise Unavailable("DynamoDB")
-
-    messages = [*received(aws, 5)]
-    with pytest.raises(Unavailable):
-        scheduler.answer(messages, deliver)
-    left = aws.sqs.receive_message(
-        QueueUrl=aws.queue_url(), MaxNumberOfMessages=10, VisibilityTimeout=0
-    )
-    assert {scheduler_module.decode_wakeup(message["Body"]).id for message in left["Messages"]} == {
-        make(1).id,
-        make(3).id,
-    }
-
-
-def test_a_message_that_is_none_fails_alone(aws: Account, scheduler: AwsScheduler) -> None:
-    """Garbage in the queue ends in the dead-letter queue and takes nobody along."""
-    delivered: list[Wakeup] = []
-    messages = [*received(aws, 2), ("garbage", "handle")]
-    with pytest.raises(ValueError, match="malformed"):
-        scheduler.answer(messages, delivered.append)
-    assert len(delivered) == 2
-
-
-def test_threads_run_side_by_side() -> None:
+def test_in_threads_runs_calls_concurrently() -> None:
     """Calls that wait for each other all finish."""
     gate = threading.Barrier(10, timeout=10)
     assert set(in_threads(gate.wait, [None] * 10)) == set(range(10))

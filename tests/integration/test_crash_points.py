@@ -1,8 +1,7 @@
-"""A failure between any two writes, before or after its effect: nothing is lost, nothing doubled.
+"""A failure of any call to AWS, before or after its effect: no timer is lost or sent twice.
 
-Each use case is run once to count its calls, then again with the n-th call failing: as an error
-that the process sees, or by the death of the process. Afterwards alarms ring, or all that are set
-are lost, and the sweep runs as it does every minute.
+Each use case runs once to count its calls, then again with the n-th call failing: by an error, or
+by the death of the process. Afterwards wake-ups arrive or are all lost, and the sweep runs.
 """
 
 from collections import Counter
@@ -34,14 +33,14 @@ CHANGE = ["GetItem", "PutItem", "CreateSchedule", "DeleteSchedule", "GetItem"]
 CHANGE_TO_NOW = [*CHANGE[:2], "SendMessageBatch", *CHANGE[2:]]
 SWEEP = ["Query", "Query", "BatchGetItem"]
 READS = {"Query", "BatchGetItem", "GetItem", "GetQueueAttributes"}
-"""Calls without an effect: to fail before it or after it is the same."""
+"""Calls without an effect: they fail before it only."""
 
-RING = ["PutItem", "SendMessageBatch"]
-ARM = ["PutItem", "SendMessageBatch", "CreateSchedule", "PutItem"]
+REQUEUE = ["PutItem", "SendMessageBatch"]
+SCHEDULE = ["PutItem", "SendMessageBatch", "CreateSchedule", "PutItem"]
 
 
 class Killed(BaseException):
-    """The process died here."""
+    """The process dies."""
 
 
 FAILURES: dict[str, Callable[[], BaseException]] = {
@@ -128,13 +127,13 @@ def claimed_by_the_dead(cloud: Cloud) -> None:
     cloud.clock.forward(600)
 
 
-def forgotten(cloud: Cloud) -> None:
+def overdue_timer(cloud: Cloud) -> None:
     create(cloud)
     _lose_wakeups(cloud)
     cloud.clock.forward(DELAY + 60)
 
 
-def never_armed(cloud: Cloud) -> None:
+def unscheduled(cloud: Cloud) -> None:
     cloud.aws.before = _throttle
     create(cloud)
     cloud.aws.before = lambda operation: None
@@ -167,12 +166,12 @@ USE_CASES: dict[str, tuple[UseCase, UseCase, list[str]]] = {
     "create once": (nothing, create_once, ["PutItem", "SendMessageBatch", "CreateSchedule"]),
     "create once more": (waiting_once, create_once, ["PutItem", "GetItem", "PutItem"]),
     "deliver": (waiting, deliver, ["UpdateItem", "PutItem"]),
-    "redrive": (failed, retry, CHANGE_TO_NOW),
-    "sweep forgotten": (forgotten, sweep, [*SWEEP, "GetQueueAttributes", *RING, *SWEEP[:-1]]),
-    "sweep unarmed": (never_armed, sweep, [*SWEEP, *ARM, *SWEEP[:-1]]),
-    "take back": (claimed_by_the_dead, sweep, [*SWEEP, *CHANGE_TO_NOW[1:], *SWEEP[:-1]]),
+    "retry": (failed, retry, CHANGE_TO_NOW),
+    "sweep overdue": (overdue_timer, sweep, [*SWEEP, "GetQueueAttributes", *REQUEUE, *SWEEP[:-1]]),
+    "sweep unscheduled": (unscheduled, sweep, [*SWEEP, *SCHEDULE, *SWEEP[:-1]]),
+    "reclaim": (claimed_by_the_dead, sweep, [*SWEEP, *CHANGE_TO_NOW[1:], *SWEEP[:-1]]),
 }
-"""What comes before, the use case itself, and the AWS calls that it makes."""
+"""The preparation, the use case, and the AWS calls that it makes."""
 
 POINTS = [
     (name, number, side, failure)
@@ -191,7 +190,7 @@ def label(point: tuple[str, int, str, str]) -> str:
 
 @pytest.mark.parametrize("name", USE_CASES)
 def test_use_cases_make_these_calls(name: str) -> None:
-    """The points that are struck are all there are."""
+    """Each use case makes exactly the calls that are made to fail."""
     before, use_case, calls = USE_CASES[name]
     with account() as aws:
         cloud = Cloud(aws)
@@ -203,15 +202,17 @@ def test_use_cases_make_these_calls(name: str) -> None:
 
 @pytest.fixture(autouse=True)
 def few_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a sweep ask two shards: with 32 these tests would do little else."""
+    """Use two shards for overdue timers: with 32, these tests would take too long."""
     monkeypatch.setattr(timer_store, "DUE_SHARDS", 2)
 
 
 @pytest.mark.parametrize("wakeups", ["arrive", "are lost"])
 @pytest.mark.parametrize("point", POINTS, ids=label)
 def test_failure_between_two_writes(point: tuple[str, int, str, str], wakeups: str) -> None:
-    """The webhook is sent at least once; twice only if the failure fell between POST and record,
-    and then under the same id; never after a cancel that was answered."""
+    """The webhook is sent at least once, and never after a cancel succeeded.
+
+    It is sent twice, with one id, only if the failure came between the POST and its record.
+    """
     name, number, side, failure = point
     before, use_case, _ = USE_CASES[name]
     with account() as aws:
@@ -229,7 +230,7 @@ def test_failure_between_two_writes(point: tuple[str, int, str, str], wakeups: s
         for timer in stored:
             if timer.status is Status.CANCELLED:
                 assert sent[timer.id] == 0
-            elif (name, timer.generation) == ("redrive", 1):
+            elif (name, timer.generation) == ("retry", 1):
                 assert not answered
             else:
                 assert sent[timer.id] >= 1
@@ -240,14 +241,14 @@ def test_failure_between_two_writes(point: tuple[str, int, str, str], wakeups: s
         assert aws.schedules() == []
 
 
-TOLD = ["UpdateItem", "TransactWriteItems", "SendMessageBatch", "CreateSchedule"]
+REPORT = ["UpdateItem", "TransactWriteItems", "SendMessageBatch", "CreateSchedule"]
 
 
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("side", ["before", "after"])
-@pytest.mark.parametrize("number", range(len(TOLD)), ids=TOLD)
-def test_failure_while_a_failure_is_told(number: int, side: str, failure: str) -> None:
-    """A timer that fails and the one that tells of it come together: both or none, and one only."""
+@pytest.mark.parametrize("number", range(len(REPORT)), ids=REPORT)
+def test_failure_while_a_failure_is_reported(number: int, side: str, failure: str) -> None:
+    """A failed timer and its failure notice are stored together, and the notice is sent once."""
     with account() as aws:
         cloud = Cloud(aws)
         webhook = Webhook(url="https://example.com/", on_failure="https://example.com/failed")
@@ -260,9 +261,9 @@ def test_failure_while_a_failure_is_told(number: int, side: str, failure: str) -
         created(cloud.service, webhook, DELAY)
         aws.calls.clear()
         _fail(cloud, deliver, number, side, failure)
-        assert aws.names()[: number + 1] == TOLD[: number + 1]
+        assert aws.names()[: number + 1] == REPORT[: number + 1]
         stored = {timer.on_failure is None: timer for timer in _settle(cloud)}
-        assert {told: timer.status for told, timer in stored.items()} == {
+        assert {is_notice: timer.status for is_notice, timer in stored.items()} == {
             False: Status.FAILED,
             True: Status.DELIVERED,
         }
@@ -271,7 +272,7 @@ def test_failure_while_a_failure_is_told(number: int, side: str, failure: str) -
 
 
 def _settle(cloud: Cloud) -> list[Timer]:
-    """Let time pass until nothing waits any more; return all timers."""
+    """Move the clock until all timers are finished; return them."""
     for _ in range(20):
         cloud.turn(400)
         cloud.sweep()
@@ -286,8 +287,10 @@ def _settle(cloud: Cloud) -> list[Timer]:
 def _fail(
     cloud: Cloud, use_case: UseCase, number: int, side: str, failure: str
 ) -> tuple[bool, int]:
-    """Run the use case with its n-th call failing; say whether it answered, and how much had been
-    sent by then."""
+    """Run the use case with its n-th call failing.
+
+    Return whether it succeeded, and how many webhooks had been sent before the failure.
+    """
     made = 0
     sent_by_then = -1
 

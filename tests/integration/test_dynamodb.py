@@ -1,4 +1,4 @@
-"""DynamoStore: the contract and the shapes of its items, on moto."""
+"""DynamoTimerStore: the store contract, its items and its requests, on moto."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 from msgspec.structs import replace
 
-from chalicelib.aws import timer_store
+from chalicelib.aws import dynamodb, timer_store
 from chalicelib.aws.timer_store import DynamoTimerStore
 from chalicelib.core.errors import Unavailable
 from chalicelib.core.pagination import Page, TimerFilter, cursor_of
@@ -32,7 +32,7 @@ def store(aws: Account) -> DynamoTimerStore:
     return DynamoTimerStore(aws.dynamodb, NAME)
 
 
-class TestDynamoStore(StoreContract):
+class TestDynamoTimerStore(StoreContract):
     """The contract, on a table in moto."""
 
     @pytest.fixture
@@ -41,7 +41,7 @@ class TestDynamoStore(StoreContract):
             yield DynamoTimerStore(made.dynamodb, NAME)
 
     def expire(self, store: Store, now: object) -> None:
-        """Delete what has expired, as DynamoDB's TTL does."""
+        """Delete expired items, as DynamoDB's TTL does."""
         assert isinstance(store, DynamoTimerStore)
         assert isinstance(now, type(START))
         for item in store._client.scan(TableName=NAME)["Items"]:
@@ -49,10 +49,10 @@ class TestDynamoStore(StoreContract):
                 store._client.delete_item(TableName=NAME, Key={"id": item["id"]})
 
 
-def test_a_claim_whose_answer_was_lost_is_ours(
+def test_a_retried_claim_is_recognized(
     aws: Account, store: DynamoTimerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client asks again and is told that somebody has claimed it: that was us."""
+    """If the response to a claim is lost, the client retries and recognizes its own claim."""
     timer = make()
     store.add(timer)
     update = aws.dynamodb.update_item
@@ -69,10 +69,10 @@ def test_a_claim_whose_answer_was_lost_is_ours(
 
 
 @pytest.mark.parametrize("call", ["add", "replace", "remove"])
-def test_a_write_whose_answer_was_lost_is_done(
+def test_a_retried_write_is_recognized(
     aws: Account, store: DynamoTimerStore, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """Asked again, the client finds what it wrote itself."""
+    """If the response to a write is lost, the client retries and recognizes its own write."""
     timer = make()
     if call != "add":
         store.add(timer)
@@ -93,10 +93,10 @@ def test_a_write_whose_answer_was_lost_is_done(
             assert store.remove(timer)
 
 
-def test_overdue_reads_past_an_index_that_is_behind(
+def test_overdue_reads_past_outdated_index_entries(
     aws: Account, store: DynamoTimerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hints of what was dealt with already do not hide what comes after them."""
+    """Outdated entries of a lagging index do not hide the overdue timers after them."""
     monkeypatch.setattr(timer_store, "DUE_SHARDS", 1)
     stored = [make(number, timedelta(seconds=number)) for number in range(30)]
     for timer in stored:
@@ -116,10 +116,10 @@ def test_overdue_reads_past_an_index_that_is_behind(
     assert seen == stored
 
 
-def test_throttling_is_unavailable(
+def test_errors_of_dynamodb_are_unavailable(
     aws: Account, store: DynamoTimerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What DynamoDB can't do now is one error, whatever its code; so is no answer at all."""
+    """Any error of DynamoDB raises Unavailable, and so does a timeout."""
     answer: Any = {
         "Error": {"Code": "ProvisionedThroughputExceededException"},
         "ResponseMetadata": {"HTTPStatusCode": 400},
@@ -135,10 +135,8 @@ def test_throttling_is_unavailable(
                 call()
 
 
-def test_replace_all_names_what_was_written_in_spite_of_faults(
-    aws: Account, store: DynamoTimerStore
-) -> None:
-    """If some writes fail, those that went through are still named, for they must be rung for."""
+def test_replace_all_returns_the_written_timers(aws: Account, store: DynamoTimerStore) -> None:
+    """If some writes fail, the written timers are still returned, so they can be requeued."""
     stored = [make(number) for number in range(4)]
     for timer in stored:
         store.add(timer)
@@ -155,7 +153,7 @@ def test_replace_all_names_what_was_written_in_spite_of_faults(
 
 
 def added(store: DynamoTimerStore, count: int) -> list[Timer]:
-    """Return so many timers, newest first, in all shards; every seventh is labelled `rare`."""
+    """Return new timers in all shards, newest first; every seventh has the label `rare`."""
     random = Random(11)  # noqa: S311  # the same every time
     made = [
         make(
@@ -180,20 +178,20 @@ LISTINGS = [
 
 @pytest.mark.parametrize("listing", LISTINGS)
 @pytest.mark.parametrize("limit", [1, 4])
-def test_no_shard_is_left_behind(
+def test_pages_cover_all_shards(
     store: DynamoTimerStore, monkeypatch: pytest.MonkeyPatch, listing: TimerFilter, limit: int
 ) -> None:
-    """However little is read of each shard, the pages together have all that matches, in order."""
+    """However few entries each read returns, the pages have all matching timers, in order."""
     monkeypatch.setattr(timer_store, "MAX_ENTRIES_SCANNED", 1)
     monkeypatch.setattr(timer_store, "BATCH_GET_SIZE", 1)
     wanted = [timer for timer in added(store, 30) if listing.matches(timer)]
     assert walk(store, listing, limit) == wanted
 
 
-def test_a_shard_may_answer_with_less_than_its_limit(
+def test_a_shard_may_return_less_than_its_limit(
     aws: Account, store: DynamoTimerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DynamoDB ends an answer after 1 MB, so that every shard may be left anywhere."""
+    """DynamoDB ends a response after 1 MB, so a shard may stop at any entry."""
     wanted, query, random = added(store, 40), aws.dynamodb.query, Random(3)  # noqa: S311
 
     def short(**request: Any) -> Any:
@@ -205,10 +203,10 @@ def test_a_shard_may_answer_with_less_than_its_limit(
     assert walk(store, TimerFilter(label="rare"), limit=9) == rare
 
 
-def test_a_page_of_nothing_leads_on(
+def test_an_empty_page_has_a_next_cursor(
     store: DynamoTimerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where nothing of what was looked at has the label, the page is empty and has a next one."""
+    """If no entry read has the label, the page is empty and has a cursor."""
     monkeypatch.setattr(timer_store, "LIST_SHARDS", 1)
     monkeypatch.setattr(timer_store, "MAX_ENTRIES_SCANNED", 3)
     stored = [make(number, label="old" if number < 2 else None) for number in range(8)]
@@ -222,10 +220,10 @@ def test_a_page_of_nothing_leads_on(
     assert page == Page([stored[1], stored[0]], None)
 
 
-def test_nothing_outside_a_span_is_read(
+def test_reads_only_the_requested_span(
     aws: Account, store: DynamoTimerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A list begins and ends with its span, however much there is above and below."""
+    """A list reads only timers between `since` and `until`."""
     monkeypatch.setattr(timer_store, "LIST_SHARDS", 1)
     stored = [make(number, created_at=START - number * SECOND) for number in range(20)]
     for timer in stored:
@@ -238,8 +236,10 @@ def test_nothing_outside_a_span_is_read(
     assert sorted(asked) == [timer.id for timer in stored[6:10]]
 
 
-def test_a_full_page_is_read_at_once(aws: Account, store: DynamoTimerStore) -> None:
-    """A page costs a query of each shard and one BatchGetItem, whatever its size and filter."""
+def test_a_page_takes_one_query_per_shard_and_one_read(
+    aws: Account, store: DynamoTimerStore
+) -> None:
+    """A page costs one query of each shard and one BatchGetItem, for any size and filter."""
     wanted = added(store, 60)
     for listing in (TimerFilter(), TimerFilter(label="rare"), TimerFilter(status=Status.SCHEDULED)):
         aws.calls.clear()
@@ -250,9 +250,8 @@ def test_a_full_page_is_read_at_once(aws: Account, store: DynamoTimerStore) -> N
     assert request["RequestItems"][NAME]["ConsistentRead"] is True
 
 
-def test_a_status_that_few_have_is_looked_for_in_many(store: DynamoTimerStore) -> None:
-    """A status shows on the item only, so as many are read as one call takes, however few are
-    wanted."""
+def test_a_filter_by_status_reads_a_full_batch(store: DynamoTimerStore) -> None:
+    """The index has no status, so a filter by status reads as many items as one call takes."""
     cancelled = added(store, 60)[-1].cancel(START)
     store.replace(cancelled)
     page = store.page(DEFAULT_TENANT, TimerFilter(status=Status.CANCELLED), None, 1)
@@ -260,7 +259,7 @@ def test_a_status_that_few_have_is_looked_for_in_many(store: DynamoTimerStore) -
 
 
 def reading_few(aws: Account, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    """Let BatchGetItem get round to so many items in each call only."""
+    """Make each BatchGetItem process `at_once` items only."""
     read = aws.dynamodb.batch_get_item
 
     def some(RequestItems: Any) -> Any:
@@ -274,10 +273,10 @@ def reading_few(aws: Account, monkeypatch: pytest.MonkeyPatch, at_once: int) -> 
     monkeypatch.setattr(aws.dynamodb, "batch_get_item", some)
 
 
-def test_what_was_not_got_round_to_is_asked_for_again(
+def test_reads_unprocessed_keys_again(
     aws: Account, store: DynamoTimerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A page lacks nothing because a call returned a part only; if that goes on, it raises."""
+    """A page reads unprocessed keys again; after some tries it raises Unavailable."""
     wanted = added(store, 20)
     reading_few(aws, monkeypatch, 3)
     assert walk(store, limit=3 * timer_store.BATCH_GET_TRIES) == wanted
@@ -288,26 +287,25 @@ def test_what_was_not_got_round_to_is_asked_for_again(
         store.page(DEFAULT_TENANT, TimerFilter(), None, 1)
 
 
-def test_a_sweep_takes_what_it_gets(
+def test_overdue_leaves_unprocessed_keys(
     aws: Account, store: DynamoTimerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What BatchGetItem did not get round to is left to the next sweep."""
+    """`overdue` leaves unprocessed keys to the next sweep."""
     added(store, 10)
     reading_few(aws, monkeypatch, 4)
     assert len(store.overdue(START + 2 * HOUR, 100)) == 4
 
 
-def test_many_are_read_in_several_calls(store: DynamoTimerStore) -> None:
-    """A page may be larger than what one call of BatchGetItem takes."""
+def test_a_large_page_takes_several_reads(store: DynamoTimerStore) -> None:
+    """A page may have more timers than one BatchGetItem reads."""
     wanted = added(store, timer_store.BATCH_GET_SIZE + 5)
     assert store.page(DEFAULT_TENANT, TimerFilter(), None, 1000) == Page(wanted, None)
 
 
-def test_the_index_is_only_a_hint(
+def test_outdated_index_entries_are_not_listed(
     aws: Account, store: DynamoTimerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it is behind, nothing is shown that is gone, another's, of another moment, or does not
-    match any more."""
+    """An outdated entry does not list a timer that is gone, another's, moved or relabelled."""
     monkeypatch.setattr(timer_store, "LIST_SHARDS", 1)
     gone, others, moved = make(1), make(2, tenant="other"), make(3, created_at=START - SECOND)
     relabelled, right = make(4, label="new"), make(5, label="old")
@@ -322,8 +320,8 @@ def test_the_index_is_only_a_hint(
     assert store.page(DEFAULT_TENANT, TimerFilter(label="old"), None, 10) == Page([right], None)
 
 
-def test_a_claim_leaves_the_list_alone(aws: Account, store: DynamoTimerStore) -> None:
-    """A claim writes nothing that the index `listed` holds, so that it costs no write there."""
+def test_a_claim_does_not_write_to_the_index_listed(aws: Account, store: DynamoTimerStore) -> None:
+    """A claim changes no attribute of the index `listed`, so it costs no write there."""
     timer = make(label="a")
     store.add(timer)
     aws.calls.clear()
@@ -335,10 +333,8 @@ def test_a_claim_leaves_the_list_alone(aws: Account, store: DynamoTimerStore) ->
     assert not changed & {"listed", "created", "label"}
 
 
-def test_a_timer_without_the_attributes_of_the_index_is_listed_once_it_is_written(
-    aws: Account, store: DynamoTimerStore
-) -> None:
-    """What a version before the list has stored is in no list, until anything is written of it."""
+def test_old_timers_are_listed_once_written(aws: Account, store: DynamoTimerStore) -> None:
+    """A timer stored before the index `listed` existed is listed after its next write."""
     timer = make()
     item = timer_store._item(timer)
     del item["listed"], item["created"]
@@ -351,9 +347,9 @@ def test_a_timer_without_the_attributes_of_the_index_is_listed_once_it_is_writte
     assert walk(store) == [delivered]
 
 
-def test_moments_are_text_of_fixed_width() -> None:
-    """Any moment that can be asked for compares as text as it does as a moment."""
+def test_times_sort_as_text() -> None:
+    """Times as text sort in the order of the times."""
     years = [1, 999, 1000, 1969, 2026, 9999]
-    texts = [timer_store._text(START.replace(year=year, microsecond=7)) for year in years]
+    texts = [dynamodb.time_text(START.replace(year=year, microsecond=7)) for year in years]
     assert texts == sorted(texts)
     assert texts[0] == "0001-01-31T12:00:00.000007Z"

@@ -1,4 +1,4 @@
-"""Idempotency-Key: one timer for each key of a tenant, however many requests there are."""
+"""Idempotency-Key: all requests of a tenant with one key create one timer."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chalicelib.aws.scheduler import AwsScheduler
 from chalicelib.aws.timer_store import DynamoTimerStore
 from chalicelib.core.errors import KeyReused, ScheduleRefused, Unavailable
 from chalicelib.core.timer import (
@@ -29,6 +28,7 @@ from chalicelib.service.commands import Created
 from chalicelib.service.ports import Store
 from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.aws import NAME, account
+from tests.support.cloud import scheduler_of
 from tests.support.fakes import START, Clock, FakeScheduler, FakeSender, FakeStore
 from tests.support.service import Service
 
@@ -36,7 +36,7 @@ MINUTE = timedelta(minutes=1)
 
 
 class World:
-    """A service on some store and alarm."""
+    """A service on any store and scheduler."""
 
     def __init__(self, store: Store, scheduler: Any, clock: Clock) -> None:
         self.store = store
@@ -52,7 +52,7 @@ class World:
         )
 
     def tick(self) -> Any:
-        """Return a moment that no other call gets."""
+        """Return a time that no other call gets."""
         self.clock.now += timedelta(microseconds=1)
         return self.clock.now
 
@@ -79,7 +79,7 @@ def sqlite(folder: Path) -> Iterator[World]:
 def dynamodb(_: Path) -> Iterator[World]:
     with account() as aws:
         clock = Clock()
-        scheduler = AwsScheduler(lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, clock)
+        scheduler = scheduler_of(aws, clock)
         world = World(DynamoTimerStore(aws.dynamodb, NAME), scheduler, clock)
         world.scheduler.aws = aws
         yield world
@@ -90,27 +90,27 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     yield from request.param(tmp_path)
 
 
-def scheduler(world: World) -> int:
-    """Return how many alarms were set: on AWS, how many schedules there are."""
+def scheduled(world: World) -> int:
+    """Return how many timers are scheduled: on AWS, the number of schedules."""
     if isinstance(world.scheduler, FakeScheduler):
         return len(world.scheduler.wakeups)
     return len(world.scheduler.aws.schedules())
 
 
-def test_the_same_request_gives_the_same_timer(world: World) -> None:
-    """The second one finds what the first one made, as it is now, and changes nothing for it."""
+def test_a_repeated_request_returns_the_same_timer(world: World) -> None:
+    """A repeated request returns the existing timer in its current state, and changes nothing."""
     first, second = world.create(), world.create()
     assert (first.is_new, second.is_new) == (True, False)
     assert second.timer.id == first.timer.id
     assert second.timer.deadline == first.timer.deadline
-    assert scheduler(world) == 1
+    assert scheduled(world) == 1
     wakeup = first.timer.wakeup()
     assert world.store.claim(wakeup, START + MINUTE, START + 2 * MINUTE) is not None
     assert world.create().timer.status is Status.DELIVERING
 
 
-def test_racing_requests_give_one_timer(world: World) -> None:
-    """Of 8 at the same moment one creates it and sets its alarm, and all are told of the same."""
+def test_racing_requests_create_one_timer(world: World) -> None:
+    """Of 8 concurrent requests one creates and schedules the timer, and all return it."""
     gate = Barrier(8)
 
     def create(key: str) -> Created:
@@ -122,26 +122,26 @@ def test_racing_requests_give_one_timer(world: World) -> None:
             found = list(clients.map(create, [f"key {number}"] * 8))
             assert sum(created.is_new for created in found) == 1
             assert len({created.timer.id for created in found}) == 1
-            assert scheduler(world) == number + 1
+            assert scheduled(world) == number + 1
 
 
-def test_another_request_under_the_key_is_refused(world: World) -> None:
-    """The key stands for what it was first used for; the timer stays as it is."""
+def test_rejects_a_key_used_for_another_request(world: World) -> None:
+    """A key used for a different request is refused, and the timer stays the same."""
     first = world.create()
     with pytest.raises(KeyReused, match="different request"):
         world.create(fingerprint="b")
     assert world.service.get(DEFAULT_TENANT, first.timer.id).fingerprint == "a"
 
 
-def test_keys_are_the_tenants_own(world: World) -> None:
-    """Another tenant's use of the same key is another timer, and nobody hears of it."""
+def test_keys_belong_to_a_tenant(world: World) -> None:
+    """The same key of another tenant creates another timer."""
     first, other = world.create(), world.create(tenant="acme", fingerprint="b")
     assert other.is_new
     assert other.timer.id != first.timer.id
 
 
-def test_a_changed_timer_is_still_the_keys(world: World) -> None:
-    """What became of the timer since does not matter: changed or cancelled, it is this one."""
+def test_a_changed_timer_keeps_its_key(world: World) -> None:
+    """A repeated request returns the timer even if it was changed or cancelled."""
     first = world.create()
     world.service.change(DEFAULT_TENANT, first.timer.id, START + 5 * MINUTE)
     assert world.create().timer.deadline == START + 5 * MINUTE
@@ -149,8 +149,8 @@ def test_a_changed_timer_is_still_the_keys(world: World) -> None:
     assert world.create().timer.status is Status.CANCELLED
 
 
-def test_a_forgotten_timer_frees_its_key(world: World) -> None:
-    """Once it is expired, swept away or not, the key makes a new one, also for something else."""
+def test_an_expired_timer_frees_its_key(world: World) -> None:
+    """After the timer expired, deleted or not, its key creates a new one for any request."""
     first = world.create()
     world.service.cancel(DEFAULT_TENANT, first.timer.id)
     world.clock.now += RETENTION
@@ -160,9 +160,8 @@ def test_a_forgotten_timer_frees_its_key(world: World) -> None:
     assert second.timer.status is Status.SCHEDULED
 
 
-def test_what_was_promised_twice_is_not_taken_back(fakes: World) -> None:
-    """An alarm that is refused takes the creation back, but not from under a second request that
-    was told of it meanwhile: then it stays, for the sweep to arm."""
+def test_a_refused_timer_stays_if_a_second_request_returned_it(fakes: World) -> None:
+    """If scheduling is refused, a timer that a second request has returned is left to the sweep."""
 
     def refuse(timer: Timer) -> None:
         assert not fakes.create().is_new
@@ -176,8 +175,8 @@ def test_what_was_promised_twice_is_not_taken_back(fakes: World) -> None:
     assert fakes.store.overdue(fakes.clock.now + timedelta(seconds=1), 10) == [kept]
 
 
-def test_what_was_promised_once_is_taken_back(fakes: World) -> None:
-    """Nobody else knows of it: it is gone, and the key can be used again."""
+def test_a_refused_timer_is_removed(fakes: World) -> None:
+    """If scheduling is refused, the timer is removed, and its key can be used again."""
     fakes.scheduler.failure = ScheduleRefused("The schedule may not be made.")
     with pytest.raises(ScheduleRefused):
         fakes.create()
@@ -185,8 +184,8 @@ def test_what_was_promised_once_is_taken_back(fakes: World) -> None:
     assert fakes.create(fingerprint="b").is_new
 
 
-def test_a_request_beside_one_that_is_taken_back(fakes: World) -> None:
-    """Who reads the timer just before it is taken back is not told of it, but makes it anew."""
+def test_a_request_that_races_a_removal_creates_the_timer(fakes: World) -> None:
+    """A request that reads a timer just before its removal creates it again."""
     store: Any = fakes.store
     real_get = store.get
     taken: list[Timer] = []
@@ -204,8 +203,8 @@ def test_a_request_beside_one_that_is_taken_back(fakes: World) -> None:
     assert again.is_new
 
 
-def test_a_key_that_never_settles(fakes: World) -> None:
-    """After some tries the request is a 503, and may be sent again."""
+def test_gives_up_after_too_many_races(fakes: World) -> None:
+    """After MAX_RACES tries the request raises Unavailable."""
     fakes.create()
     store: Any = fakes.store
     store.replace = lambda *_: False
@@ -213,8 +212,8 @@ def test_a_key_that_never_settles(fakes: World) -> None:
         fakes.create()
 
 
-def test_an_id_that_is_taken(fakes: World) -> None:
-    """Without a key an id that exists is never handed out a second time."""
+def test_never_reuses_an_id_without_a_key(fakes: World) -> None:
+    """Without a key an existing id raises Unavailable."""
     order = TimerSpec(webhook=Webhook(url="https://example.com/"), deadline=START)
     assert fakes.service.create(DEFAULT_TENANT, order).is_new
     with pytest.raises(Unavailable):
@@ -222,7 +221,7 @@ def test_an_id_that_is_taken(fakes: World) -> None:
 
 
 def test_a_store_that_is_down(fakes: World) -> None:
-    """Nothing is decided then."""
+    """If the store is down, a request with a key raises Unavailable."""
     store: Any = fakes.store
     store.down = True
     with pytest.raises(Unavailable):
@@ -230,8 +229,8 @@ def test_a_store_that_is_down(fakes: World) -> None:
 
 
 @given(st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20))
-def test_ids_of_keys(one: str, other: str) -> None:
-    """The id is a UUIDv8 that depends on key and tenant alone."""
+def test_an_id_depends_on_tenant_and_key_only(one: str, other: str) -> None:
+    """The id is a UUIDv8 that depends only on the tenant and the key."""
     id = keyed_id("acme", one)
     assert id == keyed_id("acme", one)
     assert (id == keyed_id("acme", other)) == (one == other)

@@ -1,6 +1,6 @@
-"""Whose timers they are: every route × its owner, another tenant, a read key, a revoked one, none.
+"""Tenants: every route × its owner, another tenant, a read key, a revoked key, and no key.
 
-On the standalone server over SQLite, and as on AWS: API Gateway's authorizer over DynamoDB.
+On the standalone server with SQLite, and on AWS: API Gateway's authorizer with DynamoDB.
 """
 
 import io
@@ -14,8 +14,8 @@ import pytest
 
 from app import app
 from chalicelib import runtime
-from chalicelib.aws.scheduler import AwsScheduler
-from chalicelib.aws.timer_store import DynamoApiKeys, DynamoTimerStore
+from chalicelib.aws.tenant_store import DynamoApiKeys
+from chalicelib.aws.timer_store import DynamoTimerStore
 from chalicelib.core import api_keys
 from chalicelib.core.api_keys import KEY_ENTROPY, Role
 from chalicelib.core.pagination import TimerFilter
@@ -25,6 +25,7 @@ from chalicelib.service.ports import ApiKeys, Store
 from standalone.server import Application
 from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.aws import NAME, TENANTS, account
+from tests.support.cloud import scheduler_of
 from tests.support.fakes import START, Clock, FakeScheduler, FakeSender
 from tests.support.routes import CLIENT, JSON, ROUTES, URL, WANTING
 from tests.support.service import Service
@@ -35,7 +36,7 @@ KEY = "the same key"
 class Answer(NamedTuple):
     status: int
     json: Any
-    """What is no JSON is here as it came: a page."""
+    """The decoded JSON, or the bytes of a page."""
 
 
 def answered(status: int, content: bytes) -> Answer:
@@ -46,12 +47,12 @@ Ask = Callable[[str, str, bytes, dict[str, str]], Answer]
 
 
 class World:
-    """Two tenants and their keys, and a way to ask."""
+    """Two tenants, their keys, and a function that makes requests."""
 
     def __init__(self, store: Store, scheduler: Any, kept: ApiKeys, ask: Ask, unknown: int) -> None:
         self.ask = ask
         self.unknown = unknown
-        """What a key that nobody knows gets: API Gateway says 403."""
+        """The status for an unknown key: 403 from API Gateway."""
         ids = iter(f"timer-{number}" for number in range(1000))
         self.service = Service(
             store,
@@ -74,7 +75,7 @@ class World:
         self.store = store
 
     def timer(self, status: Status) -> Timer:
-        """Return a timer of tenant acme in this state, made under KEY."""
+        """Return a timer of tenant acme with this status, created with KEY."""
         webhook = Webhook(url=URL, label="x")
         order = TimerSpec(webhook=webhook, deadline=START, idempotency_key=IdempotencyKey(KEY, "a"))
         timer = self.service.create("acme", order).timer
@@ -98,7 +99,7 @@ class World:
         return text
 
 
-def embedded(folder: Path) -> Iterator[World]:
+def standalone(folder: Path) -> Iterator[World]:
     with closing(SqliteTimerStore(folder / "timers.db")) as store:
         wsgi = Application(app, keys=store.keys)
 
@@ -126,7 +127,7 @@ def on_aws(_: Path) -> Iterator[World]:
 
     with account() as aws:
         kept = DynamoApiKeys(aws.dynamodb, TENANTS)
-        scheduler = AwsScheduler(lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, Clock())
+        scheduler = scheduler_of(aws, Clock())
         world = World(DynamoTimerStore(aws.dynamodb, NAME), scheduler, kept, ask, unknown=403)
         install(world, kept)
         yield world
@@ -137,7 +138,7 @@ def install(world: World, kept: ApiKeys) -> None:
     runtime.install(parts)
 
 
-@pytest.fixture(params=[embedded, on_aws], ids=lambda it: it.__name__)
+@pytest.fixture(params=[standalone, on_aws], ids=lambda it: it.__name__)
 def world(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
@@ -146,7 +147,7 @@ def world(
 
 
 class Route(NamedTuple):
-    """What a route needs, and what its owner gets."""
+    """The request of a route, and the status for its owner."""
 
     status: int
     body: Callable[[str], object] = lambda _: None
@@ -176,11 +177,11 @@ PUBLIC = {
     "GET /console": "/console",
     "GET /console/{name}": "/console/console.js",
 }
-"""What is not about timers, and a path of each."""
+"""The routes that need no key, with a path of each."""
 
 
 def call(world: World, caller: str, name: str) -> tuple[Timer, Answer]:
-    """Make the request about a timer of acme; return the timer as it was, and the answer."""
+    """Make a request about a timer of acme; return the timer as it was, and the response."""
     method, path = name.split()
     route = WANTED[name]
     timer = world.timer(route.timer)
@@ -195,8 +196,8 @@ PRIVATE = [" ".join(route) for route in WANTING]
 
 
 @pytest.mark.parametrize("name", PRIVATE)
-def test_owner(world: World, name: str) -> None:
-    """Who has a full key of the tenant may do all there is."""
+def test_a_full_key_may_do_everything(world: World, name: str) -> None:
+    """A full key of the tenant may use every route."""
     timer, answer = call(world, "own", name)
     assert answer.status == WANTED[name].status
     if "/x" in name:
@@ -208,8 +209,8 @@ def test_owner(world: World, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRIVATE)
-def test_read_key(world: World, name: str) -> None:
-    """A key that may only read reads, and changes nothing."""
+def test_a_read_key_may_only_read(world: World, name: str) -> None:
+    """A read key reads timers and changes none."""
     timer, answer = call(world, "read", name)
     if name.startswith("GET"):
         assert answer.status == 200
@@ -219,8 +220,8 @@ def test_read_key(world: World, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRIVATE)
-def test_other_tenant(world: World, name: str) -> None:
-    """To another tenant the timer does not exist: not by its id, in a list, or among many."""
+def test_other_tenants_see_no_timer(world: World, name: str) -> None:
+    """To another tenant the timer does not exist: by its id, in a list, or in a batch."""
     timer, answer = call(world, "other", name)
     if "/x" in name:
         nobody = world.call("other", "GET", "/timers/nobody", None)
@@ -236,8 +237,8 @@ def test_other_tenant(world: World, name: str) -> None:
 
 @pytest.mark.parametrize("caller", ["no", "revoked"])
 @pytest.mark.parametrize("name", PRIVATE)
-def test_no_key(world: World, name: str, caller: str) -> None:
-    """Without a key, or with one that was taken back, there is nothing to be had."""
+def test_rejects_requests_without_a_valid_key(world: World, name: str, caller: str) -> None:
+    """A missing or revoked key is refused, and nothing changes."""
     timer, answer = call(world, caller, name)
     assert answer.status == (401 if caller == "no" else world.unknown)
     assert unchanged(world, timer)
@@ -246,16 +247,16 @@ def test_no_key(world: World, name: str, caller: str) -> None:
 
 
 @pytest.mark.parametrize("path", PUBLIC.values())
-def test_public(world: World, path: str) -> None:
-    """Everybody may know whether it works, and how to use it, and sees the same."""
+def test_public_routes_need_no_key(world: World, path: str) -> None:
+    """Public routes return the same response for every caller."""
     assert PUBLIC.keys() | set(PRIVATE) == set(map(" ".join, ROUTES))
     answers = [world.call(caller, "GET", path, None) for caller in world.callers]
     assert answers == [answers[0]] * len(world.callers)
     assert answers[0].status == 200
 
 
-def test_idempotency_keys(world: World) -> None:
-    """The same key, and even the same request, is each tenant's own."""
+def test_idempotency_keys_belong_to_a_tenant(world: World) -> None:
+    """Two tenants with the same key and request create two timers."""
     mine, theirs = (
         world.call(caller, "POST", "/timers", MINE, **{"Idempotency-Key": KEY})
         for caller in ("own", "other")
@@ -268,8 +269,8 @@ def test_idempotency_keys(world: World) -> None:
     assert world.call("other", "GET", f"/timers/{mine.json['id']}", None).status == 404
 
 
-def test_cursors_of_others(world: World) -> None:
-    """A cursor is a place in time, and shows nobody anything of whoever got it."""
+def test_a_cursor_shows_no_timers_of_others(world: World) -> None:
+    """Another tenant's cursor lists only the caller's timers."""
     for _ in range(3):
         world.call("own", "POST", "/timers", MINE)
     cursor = world.call("own", "GET", "/timers?limit=1", None).json["next_cursor"]

@@ -14,7 +14,7 @@ import boto3
 import pytest
 from botocore.exceptions import NoCredentialsError
 
-from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
+from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core.api_keys import ApiKey, Role
 from chalicelib.core.signing import MAX_SECRETS
 from chalicelib.core.timer import DEFAULT_TENANT

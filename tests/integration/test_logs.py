@@ -1,4 +1,4 @@
-"""What CloudWatch gets: lines and metrics, and no secret in them."""
+"""Log lines and metrics for CloudWatch, without secrets."""
 
 import io
 import json
@@ -13,18 +13,19 @@ from typing import Any
 
 import pytest
 from chalice.app import Response
+from msgspec import DecodeError
 from msgspec.structs import replace
 
-from chalicelib.aws import logs
-from chalicelib.aws.scheduler import AwsScheduler
+from chalicelib.aws import handlers, logs
+from chalicelib.aws.queue import encode_wakeup
 from chalicelib.core.errors import Unavailable
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
-from chalicelib.core.timer import DEFAULT_TENANT, Outcome, Timer, Wakeup, Webhook, new_timer
+from chalicelib.core.timer import DEFAULT_TENANT, Outcome, Timer, Webhook, new_timer
 from chalicelib.http import responses
 from chalicelib.service.concurrency import one_by_one
 from chalicelib.webhook.sender import WebhookSender
 from tests.support.aws import TEMPLATE, account
-from tests.support.cloud import Cloud
+from tests.support.cloud import Cloud, Context, Record, scheduler_of
 from tests.support.fakes import START, OnFakes, created
 
 SECRET = "s3cr3t"
@@ -33,7 +34,7 @@ REFUSAL = Outcome(status=404, answer=f"no {SECRET}", detail=f"by {SECRET}", dura
 
 @pytest.fixture
 def output(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """Attach as on AWS, to this text, and put back what pytest had attached."""
+    """Attach the logs to this text as on AWS; restore pytest's handlers afterwards."""
     text = io.StringIO()
     monkeypatch.setattr(sys, "stdout", text)
     root, core = logging.getLogger(), logging.getLogger("chalicelib")
@@ -46,8 +47,8 @@ def output(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     core.setLevel(kept[2])
 
 
-class Told(OnFakes):
-    """A service on fakes whose events are read back from standard output."""
+class LoggedService(OnFakes):
+    """A service on fakes, and its events as read from standard output."""
 
     def __init__(self, output: io.StringIO) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class Told(OnFakes):
         self.service.deliver(wakeup, self.clock.now + timedelta(minutes=1))
 
     def read(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Return the lines for people and the metrics."""
+        """Return the event lines and the metrics lines."""
         text = self._output.getvalue()
         assert SECRET not in text
         lines = [json.loads(line) for line in text.splitlines()]
@@ -72,20 +73,20 @@ class Told(OnFakes):
 
 
 @pytest.fixture
-def told(output: io.StringIO) -> Told:
-    return Told(output)
+def logged(output: io.StringIO) -> LoggedService:
+    return LoggedService(output)
 
 
 def values(metrics: list[dict[str, Any]]) -> list[dict[str, list[float]]]:
-    """Return what each metrics line says, without its frame."""
+    """Return the metrics of each line, without the frame of the format."""
     return [{k: v for k, v in it.items() if k not in ("_aws", "service")} for it in metrics]
 
 
-def test_a_life_in_lines(told: Told) -> None:
-    """Each event is one JSON line with the timer, its tenant and the invocation."""
-    timer = told.create()
-    told.deliver(late=0.25)
-    lines, _ = told.read()
+def test_each_event_is_a_json_line(logged: LoggedService) -> None:
+    """Each event is a JSON line with the timer, its tenant and the invocation."""
+    timer = logged.create()
+    logged.deliver(late=0.25)
+    lines, _ = logged.read()
     assert [line["message"] for line in lines] == ["timer created", "webhook delivered"]
     for line in lines:
         assert line["timer"] == timer.id
@@ -93,15 +94,15 @@ def test_a_life_in_lines(told: Told) -> None:
         assert line["service"] == "timers-test"
         assert line["function_request_id"] == "request-1"
         assert line["level"] == "INFO"
-    told_last = {name: lines[1][name] for name in ("status", "attempt", "lateness", "outcome")}
-    assert told_last == {"status": "delivered", "attempt": 1, "lateness": 0.25, "outcome": 204}
+    last = {name: lines[1][name] for name in ("status", "attempt", "lateness", "outcome")}
+    assert last == {"status": "delivered", "attempt": 1, "lateness": 0.25, "outcome": 204}
 
 
-def test_delivered(told: Told) -> None:
+def test_a_delivery_is_counted(logged: LoggedService) -> None:
     """A delivery is counted, with its lateness in seconds."""
-    told.create()
-    told.deliver(late=0.25)
-    _, metrics = told.read()
+    logged.create()
+    logged.deliver(late=0.25)
+    _, metrics = logged.read()
     assert values(metrics) == [{"Lateness": [0.25], "Delivered": [1.0]}]
     (frame,) = metrics[0]["_aws"]["CloudWatchMetrics"]
     assert frame["Namespace"] == "Timers"
@@ -111,51 +112,51 @@ def test_delivered(told: Told) -> None:
     assert units == {"Lateness": "Seconds", "Delivered": "Count"}
 
 
-def test_failed(told: Told) -> None:
-    """A timer that ends as failed is counted, and the answer's body is not told."""
-    told.create()
-    told.sender.outcome = REFUSAL
-    told.deliver(late=2)
-    lines, metrics = told.read()
+def test_a_failure_is_counted(logged: LoggedService) -> None:
+    """A failed timer is counted, and the response's body is not logged."""
+    logged.create()
+    logged.sender.outcome = REFUSAL
+    logged.deliver(late=2)
+    lines, metrics = logged.read()
     assert values(metrics) == [{"Lateness": [2.0], "Failed": [1.0]}]
     assert lines[-1]["outcome"] == 404
 
 
-def test_an_error_is_told_by_its_class(told: Told) -> None:
-    """What somebody else wrote into the detail stays out of the log."""
-    told.create()
-    told.sender.outcome = Outcome(error="tls", detail=f"certificate of {SECRET}", duration=0.5)
-    told.deliver()
-    lines, _ = told.read()
+def test_an_error_is_logged_without_its_detail(logged: LoggedService) -> None:
+    """An error's class is logged; its detail, which others wrote, is not."""
+    logged.create()
+    logged.sender.outcome = Outcome(error="tls", detail=f"certificate of {SECRET}", duration=0.5)
+    logged.deliver()
+    lines, _ = logged.read()
     shown = {name: lines[-1][name] for name in ("outcome", "duration", "generation", "attempt")}
     assert shown == {"outcome": "tls", "duration": 0.5, "generation": 2, "attempt": 1}
 
 
-def test_what_is_not_recorded_is_not_counted(told: Told) -> None:
-    """A worker that came too late has delivered, but whoever took its claim counts it."""
-    timer = told.create()
-    told.sender.during = lambda: told.service.reclaim(told.store.timers[timer.id])
-    told.deliver()
-    lines, metrics = told.read()
+def test_a_dropped_outcome_is_not_counted(logged: LoggedService) -> None:
+    """The outcome of a worker that lost its claim is dropped and not counted."""
+    timer = logged.create()
+    logged.sender.during = lambda: logged.service.reclaim(logged.store.timers[timer.id])
+    logged.deliver()
+    lines, metrics = logged.read()
     assert lines[-1]["message"] == "outcome dropped"
     assert values(metrics) == []
 
 
-def test_requests_that_are_not_served_are_counted(told: Told) -> None:
-    """A 503 is an event with its cause, for a Lambda that answers one has not failed."""
+def test_unserved_requests_are_counted(logged: LoggedService) -> None:
+    """A 503 is logged with its cause and counted, because its Lambda invocation does not fail."""
 
     @responses.errors_as_problems
     def view() -> Response:
         raise Unavailable("DynamoDB can't do this now: X.") from ValueError("the role may not")
 
     assert view().status_code == 503
-    ((line,), (metric,)) = told.read()
+    ((line,), (metric,)) = logged.read()
     assert (line["error"], line["cause"]) == ("DynamoDB can't do this now: X.", "the role may not")
     assert values([metric]) == [{"Unserved": [1.0]}]
 
 
-def test_libraries_tell_no_secret(told: Told) -> None:
-    """urllib3 would log URL and headers of a receiver that answers with a malformed header."""
+def test_libraries_log_no_secret(logged: LoggedService) -> None:
+    """urllib3's warning about a malformed header, with URL and headers, is not logged."""
     answer = f"HTTP/1.1 200 OK\r\nno colon {SECRET}\r\nContent-Length: 0\r\n\r\n"
     with socket.create_server(("127.0.0.1", 0)) as server:
         Thread(target=_answer, args=(server, answer.encode()), daemon=True).start()
@@ -163,7 +164,7 @@ def test_libraries_tell_no_secret(told: Told) -> None:
         timer = new_timer("id-1", "acme", Webhook(url=url), START, START)
         outcome = WebhookSender(Targets.parse(LOOPBACK_TARGETS)).send(timer, START)
     assert outcome.status == 200
-    assert told.read() == ([], [])
+    assert logged.read() == ([], [])
 
 
 def _answer(server: socket.socket, answer: bytes) -> None:
@@ -173,65 +174,62 @@ def _answer(server: socket.socket, answer: bytes) -> None:
         connection.sendall(answer)
 
 
-def test_overdue(told: Told) -> None:
-    """What the sweep has to ring for is counted; the alarms are to find it."""
-    told.create()
-    told.clock.forward(60)
-    told.service.sweep(told.clock.now + timedelta(minutes=1))
-    lines, metrics = told.read()
+def test_requeued_timers_are_counted(logged: LoggedService) -> None:
+    """Timers that the sweep requeues are counted as Overdue, for a CloudWatch alarm."""
+    logged.create()
+    logged.clock.forward(60)
+    logged.service.sweep(logged.clock.now + timedelta(minutes=1))
+    lines, metrics = logged.read()
     assert values(metrics) == [{"Overdue": [1.0]}]
     assert [line["message"] for line in lines] == ["timer created", "timer requeued"]
 
 
-def test_a_lost_worker_is_failure_only_at_the_end(told: Told) -> None:
-    """A timer reclaimed is tried again; the timer that kills its workers is counted once."""
-    told.create(0)
+def test_a_reclaimed_timer_fails_once(logged: LoggedService) -> None:
+    """A reclaimed timer is retried, and counted as failed only after its last attempt."""
+    logged.create(0)
     for _ in range(8):
-        wakeup = told.scheduler.wakeups[-1]
-        claimed = told.store.claim(wakeup, told.clock.now, told.clock.now)
+        wakeup = logged.scheduler.wakeups[-1]
+        claimed = logged.store.claim(wakeup, logged.clock.now, logged.clock.now)
         assert claimed is not None
-        told.service.reclaim(claimed)
-    lines, metrics = told.read()
+        logged.service.reclaim(claimed)
+    lines, metrics = logged.read()
     assert values(metrics) == [{"Failed": [1.0]}]
     assert lines[-1]["status"] == "failed"
 
 
-def test_what_is_ignored_or_put_off_names_its_timer(told: Told) -> None:
-    """Also where nothing becomes of an event, one can find it by the timer's id."""
-    timer = told.create(0)
-    told.service.cancel("acme", timer.id)
-    told.deliver()
-    other = told.create(0)
-    told.scheduler.failure = Unavailable("SQS")
-    told.store.replace(other.mark_unarmed(told.clock.now))
-    told.clock.forward(60)
+def test_ignored_and_postponed_events_name_their_timer(logged: LoggedService) -> None:
+    """Events that change nothing are logged with the timer's id, too."""
+    timer = logged.create(0)
+    logged.service.cancel("acme", timer.id)
+    logged.deliver()
+    other = logged.create(0)
+    logged.scheduler.failure = Unavailable("SQS")
+    logged.store.replace(other.mark_unarmed(logged.clock.now))
+    logged.clock.forward(60)
     with pytest.raises(Unavailable):
-        told.service.sweep(told.clock.now + timedelta(minutes=1))
-    lines, _ = told.read()
+        logged.service.sweep(logged.clock.now + timedelta(minutes=1))
+    lines, _ = logged.read()
     by_event = {line["message"]: line for line in lines}
     for event, id in (("wake-up ignored", timer.id), ("timer postponed", other.id)):
         assert (by_event[event]["timer"], by_event[event]["tenant"]) == (id, "acme")
     assert by_event["timer postponed"]["error"] == "SQS"
 
 
-def test_alarms_name_their_timer(told: Told) -> None:
-    """A message that can't be answered, and one that came round too often, say whose they were."""
+def test_failed_and_dropped_messages_name_their_timer(logged: LoggedService) -> None:
+    """A message that can't be delivered names its timer, and so does a dropped wake-up."""
     with account() as aws:
         cloud = Cloud(aws)
-        scheduler = AwsScheduler(
-            lambda: aws.scheduler, lambda: aws.sqs, aws.addresses, cloud.clock, one_by_one
-        )
         wakeup = cloud.create(0).wakeup()
-        scheduler.requeue([replace(wakeup, hops=99)])
+        scheduler_of(aws, cloud.clock, one_by_one).requeue([replace(wakeup, hops=99)])
 
-        def broken(_: object) -> None:
+        def fail(operation: str) -> None:
             raise Unavailable("DynamoDB")
 
-        with pytest.raises(Unavailable):
-            scheduler.answer([(alarms_text(wakeup), "handle")], broken)
-        with pytest.raises(Exception, match="JSON"):
-            scheduler.answer([("no ring", "handle")], broken)
-    lines, _ = told.read()
+        aws.before = fail
+        for body, error in ((encode_wakeup(wakeup), Unavailable), ("garbage", DecodeError)):
+            with pytest.raises(error):
+                handlers.deliver(cloud.dependencies, [Record(body)], Context())
+    lines, _ = logged.read()
     about = {line["message"]: line for line in lines if "timer" in line}
     assert about["wake-up dropped"]["timer"] == wakeup.id
     assert about["message failed"]["timer"] == wakeup.id
@@ -239,38 +237,32 @@ def test_alarms_name_their_timer(told: Told) -> None:
     assert [line["message"] for line in lines if "timer" not in line] == ["message failed"]
 
 
-def alarms_text(wakeup: Wakeup) -> str:
-    from chalicelib.aws import scheduler  # noqa: PLC0415
-
-    return scheduler._text(wakeup)
-
-
-def test_other_libraries_speak_json_too(told: Told) -> None:
-    """A warning of a library is a line like the others; its chatter is none."""
+def test_warnings_of_libraries_are_json(logged: LoggedService) -> None:
+    """A library's warning is a JSON line; its info messages are not logged."""
     logging.getLogger("botocore").info("chatter")
     logging.getLogger("botocore").warning("beware")
-    lines, metrics = told.read()
+    lines, metrics = logged.read()
     assert [line["message"] for line in lines] == ["beware"]
     assert metrics == []
 
 
-def test_alarms_and_dashboard_look_at_these_metrics(told: Told) -> None:
-    """The names in the template are those of the metrics."""
+def test_cloudwatch_alarms_use_emitted_metrics(logged: LoggedService) -> None:
+    """The template's alarms use only names of metrics that are emitted."""
     watched = {
         it["Properties"]["MetricName"]
         for it in TEMPLATE["Resources"].values()
         if it["Type"] == "AWS::CloudWatch::Alarm"
         and it["Properties"].get("Namespace") == logs.NAMESPACE
     }
-    told.create()
-    told.deliver()
-    told.create()
-    told.sender.outcome = REFUSAL
-    told.deliver()
-    told.create()
-    told.clock.forward(60)
-    told.service.sweep(told.clock.now + timedelta(minutes=1))
+    logged.create()
+    logged.deliver()
+    logged.create()
+    logged.sender.outcome = REFUSAL
+    logged.deliver()
+    logged.create()
+    logged.clock.forward(60)
+    logged.service.sweep(logged.clock.now + timedelta(minutes=1))
     logging.getLogger("chalicelib.http.responses").error("request not served")
-    emitted = {name for it in values(told.read()[1]) for name in it}
+    emitted = {name for it in values(logged.read()[1]) for name in it}
     assert watched <= emitted
     assert emitted == {"Lateness", "Delivered", "Failed", "Overdue", "Unserved"}

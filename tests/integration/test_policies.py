@@ -1,4 +1,4 @@
-"""Each function may do what it does, and nothing else: no emulator would tell."""
+"""IAM policies: each function may make its own calls only. Emulators do not check this."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from chalice.cli.factory import CLIFactory
 
-from chalicelib.aws import scheduler as scheduler_module
-from chalicelib.aws.timer_store import DynamoApiKeys, DynamoSecrets
+from chalicelib.aws import handlers
+from chalicelib.aws.queue import encode_wakeup
+from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core.errors import ScheduleRefused, Unavailable
 from chalicelib.core.pagination import TimerFilter
 from chalicelib.core.timer import DEFAULT_TENANT, Status
 from chalicelib.service import tenants
 from tests.contracts.api_keys import TOKEN
 from tests.support.aws import TENANTS, account
-from tests.support.cloud import Cloud
+from tests.support.cloud import Cloud, Context, Record
 from tests.support.processes import ROOT
 
 ACTIONS = {
@@ -28,7 +30,7 @@ ACTIONS = {
     "TransactWriteItems": {"dynamodb:PutItem"},
     "GetQueueAttributes": {"sqs:GetQueueAttributes"},
 }
-"""The rights that a call needs; those of DynamoDB are called as the calls."""
+"""The rights that a call needs, if they differ from `dynamodb:<call>`."""
 
 LAMBDAS_OWN = {
     "logs:CreateLogStream",
@@ -37,7 +39,7 @@ LAMBDAS_OWN = {
     "sqs:DeleteMessage",
     "sqs:GetQueueAttributes",
 }
-"""What Lambda needs for its logs and its poller, in the function's role."""
+"""Rights that Lambda needs in the function's role, for logs and for polling the queue."""
 
 
 @pytest.fixture
@@ -83,15 +85,14 @@ def deliver(cloud: Cloud) -> None:
     cloud.aws.before = fail
     ends_at = cloud.clock.now + timedelta(seconds=60)
     DynamoSecrets(cloud.aws.dynamodb, TENANTS).of(good.tenant)
-    messages = [(scheduler_module._text(timer.wakeup()), "handle") for timer in (good, bad)]
-    scheduler: Any = cloud.service.scheduler
+    records = [Record(encode_wakeup(timer.wakeup())) for timer in (good, bad)]
     with pytest.raises(Unavailable):
-        scheduler.answer(messages, lambda wakeup: cloud.service.deliver(wakeup, ends_at))
+        handlers.deliver(cloud.dependencies, records, Context())
     cloud.aws.before = lambda operation: None
-    # A ring too early is forwarded; an attempt that is to be made again moves the timer.
+    # An early wake-up is requeued; a retry schedules the timer again.
     late = cloud.read(bad.id)
     cloud.service.scheduler.requeue([late.wakeup()])
-    cloud.service.transitions.reschedule(late, late.change(late, ends_at), cloud.clock.now)
+    cloud.service.transitions.reschedule(late, late.change(late, ends_at), ends_at)
 
 
 def sweep(cloud: Cloud) -> None:
@@ -128,8 +129,8 @@ def allowed(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_policy_is_what_the_function_needs(cloud: Cloud, name: str) -> None:
-    """Every call that a function makes is allowed to it, and all that is allowed is needed."""
+def test_a_policy_allows_only_needed_calls(cloud: Cloud, name: str) -> None:
+    """A function's policy allows each call that it makes, and no other."""
     FUNCTIONS[name](cloud)
     needed = {
         action
@@ -141,8 +142,8 @@ def test_policy_is_what_the_function_needs(cloud: Cloud, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_policy_reaches_timers_only(name: str) -> None:
-    """No right is for all resources; the role is handed to the Scheduler and to nobody else."""
+def test_a_policy_covers_timers_only(name: str) -> None:
+    """No right covers all resources; only EventBridge Scheduler may be passed the role."""
     for statement in statements(name):
         assert "timers-" in statement["Resource"]
         if statement["Effect"] == "Allow":
@@ -153,9 +154,9 @@ def test_policy_reaches_timers_only(name: str) -> None:
 
 
 def may(name: str, action: str, table: str, key: str | None) -> bool:
-    """Say whether IAM lets a function do this to a table: allowed by one statement, denied by none.
+    """Return whether IAM allows a call on a table: one statement allows it, and none denies it.
 
-    `key` is the partition key of the item; None for a call that names none.
+    `key` is the item's partition key, or None for a call without one.
     """
     resource = f"arn:aws:dynamodb:eu-central-1:123456789012:table/{table}"
     effects = {it["Effect"] for it in statements(name) if concerns(it, action, resource, key)}
@@ -172,7 +173,7 @@ def concerns(statement: dict[str, Any], action: str, resource: str, key: str | N
         meant
         and is_like(resource, [statement["Resource"]])
         and all(
-            # Where there is no key at all, whatever begins with ForAllValues is met.
+            # A condition with ForAllValues holds for a request without keys.
             key is None or is_like(key, names["dynamodb:LeadingKeys"]) is LIKE[operator]
             for operator, names in conditions.items()
         )
@@ -189,10 +190,11 @@ CALLS = ["GetItem", "BatchGetItem", "Query", "Scan", "PutItem", "UpdateItem", "D
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_keys_and_secrets_are_kept_from_whom_they_do_not_concern(name: str) -> None:
-    """The authorizer reads keys and `deliver` secrets, one by one; nobody reads anything else
-    there, and nobody writes. The names of the tables look alike, so that a right to one would be a
-    right to the other."""
+def test_only_authorizer_and_deliver_read_the_tenants_table(name: str) -> None:
+    """The authorizer reads API keys and `deliver` reads secrets, one at a time; nobody writes them.
+
+    The tables' names share a prefix, so a right to one could be a right to the other.
+    """
     api_keys = ["key#abc", "secrets#acme", "xsecrets#acme", "", None]
     allowed = {
         (call, key)
@@ -205,8 +207,8 @@ def test_keys_and_secrets_are_kept_from_whom_they_do_not_concern(name: str) -> N
     assert allowed == wanted.get(name, set())
 
 
-def test_the_rules_of_iam_are_played_right() -> None:
-    """The table of the timers is open to those who work with it, and to no authorizer."""
+def test_the_iam_simulation_is_right() -> None:
+    """`may` allows the calls that the functions make on the timers table, and no others."""
     assert may("deliver", "dynamodb:PutItem", "timers-dev", "x")
     assert may("sweep", "dynamodb:GetItem", "timers-dev", "secrets#x")
     assert not may("deliver", "dynamodb:DeleteItem", "timers-dev", "x")
@@ -217,24 +219,42 @@ def test_the_rules_of_iam_are_played_right() -> None:
     assert not may("deliver", "dynamodb:GetItem", "other-dev-tenants", "secrets#x")
 
 
-@pytest.mark.parametrize("stage", ["localstack", "dev", "prod"])
-def test_stages_are_set_up_alike(stage: str) -> None:
-    """Each stage knows its name, has the limits that the design counts on, and writes no policy of
-    its own making."""
-    config = json.loads((ROOT / ".chalice/config.json").read_text())["stages"][stage]
-    functions = config["lambda_functions"]
-    settings = config["environment_variables"]
-    assert settings.pop("STAGE") == stage
-    assert settings.pop("RES_OPTIONS") == "timeout:2 attempts:2"
-    assert (stage == "localstack") or settings == {}
-    assert config["autogen_policy"] is False
-    assert config["iam_policy_file"] == "policy-api.json"
-    assert config["lambda_timeout"] == 29
-    assert {name: it["iam_policy_file"] for name, it in functions.items()} == {
-        name: f"policy-{name}.json" for name in FUNCTIONS if name != "api"
-    }
-    assert (functions["deliver"]["lambda_timeout"], functions["sweep"]["lambda_timeout"]) == (
-        60,
-        60,
-    )
-    assert functions["deliver"]["lambda_memory_size"] == 1024
+ENVIRONMENTS: dict[str, dict[str, str]] = {
+    "localstack": {
+        "AUTH": "none",
+        "NEAR": "190",
+        "ALLOWED_TARGETS": "host.docker.internal,localhost,127.0.0.0/8",
+    },
+    "dev": {},
+    "prod": {},
+}
+"""The environment variables of each stage, besides those that all stages have."""
+
+LIMITS = {
+    "api_handler": (29, 512),
+    "authorizer": (10, 512),
+    "fire": (30, 512),
+    "deliver": (60, 1024),
+    "sweep": (60, 1024),
+}
+"""Timeout in seconds and memory in MB of each function, under Chalice's names."""
+
+
+@pytest.mark.parametrize("stage", ENVIRONMENTS)
+@pytest.mark.parametrize("function", LIMITS)
+def test_chalice_resolves_the_settings_of_each_function(stage: str, function: str) -> None:
+    """Each function of each stage has its own policy, limits and environment variables."""
+    project = CLIFactory(str(ROOT)).create_config_obj(chalice_stage_name=stage)
+    config = project.scope(stage, function)
+    assert (config.lambda_timeout, config.lambda_memory_size) == LIMITS[function]
+    assert config.iam_policy_file == f"policy-{function.removesuffix('_handler')}.json"
+    assert config.autogen_policy is False
+    assert config.api_gateway_stage == "api"
+    shared = {"STAGE": stage, "RES_OPTIONS": "timeout:2 attempts:2"}
+    assert config.environment_variables == shared | ENVIRONMENTS[stage]
+
+
+def test_config_sets_environment_variables_where_chalice_reads_them() -> None:
+    """Chalice ignores environment variables under `lambda_functions` outside of a stage."""
+    functions = json.loads((ROOT / ".chalice/config.json").read_text())["lambda_functions"]
+    assert not [name for name, it in functions.items() if "environment_variables" in it]

@@ -1,4 +1,4 @@
-"""The simulated deployment keeps every promise; `make simulate` runs it at full size."""
+"""The simulated deployment; `make simulate` runs it at full size."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,20 +14,24 @@ from tools.simulation import Deployment, burst, crashing, outage, steady
 @pytest.mark.parametrize(
     "scenario", [steady, burst, outage, crashing], ids=lambda scenario: scenario.__name__
 )
-def test_promises_hold(scenario: Callable[..., Deployment], seed: int) -> None:
-    """None early, none lost, none sent twice without a crash, whatever the scenario."""
+def test_webhooks_are_sent_once_and_not_early(
+    scenario: Callable[..., Deployment], seed: int
+) -> None:
+    """No webhook is early, lost, or sent twice without a crash, in any scenario."""
     scenario(400, seed=seed).check()
 
 
-def test_steady_load_is_to_the_second() -> None:
-    """With the Scheduler anywhere in its minute, p99 lateness is under a second."""
+def test_p99_lateness_is_below_a_second() -> None:
+    """In steady load p99 lateness is below a second, wherever in its minute a schedule fires."""
     late = steady(600).lateness()
     assert late[int(len(late) * 0.99)] < 1
 
 
-def test_outage_drains_without_multiplying(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an outage each timer costs little more than one message, and the oldest go first, even
-    when the queue is deep for longer than the sweep leaves a timer alone."""
+def test_an_outage_drains_without_extra_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an outage each timer costs about one message, and the oldest go first.
+
+    The queue stays deep for longer than SWEEP_COOLDOWN.
+    """
     monkeypatch.setattr(scheduler, "BACKLOG_LIMIT", 50)
     monkeypatch.setattr(worker, "SWEEP_BATCH_SIZE", 50)
     monkeypatch.setattr(worker, "MAX_SWEPT", 400)

@@ -1,4 +1,4 @@
-"""infra/template.yaml: valid, and in agreement with what the code goes by."""
+"""infra/template.yaml: valid, and consistent with the code."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def properties(type: str) -> list[dict[str, Any]]:
 
 
 def test_passes_cfn_lint() -> None:
-    """The linter finds neither errors nor warnings."""
+    """cfn-lint finds no errors or warnings."""
     ended = subprocess.run(
         [Path(sys.executable).with_name("cfn-lint"), "infra/template.yaml"],
         cwd=ROOT,
@@ -37,8 +37,8 @@ def test_passes_cfn_lint() -> None:
     assert (ended.returncode, ended.stdout) == (0, "")
 
 
-def test_names_are_those_that_the_code_makes() -> None:
-    """What wiring.py expects for a stage is what the template makes for it."""
+def test_names_match_the_code() -> None:
+    """The template's names are those that bootstrap.py builds from the stage."""
     assert [in_stage(it["TableName"], "x") for it in properties("AWS::DynamoDB::Table")] == [
         "timers-x",
         "timers-x-tenants",
@@ -52,8 +52,8 @@ def test_names_are_those_that_the_code_makes() -> None:
     assert in_stage(invoke, "x").endswith(":function:timers-x-fire")
 
 
-def test_indexes_are_those_that_the_code_asks() -> None:
-    """What the store looks for in an index is its key, and what it filters by is in it."""
+def test_indexes_match_the_queries() -> None:
+    """Each index has the keys that the store queries, and the attributes that it filters by."""
     asked = {}
     with account() as aws:
         store = DynamoTimerStore(aws.dynamodb, NAME)
@@ -78,7 +78,7 @@ def test_indexes_are_those_that_the_code_asks() -> None:
 
 
 def test_only_our_group_may_use_the_scheduler_role() -> None:
-    """The role's trust names the account and the group, as the Scheduler presents itself."""
+    """The role's trust policy names the account and the schedule group."""
     trust = RESOURCES["SchedulerRole"]["Properties"]["AssumeRolePolicyDocument"]["Statement"][0]
     conditions = trust["Condition"]["StringEquals"]
     assert set(conditions) == {"aws:SourceAccount", "aws:SourceArn"}
@@ -88,21 +88,21 @@ def test_only_our_group_may_use_the_scheduler_role() -> None:
 @pytest.mark.parametrize(
     "table", properties("AWS::DynamoDB::Table"), ids=lambda it: it["TableName"]
 )
-def test_tables_are_kept_safe(table: dict[str, Any]) -> None:
-    """Encrypted, restorable to any second, and in prod not to be deleted."""
+def test_tables_are_protected(table: dict[str, Any]) -> None:
+    """Tables are encrypted, have point-in-time recovery, and deletion protection in prod."""
     assert table["SSESpecification"] == {"SSEEnabled": True}
     assert table["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
     assert table["DeletionProtectionEnabled"] == ["IsProtected", True, False]
 
 
-def test_finished_timers_are_forgotten() -> None:
-    """DynamoDB's TTL looks at the attribute that the store writes."""
+def test_finished_timers_expire() -> None:
+    """DynamoDB's TTL uses the attribute that the store writes."""
     ttl = RESOURCES["Timers"]["Properties"]["TimeToLiveSpecification"]
     assert ttl == {"AttributeName": "expires", "Enabled": True}
 
 
-def test_messages_come_again_when_the_function_is_surely_over() -> None:
-    """Visibility is six times the timeout of `deliver`; after five times a message is dead."""
+def test_messages_return_after_the_function_ended() -> None:
+    """The visibility timeout is six times the timeout of `deliver`; five receives are allowed."""
     queue = RESOURCES["Queue"]["Properties"]
     assert queue["VisibilityTimeout"] == 6 * 60
     assert queue["RedrivePolicy"]["maxReceiveCount"] == 5
@@ -119,7 +119,7 @@ def functions() -> set[str]:
 
 
 def test_every_function_is_watched() -> None:
-    """The alarm on errors adds up those of all functions."""
+    """The errors alarm sums the errors of all functions."""
     metrics = RESOURCES["ErrorsAlarm"]["Properties"]["Metrics"]
     watched = [
         in_stage(it["MetricStat"]["Metric"]["Dimensions"][0]["Value"], "x") for it in metrics[1:]
@@ -130,7 +130,7 @@ def test_every_function_is_watched() -> None:
 
 
 def test_every_function_has_its_log_group() -> None:
-    """No function needs the right to create one, and all logs end after a while."""
+    """Each function has a log group with a retention period, so none may create one."""
     groups = properties("AWS::Logs::LogGroup")
     names = {in_stage(group["LogGroupName"], "x") for group in groups}
     assert names == {f"/aws/lambda/{function}" for function in functions()}
@@ -138,7 +138,7 @@ def test_every_function_has_its_log_group() -> None:
 
 
 def test_dashboard_is_json() -> None:
-    """The dashboard's body is what CloudWatch can read, with nothing left to fill in."""
+    """The dashboard's body is JSON, with all placeholders filled in."""
     body = in_stage(RESOURCES["Dashboard"]["Properties"]["DashboardBody"], "x")
     widgets = json.loads(body)["widgets"]
     assert len(widgets) == 4

@@ -1,4 +1,4 @@
-"""An AWS account in moto: what the template makes, and every call that is made to it."""
+"""An AWS account in moto with the template's resources, and a record of all calls to it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,38 +33,39 @@ _LOCK = RLock()
 
 @dataclass
 class Account:
-    """Clients of one empty account, and what was called through them."""
+    """The clients of an empty account, and the calls made with them."""
 
     dynamodb: "DynamoDBClient"
     scheduler: "EventBridgeSchedulerClient"
     sqs: "SQSClient"
     addresses: Addresses
+    queue_path: str
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     done: list[tuple[str, dict[str, Any], datetime]] = field(default_factory=list)
-    """Those of the calls that took effect, and when by `clock`."""
+    """The calls that succeeded, with their time by `clock`."""
     clock: Callable[[], datetime] = lambda: START
     before: Callable[[str], object] = lambda operation: None
-    """Runs before each call takes effect; may raise."""
+    """Runs before each call; if it raises, the call has no effect."""
     after: Callable[[str], object] = lambda operation: None
-    """Runs after each call took effect; may raise."""
+    """Runs after each call; if it raises, the call has had its effect."""
 
     def queue_url(self) -> str:
         """Return the URL of the queue."""
-        return f"{self.sqs.meta.endpoint_url}/{self.addresses.queue_path}"
+        return f"{self.sqs.meta.endpoint_url}/{self.queue_path}"
 
     def names(self) -> list[str]:
-        """Return the operations called, in their order."""
+        """Return the operations called, in order."""
         return [operation for operation, _ in self.calls]
 
     def schedules(self) -> list[str]:
-        """Return the names of all schedules there are."""
+        """Return the names of all schedules, sorted."""
         with self.unobserved():
             pages = self.scheduler.get_paginator("list_schedules").paginate(GroupName=NAME)
             return sorted(item["Name"] for page in pages for item in page["Schedules"])
 
     @contextmanager
     def unobserved(self) -> Iterator[None]:
-        """Make calls that are neither counted nor disturbed."""
+        """Make calls that are not recorded and do not fail."""
         kept = self.calls, self.done, self.before, self.after
         self.calls, self.done, self.before, self.after = [], [], lambda _: None, lambda _: None
         try:
@@ -75,7 +76,7 @@ class Account:
 
 @cache
 def _clients() -> tuple[Any, ...]:
-    # A client takes half a second to make: one set serves all tests.
+    # Creating a client takes half a second, so all tests share them.
     session = boto3.Session("testing", "testing", region_name=REGION)
     settings = Config(max_pool_connections=40, retries={"total_max_attempts": 1})
     names: list[Any] = ["dynamodb", "scheduler", "sqs"]
@@ -86,7 +87,7 @@ def _clients() -> tuple[Any, ...]:
 
 
 def _one_at_a_time(call: Callable[..., Any]) -> Callable[..., Any]:
-    # DynamoDB makes a conditional write in one step; moto can be overtaken between check and write.
+    # Unlike DynamoDB, moto is not atomic between the check of a condition and the write.
     def locked(*args: Any) -> Any:
         with _LOCK:
             return call(*args)
@@ -96,7 +97,7 @@ def _one_at_a_time(call: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def account() -> Iterator[Account]:
-    """Give an account with the tables, the schedule group and the queue of stage `test`."""
+    """Create an account with the tables, the schedule group and the queue of stage `test`."""
     with mock_aws():
         dynamodb, scheduler, sqs = _clients()
         for table in ("Timers", "Tenants"):
@@ -108,9 +109,9 @@ def account() -> Iterator[Account]:
             fire_arn=f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{NAME}-fire",
             role_arn=f"arn:aws:iam::{ACCOUNT}:role/{NAME}-scheduler",
             dead_letter_arn=f"arn:aws:sqs:{REGION}:{ACCOUNT}:{NAME}-dead",
-            queue_path=url.partition("amazonaws.com/")[2],
         )
-        made = Account(dynamodb, scheduler, sqs, addresses)
+        path = url.partition("amazonaws.com/")[2]
+        made = Account(dynamodb, scheduler, sqs, addresses, path)
         with _observed(made):
             yield made
 
@@ -139,7 +140,7 @@ def _observed(made: Account) -> Iterator[None]:
 
 
 def create_table(client: "DynamoDBClient", name: str) -> None:
-    """Make a table as the template has it under this name, as far as moto goes."""
+    """Create the template's table of this name, with the properties that moto supports."""
     wanted = TEMPLATE["Resources"][name]["Properties"]
     kept = ("BillingMode", "KeySchema", "AttributeDefinitions", "GlobalSecondaryIndexes")
     parts = {part: wanted[part] for part in kept if part in wanted}
@@ -147,12 +148,12 @@ def create_table(client: "DynamoDBClient", name: str) -> None:
 
 
 def in_stage(text: str, stage: str) -> str:
-    """Return a text of the template as it is in a stage."""
+    """Return a text of the template with the stage filled in."""
     return text.replace("${Stage}", stage)
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads CloudFormation's short forms as what they hold: `!Sub x` as `x`."""
+    """Reads CloudFormation's short forms as their content: `!Sub x` as `x`."""
 
 
 def _plain(loader: Any, _: str, node: yaml.Node) -> Any:

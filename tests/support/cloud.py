@@ -1,14 +1,17 @@
-"""What AWS does with schedules and messages, on a moto account and a clock that is moved."""
+"""Cloud: the deployed service on a moto account, with a manual clock that fires its schedules."""
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from chalicelib.aws import scheduler
+from chalicelib.aws.handlers import decode_wakeup
+from chalicelib.aws.queue import MessageQueue
 from chalicelib.aws.scheduler import AwsScheduler
 from chalicelib.aws.timer_store import DynamoTimerStore
 from chalicelib.core.timer import DEFAULT_TENANT, Timer, Webhook, timer_id
-from chalicelib.service.concurrency import one_by_one
+from chalicelib.runtime import Dependencies
+from chalicelib.service.concurrency import MapConcurrently, in_threads, one_by_one
 from tests.support.aws import NAME, Account
 from tests.support.fakes import Clock, FakeSender, created
 from tests.support.service import Service
@@ -17,14 +20,45 @@ FUNCTION_TIMEOUT = timedelta(seconds=60)
 
 
 def moment(expression: str) -> datetime:
-    """Return the moment of `at(…)`, the only expression there may be."""
+    """Return the time of an `at(…)` expression, the only kind that Timers uses."""
     match = re.fullmatch(r"at\((\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\)", expression)
     assert match, expression
     return datetime.fromisoformat(match[1]).replace(tzinfo=UTC)
 
 
+@dataclass
+class Record:
+    """A message as Lambda passes it to `deliver`."""
+
+    body: str
+    receipt_handle: str = "handle"
+
+
+class Context:
+    """The context of an invocation, with the seconds that it has left."""
+
+    def __init__(self, seconds: float = FUNCTION_TIMEOUT.total_seconds()) -> None:
+        self._seconds = seconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int(self._seconds * 1000)
+
+
+def queue_of(aws: Account, clock: Callable[[], datetime]) -> MessageQueue:
+    """Return the account's queue."""
+    return MessageQueue(lambda: aws.sqs, aws.queue_path, clock)
+
+
+def scheduler_of(
+    aws: Account, clock: Callable[[], datetime], side_by_side: MapConcurrently = in_threads
+) -> AwsScheduler:
+    """Return a scheduler on the account."""
+    queue = queue_of(aws, clock)
+    return AwsScheduler(lambda: aws.scheduler, queue, aws.addresses, clock, side_by_side)
+
+
 class Cloud:
-    """The deployed service: each invocation is a new process."""
+    """The deployed service; each call of `service` is a new process."""
 
     def __init__(self, aws: Account) -> None:
         self.aws = aws
@@ -38,9 +72,7 @@ class Cloud:
     @property
     def service(self) -> Service:
         clock = self.clock
-        scheduler = AwsScheduler(
-            lambda: self.aws.scheduler, lambda: self.aws.sqs, self.aws.addresses, clock, one_by_one
-        )
+        scheduler = scheduler_of(self.aws, clock, one_by_one)
         store = DynamoTimerStore(self.aws.dynamodb, NAME)
         return Service(
             store,
@@ -51,6 +83,12 @@ class Cloud:
             pause=self._pause,
             chance=self.chance,
         )
+
+    @property
+    def dependencies(self) -> Dependencies:
+        """The dependencies of the Lambda handlers."""
+        queue = queue_of(self.aws, self.clock)
+        return self.service.dependencies(queue=queue)
 
     def create(self, seconds: float) -> Timer:
         return created(self.service, Webhook(url="https://example.com/hook"), seconds)
@@ -63,7 +101,7 @@ class Cloud:
         return self.service.sweep(self.clock.now + timedelta(seconds=50))
 
     def messages(self) -> list[tuple[datetime, str]]:
-        """Return the messages on their way, with the moment at which each becomes visible."""
+        """Return the messages in the queue, with the time at which each becomes visible."""
         for operation, request, sent_at in self.aws.done[self._seen :]:
             if operation == "SendMessageBatch":
                 for entry in request["Entries"]:
@@ -73,11 +111,11 @@ class Cloud:
         return self._messages
 
     def lose_messages(self) -> None:
-        """Let no message on its way arrive."""
+        """Remove all messages from the queue."""
         self.messages().clear()
 
     def turn(self, seconds: float = 0) -> None:
-        """Let time pass; then all that is due goes off, and again what that sets off."""
+        """Move the clock; then fire all due schedules, and deliver messages until none is due."""
         self.clock.forward(seconds)
         for text in self.schedules_due():
             self.fire(text)
@@ -86,15 +124,15 @@ class Cloud:
                 self.deliver(text)
 
     def fire(self, text: str) -> None:
-        """Be invoked by a schedule."""
-        self.service.fire(scheduler.decode_wakeup(text))
+        """Invoke `fire` with a schedule's Input."""
+        self.service.fire(decode_wakeup(text))
 
     def deliver(self, text: str) -> None:
-        """Be invoked with a message."""
-        self.service.deliver(scheduler.decode_wakeup(text), self.clock.now + FUNCTION_TIMEOUT)
+        """Invoke `deliver` with a message's body."""
+        self.service.deliver(decode_wakeup(text), self.clock.now + FUNCTION_TIMEOUT)
 
     def schedules_due(self) -> list[str]:
-        """Take the schedules that are due away; return what they say."""
+        """Remove the due schedules; return their Inputs."""
         due: list[str] = []
         for name in self.aws.schedules():
             with self.aws.unobserved():
@@ -104,8 +142,17 @@ class Cloud:
                     due.append(schedule["Target"]["Input"])
         return due
 
+    def next_event(self) -> datetime | None:
+        """Return the time at which the next schedule or message is due, or None."""
+        times = [at for at, _ in self.messages()]
+        with self.aws.unobserved():
+            for name in self.aws.schedules():
+                schedule = self.aws.scheduler.get_schedule(GroupName=NAME, Name=name)
+                times.append(moment(schedule["ScheduleExpression"]))
+        return min(times, default=None)
+
     def messages_due(self) -> list[str]:
-        """Take the messages that are due away; return what they say."""
+        """Remove the due messages; return their bodies."""
         due = [entry for entry in self.messages() if entry[0] <= self.clock.now]
         for entry in due:
             self._messages.remove(entry)

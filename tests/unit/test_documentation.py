@@ -38,8 +38,9 @@ def test_every_setting_is_documented() -> None:
 
 def test_every_setting_of_a_stage_is_read() -> None:
     """config.json sets only variables that the functions read."""
-    stages = json.loads(source(".chalice/config.json"))["stages"].values()
-    names = {name for stage in stages for name in stage["environment_variables"]}
+    config = json.loads(source(".chalice/config.json"))
+    scopes = [config, *config["stages"].values()]
+    names = {name for scope in scopes for name in scope["environment_variables"]}
     assert names - settings("chalicelib/aws/bootstrap.py") == {"RES_OPTIONS"}  # glibc reads it
     assert not [name for name in names if f"`{name}`" not in documents()]
 

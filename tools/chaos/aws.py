@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from botocore.exceptions import ReadTimeoutError
 
-from chalicelib.aws import scheduler, timer_store
+from chalicelib.aws import handlers, timer_store
 from chalicelib.core import representation
 from chalicelib.core.errors import Unavailable
 from chalicelib.core.timer import (
@@ -155,7 +155,7 @@ class Storm(Cloud):
 
     def deliver(self, text: str) -> None:
         if not self._survive(
-            scheduler.decode_wakeup(text).id, lambda: super(Storm, self).deliver(text)
+            handlers.decode_wakeup(text).id, lambda: super(Storm, self).deliver(text)
         ):
             self._come_again(text, VISIBILITY)
 
