@@ -173,7 +173,7 @@ def main() -> None:
     text = section(results, {engine.name: engine.version() for engine in engines}, about, alone)
     print(text)
     report.plot({TITLES[measure]: late for measure, late in results.late.items()}, PLOT)
-    document.write("embedded", text)
+    document.write("standalone", text)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from tests.support.processes import Receiver
 ARN = f"arn:aws:execute-api:{REGION}:{ACCOUNT}:abc/api/POST/timers"
 
 
-class Busy:
+class MeasuredAccount:
     """An account whose functions have something to do; each method returns an event for one."""
 
     def __init__(self, aws: Account, receiver: Receiver, settings: dict[str, str]) -> None:
@@ -123,7 +123,7 @@ class Busy:
 
 
 @contextmanager
-def busy(folder: Path) -> Iterator[Busy]:
+def measured_account(folder: Path) -> Iterator[MeasuredAccount]:
     """Give an account; certificates of its server are written into the folder."""
     authority = trustme.CA()
     bundle = folder / "authorities.pem"
@@ -140,7 +140,7 @@ def busy(folder: Path) -> Iterator[Busy]:
             "ALLOWED_TARGETS": "127.0.0.1",
             "STAGE": STAGE,
         }
-        made = Busy(aws, receiver, settings)
+        made = MeasuredAccount(aws, receiver, settings)
         server.calls = made.calls
         yield made
 

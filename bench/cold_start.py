@@ -21,18 +21,18 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from bench import account, document
-from bench.account import Busy
+from bench.account import MeasuredAccount
 from bench.report import processor
 from infra import bundle
 from tests.e2e.localstack.stack import RUNTIME
 from tests.support.processes import ROOT, environment
 
-FUNCTIONS: dict[str, tuple[str, Callable[[Busy], Any]]] = {
-    "API": ("app.app", Busy.create),
-    "authorizer": ("app.authorizer", Busy.authorize),
-    "fire": ("app.fire", Busy.fire),
-    "deliver": ("app.deliver", Busy.deliver),
-    "sweep": ("app.sweep", Busy.sweep),
+FUNCTIONS: dict[str, tuple[str, Callable[[MeasuredAccount], Any]]] = {
+    "API": ("app.app", MeasuredAccount.create),
+    "authorizer": ("app.authorizer", MeasuredAccount.authorize),
+    "fire": ("app.fire", MeasuredAccount.fire),
+    "deliver": ("app.deliver", MeasuredAccount.deliver),
+    "sweep": ("app.sweep", MeasuredAccount.sweep),
 }
 """Their handlers, and what is an event for them."""
 
@@ -78,7 +78,7 @@ class Measured(NamedTuple):
 
 def measure(runs: int, events: int) -> Measured:
     """Start every function `runs` times of each kind, one of them for so many more events."""
-    with TemporaryDirectory() as name, account.busy(Path(name)) as busy:
+    with TemporaryDirectory() as name, account.measured_account(Path(name)) as busy:
         size, bundles = _bundles(Path(name))
         lives: dict[tuple[str, str], list[Life]] = {}
         for run in range(runs):
@@ -121,7 +121,7 @@ def package(made: Path) -> None:
         )
 
 
-def _life(function: str, folder: Path, busy: Busy, many: int) -> Life:
+def _life(function: str, folder: Path, busy: MeasuredAccount, many: int) -> Life:
     handler, event = FUNCTIONS[function]
     events, report = folder.with_name("events.json"), folder.with_name("report.json")
     events.write_text(json.dumps([event(busy) for _ in range(many)]))

@@ -25,7 +25,7 @@ MODULES = MADE / "node_modules"
 
 PEERS = ROOT / "bench" / "peers"
 
-PATIENCE = 120.0
+START_SECONDS = 120.0
 """Seconds within which an engine has to be ready."""
 
 
@@ -110,7 +110,7 @@ class Engine:
         return sum(_memory(pid) for pid in _processes() if _session(pid) in sessions)
 
     def _wait(self, ready: Callable[[], bool]) -> None:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + START_SECONDS
         while not ready():
             ended = [process.args for process in self._processes if process.poll() is not None]
             if ended or time.monotonic() > end:

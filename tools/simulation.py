@@ -44,8 +44,7 @@ from chalicelib.core.timer import (
 from chalicelib.service.service import Service
 from tests.support.cloud import moment
 from tests.support.fakes import NO_CONTENT, START, FakeStore
-from tools.chaos.ledger import Crash, Ledger, Request, What
-from tools.chaos.ledger import Webhook as Sent
+from tools.chaos.ledger import Crash, Ledger, Received, Request, RequestKind
 
 T = TypeVar("T")
 
@@ -79,7 +78,7 @@ POST = (0.02, 0.3)
 
 
 @dataclass(frozen=True)
-class Weather:
+class FaultRates:
     """How many of all calls and events take the worse turn; shares of 1."""
 
     throttled: float = 0.03
@@ -99,7 +98,7 @@ class Killed(BaseException):
 
 
 class Process:
-    """What the greenlets of one invocation share: they live and die together."""
+    """RequestKind the greenlets of one invocation share: they live and die together."""
 
     def __init__(self) -> None:
         self.alive = True
@@ -110,9 +109,9 @@ class Process:
 class Simulation:
     """Simulated time, and greenlets that sleep in it."""
 
-    def __init__(self, seed: int | str, weather: Weather) -> None:
+    def __init__(self, seed: int | str, fault_rates: FaultRates) -> None:
         self.dice = random.Random(seed)  # noqa: S311
-        self.weather = weather
+        self.fault_rates = fault_rates
         self.time = 0.0
         self.crashes: list[Crash] = []
         self._hub = getcurrent()
@@ -154,7 +153,7 @@ class Simulation:
 
     def may_die(self) -> None:
         """Let the process that this runs in die at times, here and wherever else it is."""
-        if self.dice.random() < self.weather.deaths:
+        if self.dice.random() < self.fault_rates.deaths:
             self.process.alive = False
             # All that it has sent may be sent again.
             self.crashes.append(Crash(self.clock(), self.clock(), frozenset(self.process.sent)))
@@ -176,7 +175,7 @@ class Simulation:
         self.may_die()
         for tries in range(TRIES):
             self.take(CALL)
-            if self.dice.random() >= self.weather.throttled:
+            if self.dice.random() >= self.fault_rates.throttled:
                 return
             self.sleep(self.dice.uniform(0, 2**tries))
         raise client_error("ThrottlingException", 429, operation)
@@ -184,7 +183,7 @@ class Simulation:
     def answer(self) -> None:
         """Answer a call that took effect, if the answer comes and somebody lives to hear it."""
         self.may_die()
-        if self.dice.random() < self.weather.unanswered:
+        if self.dice.random() < self.fault_rates.unanswered:
             raise ReadTimeoutError(endpoint_url="https://aws")
 
     def side_by_side(self, calls: Sequence[Callable[[], object]]) -> list[BaseException | None]:
@@ -266,10 +265,10 @@ class Queue:
             assert isinstance(delay, int)
             assert 0 <= delay <= 900
             self.sent += 1
-            copies = 1 + (self._sim.dice.random() < self._sim.weather.duplicates)
+            copies = 1 + (self._sim.dice.random() < self._sim.fault_rates.duplicates)
             for _ in range(copies):
                 message = Message(entry["MessageBody"], 0, str(next(self._handles)))
-                late = self._sim.dice.uniform(0, self._sim.weather.disorder)
+                late = self._sim.dice.uniform(0, self._sim.fault_rates.disorder)
                 self._show(message, delay + late)
         self._sim.answer()
         return {}
@@ -362,7 +361,7 @@ class Scheduler:
             raise client_error("ConflictException", 409, "CreateSchedule")
         self._schedules[name] = request["Target"]["Input"]
         text = self._schedules[name]
-        for _ in range(1 + (self._sim.dice.random() < self._sim.weather.duplicates)):
+        for _ in range(1 + (self._sim.dice.random() < self._sim.fault_rates.duplicates)):
             when = at + self._sim.dice.uniform(-0.5, PRECISION)
             self._sim.at(when, lambda: self._go_off(name, text))
         self._sim.answer()
@@ -461,12 +460,12 @@ class Deployment:
     seed: int | str = 1
     rate: float | None = None
     """Messages a second that `deliver` gets at most."""
-    weather: Weather = Weather()
+    fault_rates: FaultRates = FaultRates()
     sent: list[tuple[Timer, datetime]] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.sim = Simulation(self.seed, self.weather)
+        self.sim = Simulation(self.seed, self.fault_rates)
         self.store = SlowStore(self.sim)
         self.queue = Queue(self.sim, self._deliver, self.rate)
         self.scheduler = Scheduler(self.sim, self._fire)
@@ -495,12 +494,12 @@ class Deployment:
         key = str(next(self._keys))
         id = keyed_id(DEFAULT_TENANT, key)
         deadline = self.sim.moment(time + delay)
-        order = TimerSpec(
+        spec = TimerSpec(
             webhook=WEBHOOK, deadline=deadline, idempotency_key=IdempotencyKey(key, "")
         )
 
         def create() -> Timer:
-            return self.service.create(DEFAULT_TENANT, order).timer
+            return self.service.create(DEFAULT_TENANT, spec).timer
 
         def told(request: Request) -> None:
             if request.granted:
@@ -513,7 +512,7 @@ class Deployment:
     def ask_at(
         self,
         time: float,
-        what: What,
+        kind: RequestKind,
         id: str,
         deadline: datetime | None,
         call: Callable[[], Timer],
@@ -523,7 +522,7 @@ class Deployment:
 
         def ask() -> None:
             began = self.sim.clock()
-            request = Request(what, id, began, began, None, deadline)
+            request = Request(kind, id, began, began, None, deadline)
             try:
                 request = answered(request, call)
             finally:
@@ -546,7 +545,7 @@ class Deployment:
     def lateness(self) -> list[float]:
         """Return how many seconds late each first attempt was, in order.
 
-        What fell due while all was down counts from the moment at which it is back.
+        RequestKind fell due while all was down counts from the moment at which it is back.
         """
         first: dict[str, float] = {}
         for timer, at in self.sent:
@@ -558,7 +557,7 @@ class Deployment:
         """Return what was promised, and what came of it until now."""
         now = self.sim.clock()
         webhooks = [
-            Sent(timer.id, at, timer.deadline, timer.attempt, 204) for timer, at in self.sent
+            Received(timer.id, at, timer.deadline, timer.attempt, 204) for timer, at in self.sent
         ]
         ends = {id: representation.represent(timer, now) for id, timer in self.store.timers.items()}
         return Ledger(self.requests, webhooks, self.sim.crashes, ends, now)
@@ -643,7 +642,7 @@ def outage(number: int, rate: float = 500.0, seed: int = 1) -> Deployment:
 
 def crashing(number: int, seed: int = 1) -> Deployment:
     """Steady load in which one call in a thousand kills its process, and all that it was doing."""
-    world = Deployment(seed, weather=Weather(deaths=0.001))
+    world = Deployment(seed, fault_rates=FaultRates(deaths=0.001))
     for _ in range(number):
         world.create_at(world.sim.dice.uniform(0, 3600), world.sim.dice.uniform(0, 1800))
     world.sim.run(5 * 3600)

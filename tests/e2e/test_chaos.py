@@ -15,19 +15,18 @@ from pathlib import Path
 import pytest
 
 from chalicelib.core import representation
-from chalicelib.core.timer import DEFAULT_TENANT, Outcome, Status, Timer, new_timer
-from chalicelib.core.timer import Webhook as Wanted
+from chalicelib.core.timer import DEFAULT_TENANT, Outcome, Status, Timer, Webhook, new_timer
 from tests.support.fakes import NO_CONTENT, START
 from tools.chaos import aws, standalone
 from tools.chaos.__main__ import BEGIN, COLUMNS, DOCUMENT, END, FAULTS
-from tools.chaos.ledger import Crash, Ledger, Request, Run, Webhook
+from tools.chaos.ledger import Crash, Ledger, Received, Request, Run
 from tools.chaos.log import Files, log_of
 from tools.chaos.standalone import Impossible
 
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
 DUE = START + MINUTE
-NEW = new_timer("a", DEFAULT_TENANT, Wanted(url="https://x.test/"), DUE, START)
+NEW = new_timer("a", DEFAULT_TENANT, Webhook(url="https://x.test/"), DUE, START)
 
 
 def attempted(timer: Timer, outcome: Outcome = NO_CONTENT, late: timedelta = SECOND) -> Timer:
@@ -38,15 +37,15 @@ def attempted(timer: Timer, outcome: Outcome = NO_CONTENT, late: timedelta = SEC
     return claimed.record(outcome, timer.due_at + late, retry_at)
 
 
-def ledger_of(end: Timer | None, *webhooks: Webhook, crashes: tuple[Crash, ...] = ()) -> Ledger:
+def ledger_of(end: Timer | None, *webhooks: Received, crashes: tuple[Crash, ...] = ()) -> Ledger:
     """Return what there is of a timer that was promised for `DUE`, and how it ended."""
     ends = {} if end is None else {"a": representation.represent(end, DUE)}
     created = Request("create", "a", START, START, 201, DUE)
     return Ledger([created], list(webhooks), list(crashes), ends, DUE + 2 * MINUTE)
 
 
-def sent(attempt: int = 1, seconds: float = 1, status: int = 204) -> Webhook:
-    return Webhook("a", DUE + timedelta(seconds=seconds), DUE, attempt, status)
+def sent(attempt: int = 1, seconds: float = 1, status: int = 204) -> Received:
+    return Received("a", DUE + timedelta(seconds=seconds), DUE, attempt, status)
 
 
 def asked(ledger: Ledger, request: Request) -> Ledger:

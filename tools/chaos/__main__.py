@@ -19,20 +19,20 @@ from typing import NamedTuple
 from tests.support.processes import ROOT
 from tools.chaos import aws, standalone
 from tools.chaos.ledger import Run
-from tools.chaos.standalone import PER_DATABASE, Impossible
+from tools.chaos.standalone import KILLS_PER_DATABASE, Impossible
 
 DOCUMENT = ROOT / "docs/reliability.md"
 
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 """What stands around the figures in the document."""
 
-AT_ONCE = 4
+CONCURRENT_RUNS = 4
 """How many runs go on at the same time; most of theirs is waiting."""
 
-STRIKES = 5
+RUNS_PER_FAULT = 5
 """How often the standalone server is struck by each of the faults that are no kill."""
 
-SIMULATED = 10
+SIMULATIONS_PER_STORM = 10
 """Runs in simulated time for each one on moto: they are so much faster."""
 
 FAULTS: dict[str, Callable[[Path, str], Run]] = {
@@ -73,7 +73,7 @@ def main() -> None:
     print(again, _heading(), sep="\n\n", flush=True)  # noqa: T201
     rows: list[str] = []
     broken: list[str] = []
-    with ProcessPoolExecutor(AT_ONCE, initializer=logging.disable) as pool:
+    with ProcessPoolExecutor(CONCURRENT_RUNS, initializer=logging.disable) as pool:
         for title, run, runs in _campaigns(given.kills, given.storms):
             seeds = [f"{given.seed}-{number}" for number in range(runs)]
             try:
@@ -98,11 +98,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _campaigns(kills: int, storms: int) -> Iterator[Campaign]:
-    databases = -(-kills // PER_DATABASE)
+    databases = -(-kills // KILLS_PER_DATABASE)
     yield Campaign("kill -9", partial(_in_folder, standalone.kills), databases)
     for title, fault in FAULTS.items():
-        yield Campaign(title, partial(_in_folder, fault), STRIKES)
-    yield Campaign("AWS, simulated", aws.simulated, storms * SIMULATED)
+        yield Campaign(title, partial(_in_folder, fault), RUNS_PER_FAULT)
+    yield Campaign("AWS, simulated", aws.simulated, storms * SIMULATIONS_PER_STORM)
     yield Campaign("AWS, on moto", aws.emulated, storms)
 
 

@@ -30,13 +30,14 @@ from chalicelib.core.timer import (
 from tests.support.aws import NAME, Account, account
 from tests.support.cloud import Cloud
 from tests.support.fakes import NO_CONTENT
-from tools.chaos.ledger import Crash, Ledger, Request, Run, What
-from tools.chaos.ledger import Webhook as Sent
-from tools.simulation import VISIBILITY, Deployment, Killed, Weather, answered, client_error
+from tools.chaos.ledger import Crash, Ledger, Received, Request, RequestKind, Run
+from tools.simulation import VISIBILITY, Deployment, FaultRates, Killed, answered, client_error
 
 T = TypeVar("T")
 
-STORM = Weather(throttled=0.1, unanswered=0.02, deaths=0.01, duplicates=0.05, disorder=20.0)
+STORM_RATES = FaultRates(
+    throttled=0.1, unanswered=0.02, deaths=0.01, duplicates=0.05, disorder=20.0
+)
 
 DELAYS = (5, 30, 300, 890, 901, 1200, 3600)
 """Seconds from a request to the deadline that it asks for, at most: of both tiers of the alarm."""
@@ -55,15 +56,15 @@ FAILING = 0.05
 """How many of all calls on moto fail before their effect, and how many after it."""
 
 TROUBLED = (Outcome(status=500), Outcome(error="timeout"), NO_CONTENT, NO_CONTENT)
-"""What receivers answer."""
+"""RequestKind receivers answer."""
 
 STEPS = 40
-"""What happens on moto, one after another, before all is calm."""
+"""RequestKind happens on moto, one after another, before all is calm."""
 
 
 def simulated(seed: str, number: int = 150) -> Run:
     """Timers that come within an hour and are cancelled and moved, in the worst weather."""
-    world = Deployment(seed, weather=STORM)
+    world = Deployment(seed, fault_rates=STORM_RATES)
     for _ in range(number):
         delay = world.sim.dice.choice(DELAYS) * world.sim.dice.random()
         world.create_at(world.sim.dice.uniform(0, 3600), delay, partial(_change, world, CHANGES))
@@ -80,14 +81,14 @@ def _change(world: Deployment, left: int, id: str) -> None:
         return
     time = world.sim.time + dice.choice(DELAYS) * dice.random()
     at = world.sim.moment(time + dice.choice(DELAYS) * dice.random())
-    changes: list[tuple[What, datetime | None, Callable[[], Timer]]] = [
+    changes: list[tuple[RequestKind, datetime | None, Callable[[], Timer]]] = [
         ("cancel", None, partial(service.cancel, DEFAULT_TENANT, id)),
         ("move", at, partial(service.change, DEFAULT_TENANT, id, at)),
         ("move", world.sim.moment(time), partial(service.fire_now, DEFAULT_TENANT, id)),
         ("read", None, partial(service.get, DEFAULT_TENANT, id)),
     ]
-    what, deadline, call = dice.choice(changes)
-    world.ask_at(time, what, id, deadline, call, lambda _: _change(world, left - 1, id))
+    kind, deadline, call = dice.choice(changes)
+    world.ask_at(time, kind, id, deadline, call, lambda _: _change(world, left - 1, id))
 
 
 class Storm(Cloud):
@@ -99,7 +100,7 @@ class Storm(Cloud):
         self.calm = False
         self._dice = Random(seed)  # noqa: S311
         self.chance = self._dice.random
-        self._orders: list[TimerSpec] = []
+        self._specs: list[TimerSpec] = []
         self._answers: list[int] = []
         self.sender.during = self._answer
         aws.before = lambda _: self._fail(FAULTS)
@@ -108,14 +109,14 @@ class Storm(Cloud):
     def happen(self) -> None:
         """Let one thing happen."""
         draw = self._dice.random()
-        if draw < 0.25 or not self._orders:
-            key = str(len(self._orders))
-            self._orders.append(self._order(key))
-            self._create(self._orders[-1])
+        if draw < 0.25 or not self._specs:
+            key = str(len(self._specs))
+            self._specs.append(self._new_spec(key))
+            self._create(self._specs[-1])
         elif draw < 0.3:
-            self._create(self._dice.choice(self._orders))
+            self._create(self._dice.choice(self._specs))
         elif draw < 0.5:
-            self._change(self._dice.choice(self._orders))
+            self._change(self._dice.choice(self._specs))
         elif draw < 0.9:
             self.turn(self._span())
         else:
@@ -124,8 +125,8 @@ class Storm(Cloud):
     def settle(self) -> Run:
         """Let all faults be over and time pass; return how it went, and what was broken."""
         self.calm = True
-        for order in self._orders:
-            self._create(order)
+        for spec in self._specs:
+            self._create(spec)
         for _ in range(30):
             self.turn(400)
             self.sweep()
@@ -136,18 +137,18 @@ class Storm(Cloud):
             timer.id: representation.represent(timer, self.clock.now) for timer in stored
         }
         self.ledger.ended = self.clock.now
-        self.ledger.webhooks = [
-            Sent(timer.id, at, timer.deadline, timer.attempt, answer)
+        self.ledger.received = [
+            Received(timer.id, at, timer.deadline, timer.attempt, answer)
             for (timer, at), answer in zip(self.sender.sent, self._answers, strict=True)
         ]
         return Run.of(self.ledger)
 
     def messages_due(self) -> list[str]:
-        """Take the messages that are due away, some twice, in any order; leave some for later."""
+        """Take the messages that are due away, some twice, in any spec; leave some for later."""
         due = super().messages_due()
-        due += [text for text in due if self._strikes(STORM.duplicates)]
+        due += [text for text in due if self._strikes(STORM_RATES.duplicates)]
         self._dice.shuffle(due)
-        late = [text for text in due if self._strikes(STORM.duplicates)]
+        late = [text for text in due if self._strikes(STORM_RATES.duplicates)]
         for text in late:
             due.remove(text)
             self._come_again(text, self._span())
@@ -175,14 +176,14 @@ class Storm(Cloud):
         except Unavailable:
             return False
         except Killed:
-            self._bury(frozenset({id}))
+            self._record_crash(frozenset({id}))
             return False
         return True
 
-    def _bury(self, ids: frozenset[str]) -> None:
+    def _record_crash(self, ids: frozenset[str]) -> None:
         self.ledger.crashes.append(Crash(self.clock.now, self.clock.now, ids))
 
-    def _order(self, key: str) -> TimerSpec:
+    def _new_spec(self, key: str) -> TimerSpec:
         webhook = Webhook(url="https://example.com/hook")
         return TimerSpec(
             webhook=webhook, deadline=self._deadline(), idempotency_key=IdempotencyKey(key, "")
@@ -194,14 +195,14 @@ class Storm(Cloud):
     def _span(self) -> float:
         return self._dice.choice(DELAYS) * self._dice.random()
 
-    def _create(self, order: TimerSpec) -> None:
+    def _create(self, spec: TimerSpec) -> None:
         def create() -> Timer:
-            return self.service.create(DEFAULT_TENANT, order).timer
+            return self.service.create(DEFAULT_TENANT, spec).timer
 
-        self._ask("create", _id(order), order.deadline, create)
+        self._ask("create", _id(spec), spec.deadline, create)
 
-    def _change(self, order: TimerSpec) -> None:
-        id, at = _id(order), self._deadline()
+    def _change(self, spec: TimerSpec) -> None:
+        id, at = _id(spec), self._deadline()
         draw = self._dice.random()
         if draw < 0.4:
             self._ask("cancel", id, None, lambda: self.service.cancel(DEFAULT_TENANT, id))
@@ -212,14 +213,14 @@ class Storm(Cloud):
             self._ask("move", id, now, lambda: self.service.fire_now(DEFAULT_TENANT, id))
 
     def _ask(
-        self, what: What, id: str, deadline: datetime | None, call: Callable[[], Timer]
+        self, kind: RequestKind, id: str, deadline: datetime | None, call: Callable[[], Timer]
     ) -> None:
         now = self.clock.now
-        request = Request(what, id, now, now, None, deadline)
+        request = Request(kind, id, now, now, None, deadline)
         try:
             request = answered(request, call)
         except Killed:
-            self._bury(frozenset())
+            self._record_crash(frozenset())
         self.ledger.requests.append(request)
 
     def _stored(self) -> list[str]:
@@ -240,8 +241,8 @@ class Storm(Cloud):
             raise Killed
 
 
-class InTurn(Executor):
-    """Makes each call when it is asked to: threads would throw the dice in any order."""
+class SequentialExecutor(Executor):
+    """Makes each call when it is asked to: threads would throw the dice in any spec."""
 
     def __init__(self, threads: int) -> None:
         pass
@@ -255,8 +256,8 @@ class InTurn(Executor):
         return made
 
 
-def _id(order: TimerSpec) -> str:
-    return keyed_id(DEFAULT_TENANT, order.idempotency_key.key if order.idempotency_key else "")
+def _id(spec: TimerSpec) -> str:
+    return keyed_id(DEFAULT_TENANT, spec.idempotency_key.key if spec.idempotency_key else "")
 
 
 def emulated(seed: str) -> Run:
@@ -264,7 +265,7 @@ def emulated(seed: str) -> Run:
     # A sweep asks each shard: with 32 of them this would do little else.
     with (
         patch.object(timer_store, "DUE_SHARDS", 2),
-        patch.object(timer_store, "ThreadPoolExecutor", InTurn),
+        patch.object(timer_store, "ThreadPoolExecutor", SequentialExecutor),
         account() as aws,
     ):
         storm = Storm(aws, seed)

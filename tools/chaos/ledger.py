@@ -16,13 +16,13 @@ from typing import Literal, NamedTuple
 from chalicelib.core.representation import TimerResource
 from chalicelib.core.timer import FINAL, Status
 
-What = Literal["create", "cancel", "move", "read"]
+RequestKind = Literal["create", "cancel", "move", "read"]
 
 
 class Request(NamedTuple):
     """One request about a timer, and its answer."""
 
-    what: What
+    kind: RequestKind
     """`move` is any that sets a new deadline."""
     id: str
     began: datetime
@@ -41,7 +41,7 @@ class Request(NamedTuple):
         return self.status is not None and self.status < 300
 
 
-class Webhook(NamedTuple):
+class Received(NamedTuple):
     """One webhook that a receiver got."""
 
     id: str
@@ -67,7 +67,7 @@ class Crash(NamedTuple):
     ids: frozenset[str] | None = None
     """The timers that it was sending; None if that may be any."""
 
-    def lies_between(self, one: Webhook, next: Webhook) -> bool:
+    def lies_between(self, one: Received, next: Received) -> bool:
         """Say whether the process that sent `one` may have died before it recorded that."""
         concerned = self.ids is None or one.id in self.ids
         return concerned and self.began <= next.at and one.at <= self.ended
@@ -78,7 +78,7 @@ class Ledger:
     """What happened, of which the requests of each timer are in their order."""
 
     requests: list[Request] = field(default_factory=list)
-    webhooks: list[Webhook] = field(default_factory=list)
+    received: list[Received] = field(default_factory=list)
     crashes: list[Crash] = field(default_factory=list)
     ends: dict[str, TimerResource] = field(default_factory=dict)
     """The timers as they stood when all was over, which was at …"""
@@ -94,9 +94,9 @@ class Ledger:
 
     def figures(self) -> Counter[str]:
         """Return how much there was of what."""
-        granted = Counter(request.what for request in self.requests if request.granted)
-        made = {it.id for it in self.requests if it.what == "create" and it.granted}
-        sent = Counter((it.id, it.taken) for it in self.webhooks)
+        granted = Counter(request.kind for request in self.requests if request.granted)
+        made = {it.id for it in self.requests if it.kind == "create" and it.granted}
+        sent = Counter((it.id, it.taken) for it in self.received)
         return Counter(
             {
                 "deaths": len(self.crashes),
@@ -105,8 +105,8 @@ class Ledger:
                 "moved": granted["move"],
                 "refused": sum(request.status == 503 for request in self.requests),
                 "unanswered": sum(request.status is None for request in self.requests),
-                "webhooks": len(self.webhooks),
-                "retried": sum(not it.taken for it in self.webhooks),
+                "webhooks": len(self.received),
+                "retried": sum(not it.taken for it in self.received),
                 "repeated": sum(n - 1 for (_, taken), n in sent.items() if taken),
             }
         )
@@ -115,8 +115,8 @@ class Ledger:
         stories: dict[str, _Story] = defaultdict(lambda: _Story(self.crashes))
         for request in self.requests:
             stories[request.id].requests.append(request)
-        for webhook in self.webhooks:
-            stories[webhook.id].webhooks.append(webhook)
+        for webhook in self.received:
+            stories[webhook.id].received.append(webhook)
         for id, end in self.ends.items():
             stories[id].end = end
         return stories
@@ -154,19 +154,19 @@ class _Story:
 
     crashes: Sequence[Crash]
     requests: list[Request] = field(default_factory=list)
-    webhooks: list[Webhook] = field(default_factory=list)
+    received: list[Received] = field(default_factory=list)
     end: TimerResource | None = None
 
-    def granted(self, what: What) -> list[Request]:
-        return [request for request in self.requests if request.what == what and request.granted]
+    def granted(self, kind: RequestKind) -> list[Request]:
+        return [request for request in self.requests if request.kind == kind and request.granted]
 
     @property
     def attempts(self) -> int:
         """How many have been recorded."""
         return self.end.attempts[-1].number if self.end and self.end.attempts else 0
 
-    def asked(self, what: What) -> bool:
-        return any(request.what == what for request in self.requests)
+    def asked(self, kind: RequestKind) -> bool:
+        return any(request.kind == kind for request in self.requests)
 
     def deadline(self, attempt: int) -> tuple[datetime | None, list[datetime]]:
         """Return what the deadline of this attempt was by the last answer before it, and what it
@@ -195,7 +195,7 @@ def _may_have_been(request: Request) -> bool:
 
 def _silent(request: Request, crashes: Sequence[Crash]) -> Iterator[str]:
     """The API answers, or says why not."""
-    about = f"{request.id}: {request.what} at {request.began:%H:%M:%S.%f}"
+    about = f"{request.id}: {request.kind} at {request.began:%H:%M:%S.%f}"
     if request.status is None:
         if not any(c.began <= request.ended and request.began <= c.ended for c in crashes):
             yield f"{about} was not answered: {request.why}"
@@ -207,18 +207,18 @@ def _lost(story: _Story, ended: datetime | None) -> Iterator[str]:
     """After a 201 it fires, is cancelled by its owner, or ends as failed with the reason on it."""
     created = False
     for request in story.requests:
-        created |= request.what == "create" and request.granted
+        created |= request.kind == "create" and request.granted
         if created and request.status == 404:
-            yield f"lost: {request.what} is told that there is none"
+            yield f"lost: {request.kind} is told that there is none"
     end = story.end
     if end is None:
-        if created or story.webhooks:
+        if created or story.received:
             yield "lost: it is gone"
         return
     if not story.asked("create"):
         yield "nobody has asked for it"
     match end.status:
-        case Status.DELIVERED if not any(webhook.taken for webhook in story.webhooks):
+        case Status.DELIVERED if not any(webhook.taken for webhook in story.received):
             yield "lost: delivered, and nothing arrived"
         case Status.FAILED if not end.failure:
             yield "lost: failed without a reason"
@@ -230,7 +230,7 @@ def _lost(story: _Story, ended: datetime | None) -> Iterator[str]:
 
 def _early(story: _Story) -> Iterator[str]:
     """It leaves at or after the deadline, and a deadline that was answered for is in force."""
-    for webhook in story.webhooks:
+    for webhook in story.received:
         if webhook.at < webhook.deadline:
             yield f"early: attempt {webhook.attempt} came {webhook.deadline - webhook.at} too soon"
         if not story.in_force(webhook.deadline, webhook.attempt):
@@ -250,7 +250,7 @@ def _twice(story: _Story) -> Iterator[str]:
     A receiver that hangs up may get the same attempt once more.
     """
     resent: set[int] = set()
-    for one, next in pairwise(sorted(story.webhooks, key=lambda it: (it.attempt, it.at))):
+    for one, next in pairwise(sorted(story.received, key=lambda it: (it.attempt, it.at))):
         if any(crash.lies_between(one, next) for crash in story.crashes):
             continue
         if one.attempt < next.attempt:
@@ -265,7 +265,7 @@ def _twice(story: _Story) -> Iterator[str]:
 def _not_void(story: _Story) -> Iterator[str]:
     """A cancel that was answered wins over every alarm."""
     for cancelled in story.granted("cancel"):
-        if any(webhook.attempt > cancelled.attempts for webhook in story.webhooks):
+        if any(webhook.attempt > cancelled.attempts for webhook in story.received):
             yield "cancelled, and sent afterwards"
         if story.end is not None and story.end.status is not Status.CANCELLED:
             yield f"cancelled, and {story.end.status} afterwards"

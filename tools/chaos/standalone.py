@@ -22,34 +22,34 @@ from chalicelib.aws.bootstrap import now
 from chalicelib.core.representation import TimerResource
 from chalicelib.core.timer import DEFAULT_TENANT, FINAL, keyed_id
 from tests.support.processes import Arrival, Receiver, Standalone, wait_until
-from tools.chaos.ledger import Crash, Ledger, Request, Run, Webhook, What
+from tools.chaos.ledger import Crash, Ledger, Received, Request, RequestKind, Run
 from tools.chaos.log import Files, log_of
 
 HERE = Path(__file__).parent
 
 CLIENTS = 8
 
-PAUSE = 0.03
+MAX_PAUSE = 0.03
 """Seconds that a client waits at most between two requests."""
 
 DELAYS = (0.0, 0.2, 0.5, 1.0, 2.0, 3600.0)
 """Seconds from a request to the deadline that it asks for; the last lies behind all else."""
 
-MANNERS = ("200",) * 9 + ("500,200", "0,200", "410")
+RESPONSES = ("200",) * 9 + ("500,200", "0,200", "410")
 """How receivers answer attempt after attempt: a status, or 0 for a connection that is cut."""
 
 RETRY = {"max_attempts": 15, "initial_delay": 1, "max_delay": 1}
 
-PATIENCE = 90.0
+SETTLE_SECONDS = 90.0
 """Seconds for what is due to get done, once nothing breaks any more."""
 
-HANGING = 4.0
+HANG_SECONDS = 4.0
 """Seconds that a receiver hangs, which is longer than …"""
 
-TIMEOUT = 3
+WEBHOOK_TIMEOUT = 3
 """… a webhook to one that hangs may take."""
 
-LASTING = 3.0
+FAULT_SECONDS = 3.0
 """Seconds that other faults last."""
 
 TEARS = 50
@@ -61,10 +61,10 @@ GARBAGE = (0, 1, 24, 4096, 10_000)
 KILLED_AT_START = 0.3
 """How many of the kills come while the server is starting."""
 
-MOST_LOAD = 1.0
+MAX_LOAD = 1.0
 """Seconds of load before a kill, at most."""
 
-PER_DATABASE = 20
+KILLS_PER_DATABASE = 20
 """Kills until everything has to be delivered and is held against the ledger."""
 
 
@@ -83,7 +83,7 @@ class Client:
         self._number = number
         self._dice = dice
         self._keys = 0
-        self._orders: dict[str, dict[str, Any]] = {}
+        self._pending: dict[str, dict[str, Any]] = {}
         """Creates that have no answer yet, by their keys."""
         self._mine: list[str] = []
         self._unseen: list[str] = []
@@ -93,15 +93,15 @@ class Client:
         self._session.headers["Connection"] = "close"
 
     def work(self, over: threading.Event) -> None:
-        """Ask until then, or until the server is gone. What it owed is asked for first."""
-        for key in list(self._orders):
-            if not self._order(key):
+        """Ask until then, or until the server is gone. RequestKind it owed is asked for first."""
+        for key in list(self._pending):
+            if not self._create(key):
                 return
         for id in self._unseen:
             if self._ask("read", id, "GET").status is None:
                 return
         self._unseen = []
-        while not over.wait(self._dice.uniform(0, PAUSE)):
+        while not over.wait(self._dice.uniform(0, MAX_PAUSE)):
             if not self._anything():
                 return
 
@@ -110,8 +110,8 @@ class Client:
         if draw < 0.6 or not self._mine:
             self._keys += 1
             key = f"{self._number}-{self._keys}"
-            self._orders[key] = self._new_order()
-            return self._order(key)
+            self._pending[key] = self._new_body()
+            return self._create(key)
         id = self._dice.choice(self._mine[-20:])
         if draw < 0.75:
             request = self._ask("cancel", id, "DELETE")
@@ -124,29 +124,29 @@ class Client:
             request = self._ask("read", id, "GET")
         return request.status is not None
 
-    def _new_order(self) -> dict[str, Any]:
-        url = f"{self._rig.receiver}/{{id}}/{self._dice.choice(MANNERS)}"
-        order = {"fire_at": self._deadline().isoformat(), "url": url, "retry": RETRY}
-        return order | self._rig.order
+    def _new_body(self) -> dict[str, Any]:
+        url = f"{self._rig.receiver}/{{id}}/{self._dice.choice(RESPONSES)}"
+        body = {"fire_at": self._deadline().isoformat(), "url": url, "retry": RETRY}
+        return body | self._rig.extra_fields
 
     def _deadline(self) -> datetime:
         return self._rig.clock() + timedelta(seconds=self._dice.choice(DELAYS))
 
-    def _order(self, key: str) -> bool:
+    def _create(self, key: str) -> bool:
         """Create the timer of this key, again if need be; say whether the server is there."""
-        order, id = self._orders[key], keyed_id(DEFAULT_TENANT, key)
-        asked = datetime.fromisoformat(order["fire_at"])
+        body, id = self._pending[key], keyed_id(DEFAULT_TENANT, key)
+        asked = datetime.fromisoformat(body["fire_at"])
         header = {"Idempotency-Key": key}
-        request = self._ask("create", id, "POST", asked, json=order, headers=header)
+        request = self._ask("create", id, "POST", asked, json=body, headers=header)
         if request.granted:
-            del self._orders[key]
+            del self._pending[key]
             self._mine.append(id)
             self._unseen.append(id)
         return request.status is not None
 
     def _ask(
         self,
-        what: What,
+        kind: RequestKind,
         id: str,
         method: str,
         deadline: datetime | None = None,
@@ -154,14 +154,14 @@ class Client:
         **more: Any,
     ) -> Request:
         began = self._rig.clock()
-        path = "/timers" if what == "create" else f"/timers/{id}{action}"
+        path = "/timers" if kind == "create" else f"/timers/{id}{action}"
         url = self._rig.server.url + path
         try:
             answer = self._session.request(method, url, timeout=60, **more)
         except requests.RequestException as error:
-            asked = Request(what, id, began, self._rig.clock(), None, deadline, why=str(error))
+            asked = Request(kind, id, began, self._rig.clock(), None, deadline, why=str(error))
         else:
-            asked = _answered(Request(what, id, began, self._rig.clock(), None, deadline), answer)
+            asked = _answered(Request(kind, id, began, self._rig.clock(), None, deadline), answer)
         self._rig.ledger.requests.append(asked)
         return asked
 
@@ -184,8 +184,8 @@ class Rig:
         self.ledger = Ledger()
         self.dice = Random(seed)  # noqa: S311
         self.hanging = threading.Event()
-        self.order: dict[str, Any] = {}
-        """What the clients want their timers to have besides."""
+        self.extra_fields: dict[str, Any] = {}
+        """RequestKind the clients want their timers to have besides."""
         self.starting = 0.5
         """Seconds that a server takes to be ready."""
         self._settings = settings
@@ -275,7 +275,7 @@ class Rig:
         """Let all that is due get done; return how it went, and what was broken."""
         self.undone()  # what is left then is lost, and said to be
         self.ledger.ended = self.clock()
-        self.ledger.webhooks = [self._webhook(it) for it in self._receiver.arrivals]
+        self.ledger.received = [self._received(it) for it in self._receiver.arrivals]
         self._look_for_tracebacks()
         run = Run.of(self.ledger)
         run.violations += self._troubles
@@ -284,7 +284,7 @@ class Rig:
     def undone(self) -> list[str]:
         """Let all that is due get done; return the ids of what is not, in all this time."""
         with suppress(AssertionError):
-            wait_until(lambda: not self._due(), PATIENCE)
+            wait_until(lambda: not self._due(), SETTLE_SECONDS)
         return self._due()
 
     def _due(self) -> list[str]:
@@ -322,16 +322,16 @@ class Rig:
         return 0 if self.hanging.is_set() else int(statuses[min(attempt, len(statuses)) - 1])
 
     def _hold(self) -> None:
-        end = time.monotonic() + HANGING
+        end = time.monotonic() + HANG_SECONDS
         while self.hanging.is_set() and time.monotonic() < end:
             time.sleep(0.05)
 
-    def _webhook(self, arrival: Arrival) -> Webhook:
+    def _received(self, arrival: Arrival) -> Received:
         # A step may fall between sending and arrival: then the clock that was ahead counts.
         since = arrival.at - timedelta(seconds=2)
         last = max(n for n, (at, _) in enumerate(self._steps) if at <= since)
         ahead = max(ahead for at, ahead in self._steps[last:] if at <= arrival.at)
-        return Webhook(
+        return Received(
             arrival.id,
             arrival.at + ahead,
             datetime.fromisoformat(arrival.headers["timer-scheduled-at"]),
@@ -340,7 +340,7 @@ class Rig:
         )
 
 
-def kills(folder: Path, seed: str, deaths: int = PER_DATABASE) -> Run:
+def kills(folder: Path, seed: str, deaths: int = KILLS_PER_DATABASE) -> Run:
     """The server is killed again and again: under load, or while it is starting."""
     with Rig(folder, seed) as rig:
         for _ in range(deaths):
@@ -351,7 +351,7 @@ def kills(folder: Path, seed: str, deaths: int = PER_DATABASE) -> Run:
             else:
                 rig.start()
                 with rig.load():
-                    time.sleep(rig.dice.random() * MOST_LOAD)
+                    time.sleep(rig.dice.random() * MAX_LOAD)
                     rig.kill()
         rig.start()
         return rig.settle()
@@ -364,7 +364,7 @@ def full_disk(folder: Path, seed: str) -> Run:
         with rig.load():
             time.sleep(1)
             _fill(disk / "ballast")
-            time.sleep(LASTING)
+            time.sleep(FAULT_SECONDS)
         rig.kill()
         rig.try_to_start()
         (disk / "ballast").unlink()
@@ -407,7 +407,7 @@ def read_only(folder: Path, seed: str) -> Run:
         with rig.load():
             time.sleep(1)
             with _immutable(rig.database):
-                time.sleep(LASTING)
+                time.sleep(FAULT_SECONDS)
             time.sleep(1)
         rig.kill()
         with _immutable(rig.database):
@@ -420,7 +420,7 @@ def read_only(folder: Path, seed: str) -> Run:
 def _immutable(database: Path) -> Iterator[None]:
     files = [str(database), f"{database}-wal"]
     try:
-        # What rights a file has means nothing to root, who runs this in a container.
+        # RequestKind rights a file has means nothing to root, who runs this in a container.
         _run_or_give_up("chattr", "+i", *files)
         yield
     finally:
@@ -437,7 +437,7 @@ def no_names(folder: Path, seed: str) -> Run:
         with rig.load():
             time.sleep(1)
             sign.touch()
-            time.sleep(LASTING)
+            time.sleep(FAULT_SECONDS)
             sign.unlink()
             time.sleep(1)
         return rig.settle()
@@ -446,12 +446,12 @@ def no_names(folder: Path, seed: str) -> Run:
 def hanging(folder: Path, seed: str) -> Run:
     """For a time the receiver takes connections and requests, and answers none of them."""
     with Rig(folder, seed) as rig:
-        rig.order = {"timeout": TIMEOUT}
+        rig.extra_fields = {"timeout": WEBHOOK_TIMEOUT}
         rig.start()
         with rig.load():
             time.sleep(1)
             rig.hanging.set()
-            time.sleep(HANGING)
+            time.sleep(HANG_SECONDS)
             rig.hanging.clear()
             time.sleep(1)
         return rig.settle()
@@ -513,6 +513,6 @@ def torn_log(folder: Path, seed: str, tears: int = TEARS) -> Run:
 
 def _wait_for_log(database: Path) -> None:
     # From 4 MB on SQLite moves it into the database, which it does only once the log is safe.
-    end = time.monotonic() + LASTING
+    end = time.monotonic() + FAULT_SECONDS
     while time.monotonic() < end and log_of(database).stat().st_size < 2_000_000:
         time.sleep(0.01)

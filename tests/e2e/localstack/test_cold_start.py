@@ -50,7 +50,7 @@ def test_no_function_loads_what_it_does_not_use(measured: Measured, function: st
     the contract for none of these events."""
     loaded = life(measured, function).modules
     assert {"chalicelib.service.service", "botocore.client", "aws_lambda_powertools"} <= loaded
-    assert not loaded & {"boto3", "s3transfer", "chalicelib.http.openapi", "sqlite3", "embedded"}
+    assert not loaded & {"boto3", "s3transfer", "chalicelib.http.openapi", "sqlite3", "standalone"}
     senders = {"requests", "charset_normalizer", "chalicelib.webhook.sender"}
     assert loaded & senders == (senders if function == "deliver" else set())
 

@@ -1,4 +1,4 @@
-"""Run a module until whoever started it is gone: `leash.py MODULE ARGUMENT…`.
+"""Run a module until whoever started it is gone: `watchdog.py MODULE ARGUMENT…`.
 
 Standard input is a pipe of which only the starter holds the other end. However the starter ends,
 the kernel closes it, so that nothing stays behind, not even after a `kill -9`.

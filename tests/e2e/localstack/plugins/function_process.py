@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.e2e.localstack.plugins.runtime_api import Answer, Invocation, RuntimeApi
 
-LEASH = Path(__file__).parent.parent / "watchdog.py"
+WATCHDOG = Path(__file__).parent.parent / "watchdog.py"
 
 INIT_SECONDS = 10
 """How long a process may take until it asks for its first event, as on AWS."""
@@ -32,10 +32,10 @@ class FunctionProcess:
         """Start it, or raise InitFailed. What it writes is appended to the log."""
         self._api = RuntimeApi()
         self.ended: Future[int] = Future()
-        leashed = [os.environ["FUNCTION_PYTHON"], "-P", str(LEASH)]
+        watched = [os.environ["FUNCTION_PYTHON"], "-P", str(WATCHDOG)]
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [*leashed, "awslambdaric", env["_HANDLER"], function],
+                [*watched, "awslambdaric", env["_HANDLER"], function],
                 cwd=env["LAMBDA_TASK_ROOT"],
                 env={**env, "AWS_LAMBDA_RUNTIME_API": self._api.address},
                 stdin=subprocess.PIPE,
