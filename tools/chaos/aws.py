@@ -1,7 +1,7 @@
-"""The deployed service, while calls to AWS fail before or after their effect and events go astray.
+"""Faults on the AWS side: calls fail before or after their effect, events are late or doubled.
 
-In simulated time everything happens at once, as on AWS; on moto the real adapters make real calls,
-one after another. Both go by dice alone: the same seed makes the same run again, to the last call.
+In simulated time many invocations interleave, as on AWS. On moto the real adapters make their
+calls one after another. Both are deterministic: the same seed reproduces every call.
 """
 
 from collections.abc import Callable
@@ -40,22 +40,22 @@ STORM_RATES = FaultRates(
 )
 
 DELAYS = (5, 30, 300, 890, 901, 1200, 3600)
-"""Seconds from a request to the deadline that it asks for, at most: of both tiers of the alarm."""
+"""Longest delays to request, in seconds. They cover both tiers of the scheduler."""
 
-CHANGES = 3
-"""How often an owner changes a timer, at most."""
+MAX_CHANGES = 3
+"""Changes that an owner makes to one timer, at most."""
 
 FAULTS: tuple[Callable[[], BaseException], ...] = (
     lambda: client_error("ThrottlingException", 429, ""),
     lambda: ReadTimeoutError(endpoint_url="https://aws"),
     Killed,
 )
-"""How a call ends that fails; the first only where it has no effect."""
+"""Ways for a call to fail. A throttled call never has an effect."""
 
 FAILING = 0.05
-"""How many of all calls on moto fail before their effect, and how many after it."""
+"""The share of moto calls that fail before their effect, and the share that fail after it."""
 
-TROUBLED = (Outcome(status=500), Outcome(error="timeout"), NO_CONTENT, NO_CONTENT)
+OUTCOMES = (Outcome(status=500), Outcome(error="timeout"), NO_CONTENT, NO_CONTENT)
 """RequestKind receivers answer."""
 
 STEPS = 40
@@ -63,11 +63,13 @@ STEPS = 40
 
 
 def simulated(seed: str, number: int = 150) -> Run:
-    """Timers that come within an hour and are cancelled and moved, in the worst weather."""
+    """Run timers that owners create, cancel and move within an hour, at high fault rates."""
     world = Deployment(seed, fault_rates=STORM_RATES)
     for _ in range(number):
         delay = world.sim.dice.choice(DELAYS) * world.sim.dice.random()
-        world.create_at(world.sim.dice.uniform(0, 3600), delay, partial(_change, world, CHANGES))
+        world.create_at(
+            world.sim.dice.uniform(0, 3600), delay, partial(_change, world, MAX_CHANGES)
+        )
     world.sim.run(6 * 3600)
     run = Run.of(world.ledger())
     run.violations += [f"given up: {text}" for text in world.queue.dead]
@@ -75,7 +77,7 @@ def simulated(seed: str, number: int = 150) -> Run:
 
 
 def _change(world: Deployment, left: int, id: str) -> None:
-    """Have the owner of a timer change it some time from now, and then again, so often at most."""
+    """Let the owner change a timer up to `left` more times, at random moments."""
     dice, service = world.sim.dice, world.service
     if not left or dice.random() < 0.5:
         return
@@ -92,7 +94,7 @@ def _change(world: Deployment, left: int, id: str) -> None:
 
 
 class Storm(Cloud):
-    """The deployed service on moto, whose calls fail and whose events come late, twice, astray."""
+    """The deployed service on moto, with failing calls and late, doubled or reordered events."""
 
     def __init__(self, aws: Account, seed: str) -> None:
         super().__init__(aws)
@@ -107,7 +109,7 @@ class Storm(Cloud):
         aws.after = lambda _: self._fail(FAULTS[1:])
 
     def happen(self) -> None:
-        """Let one thing happen."""
+        """Make one random request, let time pass, or sweep."""
         draw = self._dice.random()
         if draw < 0.25 or not self._specs:
             key = str(len(self._specs))
@@ -123,7 +125,7 @@ class Storm(Cloud):
             self._survive("", self.sweep)
 
     def settle(self) -> Run:
-        """Let all faults be over and time pass; return how it went, and what was broken."""
+        """Stop all faults, let time pass until all timers are final, and judge the run."""
         self.calm = True
         for spec in self._specs:
             self._create(spec)
@@ -161,7 +163,7 @@ class Storm(Cloud):
             self._come_again(text, VISIBILITY)
 
     def fire(self, text: str) -> None:
-        # Lambda tries it again twice; if that is in vain as well, the sweep has it.
+        # Lambda retries twice; after that, the sweep picks the timer up.
         for _ in range(3):
             if self._survive("", lambda: super(Storm, self).fire(text)):
                 return
@@ -170,7 +172,7 @@ class Storm(Cloud):
         self.messages().append((self.clock.now + timedelta(seconds=seconds), text))
 
     def _survive(self, id: str, invocation: Callable[[], object]) -> bool:
-        """Invoke a function for a timer; say whether it came to its end."""
+        """Invoke a function for a timer; return whether it finished."""
         try:
             invocation()
         except Unavailable:
@@ -232,10 +234,10 @@ class Storm(Cloud):
 
     def _fail(self, faults: tuple[Callable[[], BaseException], ...]) -> None:
         if self._strikes(FAILING):
-            raise self._dice.choice(faults)()  # noqa: RSE102  # it makes one
+            raise self._dice.choice(faults)()  # noqa: RSE102  # the call creates the exception
 
     def _answer(self) -> None:
-        self.sender.outcome = NO_CONTENT if self.calm else self._dice.choice(TROUBLED)
+        self.sender.outcome = NO_CONTENT if self.calm else self._dice.choice(OUTCOMES)
         self._answers.append(self.sender.outcome.status or 0)
         if self._strikes(FAILING):
             raise Killed
@@ -261,8 +263,8 @@ def _id(spec: TimerSpec) -> str:
 
 
 def emulated(seed: str) -> Run:
-    """One thing after another happens on moto, while any call fails before or after its effect."""
-    # A sweep asks each shard: with 32 of them this would do little else.
+    """Run random steps on moto while calls fail before or after their effect."""
+    # A sweep queries every shard; 32 shards would take most of the run.
     with (
         patch.object(timer_store, "DUE_SHARDS", 2),
         patch.object(timer_store, "ThreadPoolExecutor", SequentialExecutor),
