@@ -56,10 +56,10 @@ FAILING = 0.05
 """The share of moto calls that fail before their effect, and the share that fail after it."""
 
 OUTCOMES = (Outcome(status=500), Outcome(error="timeout"), NO_CONTENT, NO_CONTENT)
-"""RequestKind receivers answer."""
+"""Responses of the receivers."""
 
 STEPS = 40
-"""RequestKind happens on moto, one after another, before all is calm."""
+"""Steps of a run on moto before the faults stop."""
 
 
 def simulated(seed: str, number: int = 150) -> Run:
@@ -146,7 +146,7 @@ class Storm(Cloud):
         return Run.of(self.ledger)
 
     def messages_due(self) -> list[str]:
-        """Take the messages that are due away, some twice, in any spec; leave some for later."""
+        """Remove and return the due messages: shuffled, some doubled, some put back for later."""
         due = super().messages_due()
         due += [text for text in due if self._strikes(STORM_RATES.duplicates)]
         self._dice.shuffle(due)
@@ -244,7 +244,7 @@ class Storm(Cloud):
 
 
 class SequentialExecutor(Executor):
-    """Makes each call when it is asked to: threads would throw the dice in any spec."""
+    """Runs each call at once: threads would draw random numbers in an unpredictable order."""
 
     def __init__(self, threads: int) -> None:
         pass

@@ -185,7 +185,7 @@ class Rig:
         self.dice = Random(seed)  # noqa: S311
         self.hanging = threading.Event()
         self.extra_fields: dict[str, Any] = {}
-        """RequestKind the clients want their timers to have besides."""
+        """Further fields of each new timer."""
         self.starting = 0.5
         """Seconds that the last start took."""
         self._settings = settings
@@ -424,7 +424,7 @@ def read_only(folder: Path, seed: str) -> Run:
 def _immutable(database: Path) -> Iterator[None]:
     files = [str(database), f"{database}-wal"]
     try:
-        # RequestKind rights a file has means nothing to root, who runs this in a container.
+        # File modes do not bind root, and in a container this runs as root.
         _run_or_give_up("chattr", "+i", *files)
         yield
     finally:
