@@ -1,9 +1,9 @@
-"""What each Lambda function takes to start and to work: `make bench-lambda`.
+"""`make bench-lambda`: measure the start and the work of each Lambda function.
 
     bundle, as deployed ──► unpacked with and without .pyc ──► a fresh process for each measurement
 
-The processes take turns, so that what else the machine does meets all alike. They have the Python
-and the libraries that Lambda's runtime has, and leave no .pyc behind, as nobody can write there.
+The processes take turns, so other load on the machine affects all alike. They have the Python and
+the libraries of Lambda's runtime. They write no .pyc files, as Lambda's file system is read-only.
 """
 
 import argparse
@@ -34,7 +34,7 @@ FUNCTIONS: dict[str, tuple[str, Callable[[MeasuredAccount], Any]]] = {
     "deliver": ("app.deliver", MeasuredAccount.deliver),
     "sweep": ("app.sweep", MeasuredAccount.sweep),
 }
-"""Their handlers, and what is an event for them."""
+"""The handler of each function, and the maker of its events."""
 
 COLUMNS = (
     "Function",
@@ -52,7 +52,7 @@ WITH, WITHOUT = "with .pyc", "without"
 
 
 class Life(NamedTuple):
-    """What one process took, in milliseconds of CPU time and MB, and what it did."""
+    """The figures of one process, in milliseconds of CPU time and MB."""
 
     imported: float
     first: float
@@ -87,7 +87,7 @@ def measure(runs: int, events: int) -> Measured:
                     warm = events if run == runs - 1 and kind == WITH else 0
                     life = _life(function, folder, busy, 1 + warm)
                     if function == "deliver" and life.webhooks != 1:
-                        raise RuntimeError("deliver had not as many webhooks to send as events.")
+                        raise RuntimeError("deliver did not send one webhook for each event.")
                     lives.setdefault((function, kind), []).append(life)
         return Measured(lives, size)
 
@@ -108,7 +108,7 @@ def package(made: Path) -> None:
     """Make a folder with the zip that `make deploy` would ship, and the template to it."""
     with TemporaryDirectory() as project:
         bundle.build(ROOT, Path(project))
-        # Chalice keeps its zips there: not among those that were deployed.
+        # Chalice also writes its zips there, so use a copy without the deployed ones.
         settings = Path(project, ".chalice")
         settings.unlink()
         shutil.copytree(ROOT / ".chalice", settings, ignore=shutil.ignore_patterns("deploy*"))

@@ -93,7 +93,7 @@ class Client:
         self._session.headers["Connection"] = "close"
 
     def work(self, over: threading.Event) -> None:
-        """Ask until then, or until the server is gone. RequestKind it owed is asked for first."""
+        """Send requests until `over` is set or the server is gone, unfinished creates first."""
         for key in list(self._pending):
             if not self._create(key):
                 return
