@@ -174,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_POST(self) -> None:
-        """Let moto answer what a client of AWS asks."""
+        """Respond to an AWS client's request through moto."""
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         scope = re.search(r"/(\w+)/aws4_request", self.headers["Authorization"])
         service = scope[1] if scope else ""

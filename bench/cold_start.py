@@ -112,7 +112,7 @@ def package(made: Path) -> None:
         settings = Path(project, ".chalice")
         settings.unlink()
         shutil.copytree(ROOT / ".chalice", settings, ignore=shutil.ignore_patterns("deploy*"))
-        subprocess.run(  # what it runs is ours
+        subprocess.run(
             [Path(sys.executable).with_name("chalice"), "package", "--stage", "dev", made],
             cwd=project,
             env=environment(AWS_DEFAULT_REGION="eu-central-1"),
@@ -128,7 +128,7 @@ def _life(function: str, folder: Path, busy: MeasuredAccount, many: int) -> Life
     busy.calls.clear()
     busy.arrivals.clear()
     lasting = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
-    subprocess.run(  # what it runs is ours
+    subprocess.run(
         [f"{RUNTIME}/bin/python", "-P", ROOT / "bench/invoked.py", handler, events, report],
         env=lasting | busy.settings | {"PYTHONPATH": str(folder)},
         stdout=subprocess.DEVNULL,  # its logs

@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--rate", type=float, default=200)
     asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the engine
     seconds, folder = asked.minutes * 60, MADE / "data"
     shutil.rmtree(folder, ignore_errors=True)
     with Receiver() as receiver, Timers(folder, {"RETENTION": "0"}) as engine:

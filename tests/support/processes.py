@@ -1,4 +1,4 @@
-"""The standalone server as its own process, and a receiver that remembers what arrives."""
+"""The standalone server as its own process, and a receiver that records its requests."""
 
 import os
 import queue
