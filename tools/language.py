@@ -9,7 +9,7 @@ import re
 import sys
 import tokenize
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -52,7 +52,8 @@ def report(root: Path) -> str:
     pronouns = Counter(word for path in shipped for word in _pronouns(path))
     nodes = [node for tree in trees for node in ast.walk(tree)]
     lambdas = sum(isinstance(node, ast.Lambda) for node in nodes)
-    partials = sum(isinstance(node, ast.Call) and _is_partial(node.func) for node in nodes)
+    called = [ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)]
+    partials = called.count("partial") + called.count("functools.partial")
     longest = sorted(((_line_count(path), path) for path in _python(root)), reverse=True)[:LONGEST]
     return "\n".join(
         [
@@ -100,12 +101,10 @@ def _prose(path: Path) -> str:
     return ITEM.sub("\n\n", NOT_PROSE.sub("\n", text))
 
 
-def _docstrings(tree: ast.AST) -> Iterator[str]:
-    """Yield each string that is a statement: docstrings, and the texts under constants."""
-    for node in ast.walk(tree):
-        match node:
-            case ast.Expr(value=ast.Constant(value=str(text))):
-                yield text
+def _docstrings(tree: ast.AST) -> list[str]:
+    """Return each string that is a statement: docstrings, and the texts under constants."""
+    nodes = [it.value for it in ast.walk(tree) if isinstance(it, ast.Expr)]
+    return [it.value for it in nodes if isinstance(it, ast.Constant) and isinstance(it.value, str)]
 
 
 def _pronouns(path: Path) -> list[str]:
@@ -114,10 +113,6 @@ def _pronouns(path: Path) -> list[str]:
     with path.open("rb") as file:
         texts = [it.string for it in tokenize.tokenize(file.readline) if it.type in kinds]
     return [found.lower() for text in texts for found in PRONOUN.findall(text)]
-
-
-def _is_partial(function: ast.expr) -> bool:
-    return getattr(function, "id", getattr(function, "attr", "")) == "partial"
 
 
 if __name__ == "__main__":
