@@ -1,1 +1,1 @@
-"""What Timers does in how much time and memory, beside what people would pick instead."""
+"""Benchmarks: the time and memory that Timers takes, compared with its alternatives."""

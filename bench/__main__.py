@@ -1,4 +1,4 @@
-"""`make bench`: measure Timers beside its peers, print the table, write docs/benchmarks.md."""
+"""`make bench`: compare Timers with its peers and write the results to docs/benchmarks.md."""
 
 import argparse
 import shutil
@@ -38,7 +38,7 @@ FAULTS = ("missing", "early", "duplicates")
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many timers each measure takes."""
+    """The number of timers in each measurement."""
 
     warm_up: int = 1000
     creates: int = 4000
@@ -50,25 +50,25 @@ class Sizes:
     recovery: int = 1000
     many: int = 1_000_000
     ahead: float = 3
-    """Seconds that are always left to create what then comes due."""
+    """Minimum seconds to create the timers of a burst before they fall due."""
     outage: float = 3
     """Seconds that an engine is down."""
     settle: float = 5
-    """Seconds that an engine is left alone before it is looked at."""
+    """Seconds of rest before an engine is measured."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What the rounds gave, for each engine."""
+    """The figures of all rounds, by engine."""
 
     figures: dict[str, dict[str, list[float]]]
     late: dict[str, dict[str, list[float]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
-    """Milliseconds of each timer, by measure and engine."""
+    """The lateness of each timer in milliseconds, by measurement and engine."""
 
     def add(self, engine: Engine, measure: str, found: Figures) -> None:
-        """Remember the figures of one measure; say them, so that one sees it go on."""
+        """Store the figures of one measurement, and print them as progress."""
         words = ", ".join(f"{key} {report.number(value)}" for key, value in found.items())
         print(f"{engine.name}: {measure}: {words}", file=sys.stderr, flush=True)
         for key, value in found.items():
@@ -76,7 +76,7 @@ class Results:
             self.figures[engine.name][key if in_all else f"{measure}.{key}"].append(value)
 
     def add_delivery(self, engine: Engine, measure: str, found: Delivery) -> None:
-        """Remember one measure and the lateness of each of its timers."""
+        """Store one measurement and the lateness of each of its timers."""
         self.add(engine, measure, found.figures())
         self.late[measure][engine.name] += found.late
 
@@ -84,7 +84,7 @@ class Results:
 def measure(
     engines: Sequence[type[Engine]], receiver: Receiver, folder: Path, sizes: Sizes, rounds: int
 ) -> Results:
-    """Let the engines take turns; each begins each round with nothing."""
+    """Measure the engines in turn; each starts each round with no data."""
     results = Results({engine.name: defaultdict(list) for engine in engines})
     for _ in range(rounds):
         _each(engines, folder, lambda engine: _speed(engine, receiver, sizes, results))
@@ -104,7 +104,7 @@ def _speed(engine: Engine, receiver: Receiver, sizes: Sizes, results: Results) -
     bench.warm_up(sizes.warm_up)
     found = bench.creates(sizes.creates)
     results.add(engine, "creates", found)
-    time.sleep(sizes.settle)  # for what an engine does with them behind the answer
+    time.sleep(sizes.settle)  # for an engine's work after its response
     results.add_delivery(engine, "low", bench.steady(sizes.low, sizes.rate))
     for name, number in (("small", sizes.small), ("large", sizes.large)):
         ahead = sizes.ahead + 2 * number / found["rate"]
@@ -124,7 +124,7 @@ def _endurance(engine: Engine, receiver: Receiver, sizes: Sizes, results: Result
 def section(
     results: Results, versions: Mapping[str, str], about: Sequence[str], alone: Figures
 ) -> str:
-    """Return the section of the document; `about` is where it was measured."""
+    """Return the section of the document; `about` describes the machine."""
     durability = {engine.name: engine.durability for engine in ENGINES}
     of = {key: report.number(value) for key, value in alone.items()}
     rounds = len(results.figures[Timers.name]["creates.rate"])
@@ -137,8 +137,8 @@ def section(
 
 {report.table(results.figures, durability)}
 
-The median of the rounds, and from the least to the most. A ratio above 1: Timers is ahead so many
-times. The head of each column says what an answer means in a power cut.
+Each cell has the median of the rounds and the range. A ratio above 1: Timers is better by that
+factor. The head of each column says how durable a confirmed timer is in a power cut.
 
 ![How late each timer was]({PLOT.name})
 
@@ -149,19 +149,19 @@ times. The head of each column says what an answer means in a power cut.
 
 
 def able() -> list[type[Engine]]:
-    """Return the engines that can run here; say which can't."""
+    """Return the engines that can run here, and report the others."""
     reasons = {engine: engine.missing() for engine in ENGINES}
     for engine, why in reasons.items():
         if why is not None:
-            print(f"{engine.name} is left out: {why}.", file=sys.stderr)
+            print(f"{engine.name} is skipped: {why}.", file=sys.stderr)
     return [engine for engine, why in reasons.items() if why is None]
 
 
 def main() -> None:
-    """Measure, and write what was found."""
+    """Measure, print the section, and write it to the document."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the engines
     rounds, sizes, engines = parser.parse_args().rounds, Sizes(), able()
     DATA.mkdir(exist_ok=True)
     with Receiver() as receiver:
@@ -173,7 +173,7 @@ def main() -> None:
     text = section(results, {engine.name: engine.version() for engine in engines}, about, alone)
     print(text)
     report.plot({TITLES[measure]: late for measure, late in results.late.items()}, PLOT)
-    document.write("embedded", text)
+    document.write("standalone", text)
 
 
 if __name__ == "__main__":

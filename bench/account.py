@@ -1,7 +1,7 @@
-"""The AWS account that measured functions find: moto's, behind TLS on loopback, with work in it.
+"""A moto account behind TLS on loopback, which gives the measured functions work to do.
 
-A function that is measured runs in a process of its own and signs, encrypts and parses as on AWS;
-what moto takes to answer is not in its CPU time.
+A measured function runs in its own process and signs, encrypts and parses as on AWS. Its CPU time
+does not include moto's.
 """
 
 import json
@@ -37,8 +37,8 @@ from tests.support.processes import Receiver
 ARN = f"arn:aws:execute-api:{REGION}:{ACCOUNT}:abc/api/POST/timers"
 
 
-class Busy:
-    """An account whose functions have something to do; each method returns an event for one."""
+class MeasuredAccount:
+    """An account with prepared work; each method returns an event for one function."""
 
     def __init__(self, aws: Account, receiver: Receiver, settings: dict[str, str]) -> None:
         self.settings = settings
@@ -79,11 +79,11 @@ class Busy:
         }
 
     def authorize(self) -> Any:
-        """Has this request a key? It has."""
+        """An authorizer request with a valid key."""
         return {"type": "TOKEN", "methodArn": ARN, "authorizationToken": f"Bearer {self._key}"}
 
     def fire(self) -> Any:
-        """The schedule of a far timer went off, five minutes before its deadline."""
+        """The schedule of a distant timer, five minutes before its deadline."""
         clock = self._cloud.clock
         kept, clock.now = clock.now, clock.now - timedelta(minutes=15)
         timer = created(self._cloud.service, Webhook(url=self._url), 20 * 60)
@@ -91,11 +91,11 @@ class Busy:
         return msgspec.to_builtins(timer.wakeup())
 
     def deliver(self) -> Any:
-        """A message: a timer is due, whose receiver answers at once."""
+        """A message for a due timer, whose receiver responds at once."""
         created(self._cloud.service, Webhook(url=self._url))
         queue = self._aws.queue_url()
         (message,) = self._aws.sqs.receive_message(QueueUrl=queue)["Messages"]
-        # Or it comes again in half a minute, while the next one is wanted.
+        # Otherwise it would be received again after half a minute.
         self._aws.sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
         return {
             "Records": [
@@ -109,7 +109,7 @@ class Busy:
         }
 
     def sweep(self) -> Any:
-        """A minute has passed, and nothing was forgotten."""
+        """The event of the sweep, with no overdue timers."""
         return {
             "version": "0",
             "id": "x",
@@ -124,8 +124,8 @@ class Busy:
 
 
 @contextmanager
-def busy(folder: Path) -> Iterator[Busy]:
-    """Give an account; certificates of its server are written into the folder."""
+def measured_account(folder: Path) -> Iterator[MeasuredAccount]:
+    """Yield an account; the certificates of its server are written to the folder."""
     authority = trustme.CA()
     bundle = folder / "authorities.pem"
     # As many as botocore brings: reading them is part of a first call.
@@ -141,7 +141,7 @@ def busy(folder: Path) -> Iterator[Busy]:
             "ALLOWED_TARGETS": "127.0.0.1",
             "STAGE": STAGE,
         }
-        made = Busy(aws, receiver, settings)
+        made = MeasuredAccount(aws, receiver, settings)
         server.calls = made.calls
         yield made
 
@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_POST(self) -> None:
-        """Let moto answer what a client of AWS asks."""
+        """Respond to an AWS client's request through moto."""
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         scope = re.search(r"/(\w+)/aws4_request", self.headers["Authorization"])
         service = scope[1] if scope else ""

@@ -1,9 +1,9 @@
-"""What each Lambda function takes to start and to work: `make bench-lambda`.
+"""`make bench-lambda`: measure the start and the work of each Lambda function.
 
     bundle, as deployed ──► unpacked with and without .pyc ──► a fresh process for each measurement
 
-The processes take turns, so that what else the machine does meets all alike. They have the Python
-and the libraries that Lambda's runtime has, and leave no .pyc behind, as nobody can write there.
+The processes take turns, so other load on the machine affects all alike. They have the Python and
+the libraries of Lambda's runtime. They write no .pyc files, as Lambda's file system is read-only.
 """
 
 import argparse
@@ -21,20 +21,20 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from bench import account, document
-from bench.account import Busy
+from bench.account import MeasuredAccount
 from bench.report import processor
 from infra import bundle
 from tests.e2e.localstack.stack import RUNTIME
 from tests.support.processes import ROOT, environment
 
-FUNCTIONS: dict[str, tuple[str, Callable[[Busy], Any]]] = {
-    "API": ("app.app", Busy.create),
-    "authorizer": ("app.authorizer", Busy.authorize),
-    "fire": ("app.fire", Busy.fire),
-    "deliver": ("app.deliver", Busy.deliver),
-    "sweep": ("app.sweep", Busy.sweep),
+FUNCTIONS: dict[str, tuple[str, Callable[[MeasuredAccount], Any]]] = {
+    "API": ("app.app", MeasuredAccount.create),
+    "authorizer": ("app.authorizer", MeasuredAccount.authorize),
+    "fire": ("app.fire", MeasuredAccount.fire),
+    "deliver": ("app.deliver", MeasuredAccount.deliver),
+    "sweep": ("app.sweep", MeasuredAccount.sweep),
 }
-"""Their handlers, and what is an event for them."""
+"""The handler of each function, and the maker of its events."""
 
 COLUMNS = (
     "Function",
@@ -52,7 +52,7 @@ WITH, WITHOUT = "with .pyc", "without"
 
 
 class Life(NamedTuple):
-    """What one process took, in milliseconds of CPU time and MB, and what it did."""
+    """The figures of one process, in milliseconds of CPU time and MB."""
 
     imported: float
     first: float
@@ -78,7 +78,7 @@ class Measured(NamedTuple):
 
 def measure(runs: int, events: int) -> Measured:
     """Start every function `runs` times of each kind, one of them for so many more events."""
-    with TemporaryDirectory() as name, account.busy(Path(name)) as busy:
+    with TemporaryDirectory() as name, account.measured_account(Path(name)) as busy:
         size, bundles = _bundles(Path(name))
         lives: dict[tuple[str, str], list[Life]] = {}
         for run in range(runs):
@@ -87,7 +87,7 @@ def measure(runs: int, events: int) -> Measured:
                     warm = events if run == runs - 1 and kind == WITH else 0
                     life = _life(function, folder, busy, 1 + warm)
                     if function == "deliver" and life.webhooks != 1:
-                        raise RuntimeError("deliver had not as many webhooks to send as events.")
+                        raise RuntimeError("deliver did not send one webhook for each event.")
                     lives.setdefault((function, kind), []).append(life)
         return Measured(lives, size)
 
@@ -108,11 +108,11 @@ def package(made: Path) -> None:
     """Make a folder with the zip that `make deploy` would ship, and the template to it."""
     with TemporaryDirectory() as project:
         bundle.build(ROOT, Path(project))
-        # Chalice keeps its zips there: not among those that were deployed.
+        # Chalice also writes its zips there, so use a copy without the deployed ones.
         settings = Path(project, ".chalice")
         settings.unlink()
         shutil.copytree(ROOT / ".chalice", settings, ignore=shutil.ignore_patterns("deploy*"))
-        subprocess.run(  # what it runs is ours
+        subprocess.run(
             [Path(sys.executable).with_name("chalice"), "package", "--stage", "dev", made],
             cwd=project,
             env=environment(AWS_DEFAULT_REGION="eu-central-1"),
@@ -121,14 +121,14 @@ def package(made: Path) -> None:
         )
 
 
-def _life(function: str, folder: Path, busy: Busy, many: int) -> Life:
+def _life(function: str, folder: Path, busy: MeasuredAccount, many: int) -> Life:
     handler, event = FUNCTIONS[function]
     events, report = folder.with_name("events.json"), folder.with_name("report.json")
     events.write_text(json.dumps([event(busy) for _ in range(many)]))
     busy.calls.clear()
     busy.arrivals.clear()
     lasting = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
-    subprocess.run(  # what it runs is ours
+    subprocess.run(
         [f"{RUNTIME}/bin/python", "-P", ROOT / "bench/invoked.py", handler, events, report],
         env=lasting | busy.settings | {"PYTHONPATH": str(folder)},
         stdout=subprocess.DEVNULL,  # its logs

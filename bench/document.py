@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: each command rewrites its own section, and leaves the others as they are."""
+"""Write sections of docs/benchmarks.md. Each command replaces its own section only."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
 def write(section: str, text: str, document: Path = DOCUMENT) -> None:
-    """Make `text` the whole of a section; one that is not there yet comes last."""
+    """Replace a section with `text`, or append a new one."""
     before = document.read_text() if document.exists() else "# Benchmarks\n"
     begin, end = f"<!-- begin {section} -->", f"<!-- end {section} -->"
     after = f"{begin}\n{text.strip()}\n{end}"

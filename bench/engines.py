@@ -1,4 +1,4 @@
-"""What is measured: each engine in its own processes behind HTTP, as its users would run it."""
+"""The engines under test: each runs in its own processes behind HTTP, as users run it."""
 
 import json
 import os
@@ -19,14 +19,14 @@ import requests
 ROOT = Path(__file__).parent.parent
 
 MADE = ROOT / ".bench"
-"""What `make bench` installs, and where the engines keep their data while they are measured."""
+"""The folder for peers that `make bench` installs, and for the engines' data."""
 
 MODULES = MADE / "node_modules"
 
 PEERS = ROOT / "bench" / "peers"
 
-PATIENCE = 120.0
-"""Seconds within which an engine has to be ready."""
+START_SECONDS = 120.0
+"""Seconds within which an engine must be ready."""
 
 
 class Engine:
@@ -34,7 +34,7 @@ class Engine:
 
     name: ClassVar[str]
     durability: ClassVar[str]
-    """What an answer of 201 means in a power cut."""
+    """When a timer confirmed with 201 survives a power cut."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
         self.folder = folder
@@ -51,12 +51,12 @@ class Engine:
 
     @classmethod
     def missing(cls) -> str | None:
-        """Say why it can't run here."""
+        """Return why it cannot run here, or None."""
         return None
 
     @classmethod
     def version(cls) -> str:
-        """Name what runs, and its versions."""
+        """Return its components and their versions."""
         raise NotImplementedError
 
     def start(self) -> None:
@@ -81,10 +81,10 @@ class Engine:
             return False
 
     def sync_each_write(self) -> None:
-        """Let it sync before each answer, if it does not anyway."""
+        """Make it sync before each response, unless it always does."""
 
     def run(self, *command: str | Path, **settings: str) -> None:
-        """Start one process, and whatever it starts, with no settings but these."""
+        """Start one process with these settings only; it may start others."""
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
@@ -93,12 +93,12 @@ class Engine:
                 env=environment | settings,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # what it starts is found, and ended, by its session
+                start_new_session=True,  # its session id finds its child processes
             )
         self._processes.append(process)
 
     def kill(self) -> None:
-        """Kill -9 all of it, and wait until it is gone."""
+        """Kill -9 all processes and wait until they are gone."""
         for process in self._processes:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -110,7 +110,7 @@ class Engine:
         return sum(_memory(pid) for pid in _processes() if _session(pid) in sessions)
 
     def _wait(self, ready: Callable[[], bool]) -> None:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + START_SECONDS
         while not ready():
             ended = [process.args for process in self._processes if process.poll() is not None]
             if ended or time.monotonic() > end:
@@ -221,7 +221,7 @@ class BullMq(OnRedis):
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody listens on."""
+    """Return a free port of loopback."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
 

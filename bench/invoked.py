@@ -1,9 +1,9 @@
-"""One life of a function, in a process of its own: imported, asked a first time, then again.
+"""Run one function in its own process: import it, send a first event, then further ones.
 
     python -P invoked.py app.fire events.json report.json
 
-Stands alone: it runs in a Python that has what Lambda has, and the bundle. The report has MB of
-memory, and milliseconds of CPU time, that of all threads; waiting for answers does not count.
+It imports nothing of this checkout, because it runs in a Python with Lambda's packages and the
+bundle. The report has MB of memory and milliseconds of CPU time of all threads, without waiting.
 """
 
 import json
@@ -19,11 +19,11 @@ import awslambdaric.bootstrap  # noqa: F401  # Lambda has loaded it before the f
 
 ARN = "arn:aws:lambda:eu-central-1:123456789012:function:timers-test"
 SECONDS = 60
-"""How long an invocation may take."""
+"""Seconds that an invocation may take."""
 
 
 class Context:
-    """What Lambda says of one invocation."""
+    """Lambda's context object of one invocation."""
 
     invoked_function_arn = ARN
 
@@ -36,7 +36,7 @@ class Context:
 
 
 def live(handler: str, events: list[Any]) -> dict[str, Any]:
-    """Return what importing the handler, its first event, and the mean of the others took."""
+    """Return the times of the import, the first event, and the mean further event."""
     module, _, name = handler.partition(".")
     cpu = process_time()
     function = getattr(import_module(module), name)

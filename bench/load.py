@@ -1,4 +1,4 @@
-"""The load: keep-alive connections that send one request after the other; alike for all engines."""
+"""The load generator: keep-alive connections that each send one request at a time."""
 
 import asyncio
 import re
@@ -19,7 +19,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came back for a request, and how many seconds after it should have been sent."""
+    """The response to a request, and its seconds since the request should have been sent."""
 
     request: Request
     status: int
@@ -73,9 +73,9 @@ async def send(
     rate: float | None = None,
     connections: int = CONNECTIONS,
 ) -> list[Answer]:
-    """Send what `make` returns at that moment, `rate` a second or as fast as it is answered.
+    """Send requests made by `make`, `rate` a second or as fast as responses come.
 
-    An answer to what had to wait for a free connection counts from when it should have been sent.
+    The time that a request waits for a free connection counts as part of its response time.
     """
     loop = asyncio.get_running_loop()
     opened = [

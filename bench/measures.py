@@ -1,4 +1,4 @@
-"""The measures: each one loads an engine, and holds what arrives against what was created."""
+"""The measurements. Each loads an engine and compares the arrivals with the created timers."""
 
 import asyncio
 import json
@@ -28,13 +28,13 @@ DAY = 86_400_000
 """Milliseconds."""
 
 GRACE = 60.0
-"""Seconds after the last deadline in which what is late may still arrive."""
+"""Seconds to wait for late webhooks after the last deadline."""
 
 Figures = dict[str, float]
 
 
 class Receiver:
-    """Node's own HTTP server, as its own process; remembers which webhooks arrived, and when."""
+    """A Node HTTP server in its own process, which records webhooks and their times."""
 
     def __enter__(self) -> Self:
         script = Path(__file__).parent / "receiver.js"
@@ -49,7 +49,7 @@ class Receiver:
         self._process.communicate()
 
     def forget(self) -> list[tuple[str, float]]:
-        """Begin anew; return what arrived until then."""
+        """Return the arrivals so far and forget them."""
         return _arrivals(requests.delete(f"{self.url}arrivals", timeout=60))
 
     def arrivals(self) -> list[tuple[str, float]]:
@@ -57,7 +57,7 @@ class Receiver:
         return _arrivals(requests.get(f"{self.url}arrivals", timeout=60))
 
     def wait(self, number: int, until: float) -> None:
-        """Return once so many webhooks have arrived, or at that Unix time."""
+        """Return once this many webhooks have arrived, or at that Unix time."""
         while time.time() < until:
             if requests.get(f"{self.url}count", timeout=60).json()["count"] >= number:
                 return
@@ -67,13 +67,13 @@ class Receiver:
 def _arrivals(answer: requests.Response) -> list[tuple[str, float]]:
     told = answer.json()
     if told["count"] != len(told["ids"]):
-        raise RuntimeError("The receiver's count is not that of what it remembers.")
+        raise RuntimeError("The receiver's count does not match its recorded arrivals.")
     return list(zip(told["ids"], told["moments"], strict=True))
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What became of the timers of one measure."""
+    """The result of one measurement."""
 
     late: list[float]
     """Milliseconds from the deadline to the first arrival, ascending."""
@@ -84,18 +84,18 @@ class Delivery:
     """From the first deadline to the last arrival."""
 
     def figures(self) -> Figures:
-        """Return the lateness in milliseconds, and how many were delivered in a second."""
+        """Return lateness in milliseconds, deliveries per second, and faults."""
         p50, p99 = percentiles(self.late)
         found = {"p50": p50, "p99": p99, "max": max(self.late, default=0.0)}
         return {**found, "drained": len(self.late) / self.seconds, **self.faults()}
 
     def faults(self) -> Figures:
-        """Return how many did not arrive once, at their deadline or after it."""
+        """Return the numbers of missing, early and duplicate webhooks."""
         return {"missing": self.missing, "early": self.early, "duplicates": self.duplicates}
 
 
 def delivery(deadlines: dict[str, int], arrivals: Sequence[tuple[str, float]]) -> Delivery:
-    """Hold the arrivals against the deadlines of what was created; others do not count."""
+    """Compare arrivals with the deadlines in Unix milliseconds; ignore unknown ids."""
     first: dict[str, float] = {}
     times = Counter(id for id, _ in arrivals if id in deadlines)
     for id, at in arrivals:
@@ -121,7 +121,7 @@ def percentiles(values: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Bench:
-    """The measures of one engine that is running, with one receiver."""
+    """The measurements of one running engine with one receiver."""
 
     engine: Engine
     receiver: Receiver
@@ -144,12 +144,12 @@ class Bench:
         return answers
 
     def warm_up(self, number: int) -> None:
-        """Let every part of the engine work, as it will have for long where it is used."""
+        """Warm up every part of the engine, as in long-running use."""
         self.receiver.forget()
         self.delivered(self.create(number, self._ahead(0)))
 
     def creates(self, number: int) -> Figures:
-        """Create timers of tomorrow as fast as they are answered."""
+        """Create timers due tomorrow as fast as the engine responds."""
         began = time.perf_counter()
         answers = self.create(number, self._ahead(DAY))
         seconds = time.perf_counter() - began
@@ -157,12 +157,12 @@ class Bench:
         return {"rate": number / seconds, "p50": p50, "p99": p99}
 
     def steady(self, number: int, rate: float) -> Delivery:
-        """Create timers of one second at a low rate."""
+        """Create timers due in one second at a low rate."""
         self.receiver.forget()
         return self.delivered(self.create(number, self._ahead(1000), rate))
 
     def burst(self, number: int, ahead: float) -> Delivery:
-        """Let timers come due within one second, all created in the `ahead` seconds before it."""
+        """Create timers within `ahead` seconds that all fall due in the second after."""
         self.receiver.forget()
         first = _now() + round(ahead * 1000)
         deadlines = [first + 1000 * place // number for place in range(number)]
@@ -173,7 +173,7 @@ class Bench:
         return found if created_in_time else self.burst(number, 2 * ahead)
 
     def pending(self, number: int, settle: float) -> Figures:
-        """Return the bytes by which memory has grown for each timer that waits, after a while."""
+        """Return the memory in bytes for each pending timer, after `settle` seconds."""
         before = self.engine.memory()
         self.create(number, self._ahead(DAY))
         time.sleep(settle)
@@ -200,14 +200,14 @@ class Bench:
         return {"ready": ready, "first": min(arrived, default=inf), **found.faults()}
 
     def delivered(self, answers: Sequence[Answer]) -> Delivery:
-        """Return what becomes of the timers that these answers promise."""
+        """Wait for the timers created by these responses, and return the result."""
         deadlines = {json.loads(answer.body)["id"]: answer.request.deadline for answer in answers}
         until = max(_now(), *deadlines.values()) / 1000 + GRACE
         arrivals: list[tuple[str, float]] = []
         while time.time() < until and (missing := deadlines.keys() - {id for id, _ in arrivals}):
             self.receiver.wait(len(arrivals) + len(missing), until)
             arrivals = self.receiver.arrivals()
-        time.sleep(0.2)  # for what comes twice
+        time.sleep(0.2)  # for duplicates
         return delivery(deadlines, self.receiver.arrivals())
 
     def _ahead(self, milliseconds: int) -> Iterator[int]:
@@ -215,7 +215,7 @@ class Bench:
 
 
 def fill(database: Path, number: int, receiver: Receiver) -> None:
-    """Put timers of tomorrow into a database, and one that is overdue."""
+    """Add timers due tomorrow to a database, and one overdue timer."""
     now = datetime.now(UTC)
     webhook = Webhook(url=receiver.url)
     store = SqliteTimerStore(database)
@@ -224,7 +224,7 @@ def fill(database: Path, number: int, receiver: Receiver) -> None:
         store.add(new_timer(new_id(), DEFAULT_TENANT, webhook, deadline, now))
 
     try:
-        with ThreadPoolExecutor(200) as pool:  # those that wait at the same time share a commit
+        with ThreadPoolExecutor(200) as pool:  # concurrent writers share a commit
             for begun in range(0, number, 10_000):
                 batch = min(10_000, number - begun)
                 moments = [now + timedelta(days=1, milliseconds=begun + n) for n in range(batch)]
@@ -235,7 +235,7 @@ def fill(database: Path, number: int, receiver: Receiver) -> None:
 
 
 def many(number: int, receiver: Receiver, folder: Path, settle: float) -> Figures:
-    """Return what Timers takes on a database of so many, beside an empty one: seconds, MB."""
+    """Measure Timers with this many timers stored, and with none, in seconds and MB."""
     with Timers(folder / "empty") as empty:
         time.sleep(settle)
         nothing = empty.memory()
@@ -259,7 +259,7 @@ def many(number: int, receiver: Receiver, folder: Path, settle: float) -> Figure
 
 
 def ceiling(receiver: Receiver, number: int) -> float:
-    """Return how many requests a second the load makes of a server that does nothing."""
+    """Return the requests per second that the load generator reaches on an idle server."""
     began = time.perf_counter()
     asyncio.run(send(receiver.port, number, lambda: post("/", b"{}")))
     return number / (time.perf_counter() - began)

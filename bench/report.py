@@ -1,4 +1,4 @@
-"""What was measured, as a table and a plot, and on which machine."""
+"""Format the figures as a table and a plot, and describe the machine."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from bench.measures import percentiles
 
 
 class Row(NamedTuple):
-    """One line of the table: which figure, in words, and whether more of it is better."""
+    """A row of the table: the key of its figure, its title, and whether more is better."""
 
     key: str
     words: str
@@ -46,11 +46,11 @@ ROWS = (
 )
 
 Results = Mapping[str, Mapping[str, Sequence[float]]]
-"""Of each engine and figure what each round gave; Timers comes first."""
+"""The figures of each round by engine and key; Timers comes first."""
 
 
 def table(results: Results, durability: Mapping[str, str], rows: Sequence[Row] = ROWS) -> str:
-    """Return medians and their ratios in Markdown; above 1 the first engine is ahead."""
+    """Return medians and ratios in Markdown; above 1 the first engine is better."""
     first, *others = results
     heads = [f"{name}<br>({durability[name]})" for name in results]
     columns = ["", heads[0], *(part for head in heads[1:] for part in (head, "ratio"))]
@@ -72,7 +72,7 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def number(value: float) -> str:
-    """Return a figure with three digits that count."""
+    """Return a figure with three significant digits."""
     if value == float("inf"):
         return "none"
     if value == int(value) or abs(value) >= 100:
@@ -95,7 +95,7 @@ def processor() -> str:
 
 
 def machine(folder: Path) -> str:
-    """Say what it runs on, how long an fsync takes there, and how much else goes on."""
+    """Describe the machine: processor, memory, fsync time and load average."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     p50, p99 = percentiles(_fsyncs(folder))
     return (
@@ -118,8 +118,8 @@ def _fsyncs(folder: Path) -> list[float]:
 
 
 def plot(late: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Draw the lateness in milliseconds of each measure and engine, from the earliest on."""
-    # Only what runs benchmarks has it installed.
+    """Plot the percentiles of lateness in milliseconds for each measurement and engine."""
+    # Only the benchmark environment has matplotlib.
     from matplotlib import rc_context  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -132,12 +132,12 @@ def plot(late: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
         axis.grid(visible=True, alpha=0.3)
     axes[0].set_ylabel("late by at most, ms")
     axes[0].legend(frameon=False)
-    # Letters stay letters, and the same figures make the same file.
+    # Keep text as text, and make the file reproducible.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "timers"}):
         figure.savefig(path, metadata={"Date": None})
 
 
 def curve(values: Sequence[float]) -> list[float]:
-    """Return the 0th to the 100th percentile, from 0.1 on, for an axis that has no 0."""
+    """Return percentiles 0 to 100, at least 0.1 each for the logarithmic axis."""
     ordered = sorted(values)
     return [max(0.1, ordered[share * (len(ordered) - 1) // 100]) for share in range(101)]

@@ -1,6 +1,6 @@
-"""`make soak`: serve at a steady rate; memory, files and latency have to stay flat.
+"""`make soak`: run at a steady rate and check that memory, files and latency stay flat.
 
-Finished timers are forgotten at once (RETENTION=0), so what is in the database stays as much, too.
+RETENTION=0 deletes finished timers at once, so the number of stored timers stays flat as well.
 """
 
 import argparse
@@ -25,23 +25,23 @@ from bench.load import Answer, Request, get, send
 from bench.measures import GRACE, Bench, Receiver, percentiles
 
 WINDOWS = 60
-"""How many samples are taken."""
+"""Number of samples, at most."""
 
 SHOWN = 10
-"""How many of them the table shows."""
+"""Number of samples in the table."""
 
 LONGEST = 10_000
 """Milliseconds that the longest timer waits."""
 
 
 class Flat(NamedTuple):
-    """What a figure may grow by: the median of the second half over that of the first."""
+    """The permitted growth of a figure: the ratio of the medians of both halves of the run."""
 
     key: str
     words: str
     ratio: float
     floor: float
-    """What is less counts as this much."""
+    """Smaller values count as this value."""
 
 
 FLAT = (
@@ -59,7 +59,7 @@ Sample = dict[str, float]
 
 @dataclass
 class Soak:
-    """A server under a steady load, and what it owes."""
+    """A server under a steady load, and its undelivered timers."""
 
     bench: Bench
     engine: Timers
@@ -72,7 +72,7 @@ class Soak:
     faults: list[str] = field(default_factory=list)
 
     async def window(self, seconds: float) -> tuple[list[Answer], list[Answer]]:
-        """Create and read timers for so long."""
+        """Create and read timers for this many seconds."""
         count, port = max(1, round(self.rate * seconds)), self.engine.port
         creates = send(port, count, self._create, rate=self.rate)
         return await asyncio.gather(creates, send(port, count, self._read, rate=self.rate))
@@ -84,7 +84,7 @@ class Soak:
         return get(f"/timers/{self.dice.choice(self.recent)}" if self.recent else "/health")
 
     def sample(self, seconds: float) -> Sample:
-        """Serve for so long; return what that took at its end, in MB and ms."""
+        """Run for this many seconds; return the figures at the end, in MB and ms."""
         created, read = asyncio.run(self.window(seconds))
         self._owe(created)
         late = self._settle(self.bench.receiver.forget())
@@ -102,7 +102,7 @@ class Soak:
         }
 
     def finish(self) -> None:
-        """Wait for what is owed."""
+        """Wait for the undelivered timers."""
         end = time.time() + LONGEST / 1000 + GRACE
         while self.owed and time.time() < end:
             time.sleep(0.2)
@@ -128,7 +128,7 @@ class Soak:
 
 
 def rising(samples: Sequence[Sample]) -> list[str]:
-    """Say which figures grew, from the first half of the samples to the second."""
+    """Report the figures that grew too much from the first half of the samples to the second."""
     half = len(samples) // 2
     found = []
     for flat in FLAT:
@@ -142,7 +142,7 @@ def rising(samples: Sequence[Sample]) -> list[str]:
 
 
 def soak(soaked: Soak, seconds: float) -> list[Sample]:
-    """Return a sample of each of the windows that make up the time."""
+    """Run for this many seconds in windows, and return a sample of each."""
     windows = min(WINDOWS, max(2, round(seconds)))
     samples = []
     for number in range(windows):
@@ -177,12 +177,12 @@ so many times the first:
 
 
 def main() -> None:
-    """Soak; write the section, or say what was not flat and end with status 1."""
+    """Run the soak; write the section, or print the faults and exit with status 1."""
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--rate", type=float, default=200)
     asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the engine
     seconds, folder = asked.minutes * 60, MADE / "data"
     shutil.rmtree(folder, ignore_errors=True)
     with Receiver() as receiver, Timers(folder, {"RETENTION": "0"}) as engine:

@@ -1,4 +1,4 @@
-"""The rule that tests talk to loopback only, and the routes on fakes."""
+"""Fixtures for all tests: loopback connections only, and the API on fakes."""
 
 import gc
 import socket
@@ -13,12 +13,12 @@ from tests.support.routes import Api
 
 @pytest.fixture(autouse=True)
 def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test reach beyond this machine."""
+    """Fail a test that connects beyond loopback."""
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: Any) -> None:
         if self.family in (socket.AF_INET, socket.AF_INET6):
-            assert ip_address(address[0]).is_loopback, f"A test reaches for {address}."
+            assert ip_address(address[0]).is_loopback, f"A test connects to {address}."
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
@@ -27,13 +27,13 @@ def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def api_on_fakes(monkeypatch: pytest.MonkeyPatch) -> Api:
     made = Api()
-    # What another test has installed comes back afterwards.
+    # monkeypatch restores the dependencies that another test installed.
     monkeypatch.setattr(runtime, "_installed", None)
     runtime.install(made.service.dependencies(keys=made.keys))
     return made
 
 
 def pytest_collection_finish() -> None:
-    """Let no search for garbage look again at what all tests import."""
+    """Exclude imported modules from garbage collection, which saves time."""
     gc.collect()
     gc.freeze()

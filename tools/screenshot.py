@@ -1,4 +1,4 @@
-"""`python -m tools.screenshot`: the picture of the console that the README begins with."""
+"""`python -m tools.screenshot`: make the README's screenshot of the console."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,7 @@ PICTURE = ROOT / "docs/console.png"
 
 
 def take(path: Path, folder: Path, browser: Browser) -> None:
-    """Fill a server with some timers, and take a picture of what the console shows of them."""
+    """Start a server with some timers and save a screenshot of the console to `path`."""
     with Standalone(folder / "timers.db") as server, opened(browser, 1120, 700) as page:
         _fill(server)
         console = Console(page, server.url)

@@ -1,11 +1,11 @@
-"""The deployed service in simulated time: the real service and alarm, between fake clients.
+"""The deployed service in simulated time: the real service and scheduler on fake AWS clients.
 
-The clients do what AWS documents, and the worst of it: the Scheduler fires anywhere in its minute,
-twice at times, and no faster than its quota; SQS holds messages back by whole seconds and gives
-some twice; Lambda's poller starts with 5 batches at once and adds 300 a minute, a batch is held
-until its slowest POST ends; functions start cold and their errors are retried.
+The fake clients behave as AWS documents, at its worst. EventBridge Scheduler fires at any time in
+its minute, sometimes twice, and no faster than its quota. SQS delays messages by whole seconds and
+delivers some twice. Lambda's poller starts with 5 concurrent batches and adds 300 a minute, and a
+batch lasts until its slowest POST ends. Functions start cold, and their errors are retried.
 
-Each invocation is a greenlet that sleeps in simulated time, so all interleave as they would.
+Each invocation is a greenlet that sleeps in simulated time, so invocations interleave as on AWS.
 `make simulate` runs it at full size and prints the lateness of each scenario.
 """
 
@@ -45,8 +45,7 @@ from chalicelib.core.timer import (
 from tests.support.cloud import Context, Record, moment
 from tests.support.fakes import NO_CONTENT, START, FakeStore
 from tests.support.service import Service
-from tools.chaos.ledger import Crash, Ledger, Request, What
-from tools.chaos.ledger import Webhook as Sent
+from tools.chaos.ledger import Crash, Ledger, Received, Request, RequestKind
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,13 +53,13 @@ R = TypeVar("R")
 WEBHOOK = Webhook(url="https://example.com/x")
 
 PRECISION = 60.0
-"""Seconds within which the Scheduler fires."""
+"""Seconds within which EventBridge Scheduler fires."""
 
 INVOCATIONS = 1000
-"""How many schedules it fires a second."""
+"""Schedules that it fires a second, at most."""
 
 POLLERS, RAMP, MOST_POLLERS = 5, 5.0, 1000
-"""Batches that Lambda's poller starts with, how many it adds a second, and has at most."""
+"""Concurrent batches of Lambda's poller: at the start, added a second, and at most."""
 
 BATCH = 10
 VISIBILITY = 360.0
@@ -68,32 +67,32 @@ RECEIVES = 5
 FUNCTION_TIMEOUT = 60.0
 
 TRIES = 3
-"""How often a call is made that is throttled."""
+"""Attempts at a throttled call."""
 
 COLD = (0.4, 1.2)
-"""Seconds that a cold start takes."""
+"""Seconds that a cold start takes, from least to most."""
 
 CALL = (0.003, 0.012)
-"""Seconds that a call to DynamoDB, SQS or the Scheduler takes."""
+"""Seconds that a call to DynamoDB, SQS or EventBridge Scheduler takes."""
 
 POST = (0.02, 0.3)
-"""Seconds that a receiver takes; one in a hundred takes ten times as long."""
+"""Seconds that a receiver takes. One in a hundred takes ten times as long."""
 
 
 @dataclass(frozen=True)
-class Weather:
-    """How many of all calls and events take the worse turn; shares of 1."""
+class FaultRates:
+    """The share of calls and events that go wrong, from 0 to 1."""
 
     throttled: float = 0.03
-    """Calls that are refused before they have any effect."""
+    """Calls that are rejected before they have any effect."""
     unanswered: float = 0.0
-    """Calls whose effect is there, and whose answer never comes."""
+    """Calls that take effect but never return."""
     deaths: float = 0.0
-    """Calls and POSTs that end with the death of their process, before or after the effect."""
+    """Calls and POSTs that kill their process, before or after the effect."""
     duplicates: float = 0.002
-    """Messages and schedules that come twice."""
+    """Messages and schedules that arrive twice."""
     disorder: float = 0.05
-    """Seconds that a message may come later than one sent after it."""
+    """Seconds by which a message may be overtaken by a later one."""
 
 
 class Killed(BaseException):
@@ -101,20 +100,20 @@ class Killed(BaseException):
 
 
 class Process:
-    """What the greenlets of one invocation share: they live and die together."""
+    """State shared by the greenlets of one invocation. All of them die together."""
 
     def __init__(self) -> None:
         self.alive = True
         self.sent: set[str] = set()
-        """The timers whose webhooks it has sent."""
+        """Ids of the timers whose webhooks it has sent."""
 
 
 class Simulation:
     """Simulated time, and greenlets that sleep in it."""
 
-    def __init__(self, seed: int | str, weather: Weather) -> None:
+    def __init__(self, seed: int | str, fault_rates: FaultRates) -> None:
         self.dice = random.Random(seed)  # noqa: S311
-        self.weather = weather
+        self.fault_rates = fault_rates
         self.time = 0.0
         self.crashes: list[Crash] = []
         self._hub = getcurrent()
@@ -132,7 +131,7 @@ class Simulation:
         return (at - START).total_seconds()
 
     def at(self, time: float, do: Callable[[], object], process: Process | None = None) -> None:
-        """Start `do` at that time, where it may sleep; in a process of its own if none is given."""
+        """Run `do` in a greenlet at that time, in a new process if none is given."""
 
         def run() -> None:
             self._processes[getcurrent()] = process or Process()
@@ -151,14 +150,14 @@ class Simulation:
 
     @property
     def process(self) -> Process:
-        """The one that this runs in."""
+        """The process of the current greenlet."""
         return self._processes[getcurrent()]
 
     def may_die(self) -> None:
-        """Let the process that this runs in die at times, here and wherever else it is."""
-        if self.dice.random() < self.weather.deaths:
+        """Randomly kill the current process with all its greenlets."""
+        if self.dice.random() < self.fault_rates.deaths:
             self.process.alive = False
-            # All that it has sent may be sent again.
+            # Every webhook that it sent may be sent again.
             self.crashes.append(Crash(self.clock(), self.clock(), frozenset(self.process.sent)))
             raise Killed
 
@@ -174,19 +173,19 @@ class Simulation:
         self.sleep(self.dice.uniform(*span))
 
     def call(self, operation: str) -> None:
-        """Make a call to AWS with the retries that wiring.py sets; raise when all are throttled."""
+        """Call AWS with the retries that bootstrap.py sets; raise if all are throttled."""
         self.may_die()
         for tries in range(TRIES):
             self.take(CALL)
-            if self.dice.random() >= self.weather.throttled:
+            if self.dice.random() >= self.fault_rates.throttled:
                 return
             self.sleep(self.dice.uniform(0, 2**tries))
         raise client_error("ThrottlingException", 429, operation)
 
     def answer(self) -> None:
-        """Answer a call that took effect, if the answer comes and somebody lives to hear it."""
+        """Return from a call that took effect, unless the process dies or the response is lost."""
         self.may_die()
-        if self.dice.random() < self.weather.unanswered:
+        if self.dice.random() < self.fault_rates.unanswered:
             raise ReadTimeoutError(endpoint_url="https://aws")
 
     def concurrently(self, call: Callable[[T], R], items: Sequence[T], /) -> list[R | Exception]:
@@ -213,7 +212,7 @@ class Simulation:
         return [results[number] for number in range(len(items))]
 
     def run(self, until: float) -> None:
-        """Let time pass."""
+        """Run all events up to that time."""
         while self._events and self._events[0][0] <= until:
             self.time, _, resume = heapq.heappop(self._events)
             resume()
@@ -266,10 +265,10 @@ class Queue:
             assert isinstance(delay, int)
             assert 0 <= delay <= 900
             self.sent += 1
-            copies = 1 + (self._sim.dice.random() < self._sim.weather.duplicates)
+            copies = 1 + (self._sim.dice.random() < self._sim.fault_rates.duplicates)
             for _ in range(copies):
                 message = Message(entry["MessageBody"], 0, str(next(self._handles)))
-                late = self._sim.dice.uniform(0, self._sim.weather.disorder)
+                late = self._sim.dice.uniform(0, self._sim.fault_rates.disorder)
                 self._show(message, delay + late)
         self._sim.answer()
         return {}
@@ -282,7 +281,7 @@ class Queue:
 
     def get_queue_attributes(self, **_: Any) -> Any:
         self._sim.call("GetQueueAttributes")
-        if self._sim.time - self._depth[0] > 30:  # the figure is approximate, and old
+        if self._sim.time - self._depth[0] > 30:  # the figure is approximate and lags behind
             self._depth = self._sim.time, len(self._visible)
         return {"Attributes": {"ApproximateNumberOfMessages": str(self._depth[1])}}
 
@@ -351,7 +350,7 @@ class Scheduler:
         self._schedules: dict[str, str] = {}
         self._next_slot = 0.0
         self.needless = 0
-        """How often a schedule went off twice, or after it was deleted."""
+        """Schedules that went off twice or after their deletion."""
 
     def create_schedule(self, **request: Any) -> None:
         self._sim.call("CreateSchedule")
@@ -362,7 +361,7 @@ class Scheduler:
             raise client_error("ConflictException", 409, "CreateSchedule")
         self._schedules[name] = request["Target"]["Input"]
         text = self._schedules[name]
-        for _ in range(1 + (self._sim.dice.random() < self._sim.weather.duplicates)):
+        for _ in range(1 + (self._sim.dice.random() < self._sim.fault_rates.duplicates)):
             when = at + self._sim.dice.uniform(-0.5, PRECISION)
             self._sim.at(when, lambda: self._go_off(name, text))
         self._sim.answer()
@@ -378,7 +377,7 @@ class Scheduler:
 
     def _go_off(self, name: str, text: str) -> None:
         if self._schedules.pop(name, None) is None:
-            # A deletion may come too late, and what went off may go off again.
+            # A schedule may go off again, or after its deletion.
             if self._sim.dice.random() < 0.5:
                 return
             self.needless += 1
@@ -397,7 +396,7 @@ class Scheduler:
 
 
 class SlowStore(FakeStore):
-    """The fake store, each call taking its time first and then happening in one step."""
+    """The fake store with latency: each call waits first, then takes effect in one step."""
 
     def __init__(self, simulation: Simulation) -> None:
         super().__init__()
@@ -446,7 +445,7 @@ class SlowStore(FakeStore):
 
     def _replace_now(self, timer: Timer) -> bool:
         stored = self.timers.get(timer.id)
-        if stored == timer:  # written before, without an answer
+        if stored == timer:  # an earlier attempt was written but its response was lost
             return True
         if stored is None or stored.version != timer.version - 1:
             return False
@@ -456,17 +455,17 @@ class SlowStore(FakeStore):
 
 @dataclass
 class Deployment:
-    """The stage: one service, its functions, and what was sent."""
+    """A simulated stage: the service, its functions, and the webhooks sent."""
 
     seed: int | str = 1
     rate: float | None = None
-    """Messages a second that `deliver` gets at most."""
-    weather: Weather = Weather()
+    """Messages a second that `deliver` gets, at most; None is unlimited."""
+    fault_rates: FaultRates = FaultRates()
     sent: list[tuple[Timer, datetime]] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.sim = Simulation(self.seed, self.weather)
+        self.sim = Simulation(self.seed, self.fault_rates)
         self.store = SlowStore(self.sim)
         self.queue = Queue(self.sim, self._deliver, self.rate)
         self.scheduler = Scheduler(self.sim, self._fire)
@@ -482,7 +481,7 @@ class Deployment:
             scheduler,
             self,
             clock=self.sim.clock,
-            new_id=lambda: "",  # each has a key
+            new_id=lambda: "",  # unused: each timer has an idempotency key
             pause=self.sim.sleep,
             concurrently=self.sim.concurrently,
         )
@@ -492,17 +491,19 @@ class Deployment:
     def create_at(
         self, time: float, delay: float, then: Callable[[str], object] = lambda _: None
     ) -> None:
-        """Have a client create a timer at that time; told that it can't be, or nothing at all, it
-        asks again. Then call `then` with its id."""
+        """Let a client create a timer at that time and repeat the request until it succeeds.
+
+        Then call `then` with the timer's id.
+        """
         key = str(next(self._keys))
         id = keyed_id(DEFAULT_TENANT, key)
         deadline = self.sim.moment(time + delay)
-        order = TimerSpec(
+        spec = TimerSpec(
             webhook=WEBHOOK, deadline=deadline, idempotency_key=IdempotencyKey(key, "")
         )
 
         def create() -> Timer:
-            return self.service.create(DEFAULT_TENANT, order).timer
+            return self.service.create(DEFAULT_TENANT, spec).timer
 
         def told(request: Request) -> None:
             if request.granted:
@@ -515,17 +516,17 @@ class Deployment:
     def ask_at(
         self,
         time: float,
-        what: What,
+        kind: RequestKind,
         id: str,
         deadline: datetime | None,
         call: Callable[[], Timer],
         told: Callable[[Request], object],
     ) -> None:
-        """Have a client make a request at that time, and write down what it is told."""
+        """Let a client make a request at that time, and record the response."""
 
         def ask() -> None:
             began = self.sim.clock()
-            request = Request(what, id, began, began, None, deadline)
+            request = Request(kind, id, began, began, None, deadline)
             try:
                 request = answered(request, call)
             finally:
@@ -536,7 +537,7 @@ class Deployment:
         self.sim.at(time, ask)
 
     def send(self, timer: Timer, at: datetime) -> Outcome:
-        """Be the Sender: a receiver that takes its time."""
+        """Stand in for the Sender: record the webhook, and wait as long as a receiver takes."""
         self.sim.may_die()
         self.sim.process.sent.add(timer.id)
         self.sent.append((timer, at))
@@ -546,9 +547,9 @@ class Deployment:
         return NO_CONTENT
 
     def lateness(self) -> list[float]:
-        """Return how many seconds late each first attempt was, in order.
+        """Return the lateness of each first attempt in seconds, sorted.
 
-        What fell due while all was down counts from the moment at which it is back.
+        A timer that fell due during an outage counts from the end of the outage.
         """
         first: dict[str, float] = {}
         for timer, at in self.sent:
@@ -557,10 +558,10 @@ class Deployment:
         return sorted(first.values())
 
     def ledger(self) -> Ledger:
-        """Return what was promised, and what came of it until now."""
+        """Return the ledger of all requests and webhooks so far."""
         now = self.sim.clock()
         webhooks = [
-            Sent(timer.id, at, timer.deadline, timer.attempt, 204) for timer, at in self.sent
+            Received(timer.id, at, timer.deadline, timer.attempt, 204) for timer, at in self.sent
         ]
         ends = {id: representation.represent(timer, now) for id, timer in self.store.timers.items()}
         return Ledger(self.requests, webhooks, self.sim.crashes, ends, now)
@@ -580,7 +581,7 @@ class Deployment:
 
     def _sweep(self) -> None:
         self.sim.at(self.sim.time + 60.0, self._sweep)
-        with suppress(Unavailable):  # Lambda logs it; the next one is a minute away
+        with suppress(Unavailable):  # Lambda logs it; the next sweep is a minute away
             self.service.sweep(self.sim.clock() + timedelta(seconds=50))
 
 
@@ -593,7 +594,7 @@ ADDRESSES = Addresses(
 
 
 def answered(request: Request, call: Callable[[], Timer]) -> Request:
-    """Make the call that a request comes to; return the request with its answer."""
+    """Make the service call of a request; return the request with its response."""
     try:
         timer = call()
     except TimerNotFound as error:
@@ -612,7 +613,7 @@ def client_error(code: str, status: int, operation: str) -> ClientError:
 
 
 def steady(number: int, seed: int = 1) -> Deployment:
-    """Timers of mixed deadlines, up to two hours, created over an hour."""
+    """Run timers with mixed delays of up to two hours, created over an hour."""
     world = Deployment(seed)
     for _ in range(number):
         delay = world.sim.dice.choice([5, 30, 300, 890, 901, 1200, 3600, 7200])
@@ -622,7 +623,7 @@ def steady(number: int, seed: int = 1) -> Deployment:
 
 
 def burst(number: int, seed: int = 1) -> Deployment:
-    """Timers created an hour ahead, all due within one second."""
+    """Run timers created up to an hour ahead, all due within one second."""
     world = Deployment(seed)
     for _ in range(number):
         created = world.sim.dice.uniform(0, 1800)
@@ -632,7 +633,7 @@ def burst(number: int, seed: int = 1) -> Deployment:
 
 
 def outage(number: int, rate: float = 500.0, seed: int = 1) -> Deployment:
-    """Timers that fell due during an outage in which every alarm was lost."""
+    """Run timers that fell due during an outage in which every schedule was lost."""
     world = Deployment(seed, rate)
     for n in range(number):
         due_at = START - timedelta(seconds=3600) + timedelta(seconds=3500 * n / number)
@@ -644,8 +645,8 @@ def outage(number: int, rate: float = 500.0, seed: int = 1) -> Deployment:
 
 
 def crashing(number: int, seed: int = 1) -> Deployment:
-    """Steady load in which one call in a thousand kills its process, and all that it was doing."""
-    world = Deployment(seed, weather=Weather(deaths=0.001))
+    """Run steady load in which one call in a thousand kills its process."""
+    world = Deployment(seed, fault_rates=FaultRates(deaths=0.001))
     for _ in range(number):
         world.create_at(world.sim.dice.uniform(0, 3600), world.sim.dice.uniform(0, 1800))
     world.sim.run(5 * 3600)
@@ -653,7 +654,7 @@ def crashing(number: int, seed: int = 1) -> Deployment:
 
 
 def report(title: str, world: Deployment) -> str:
-    """Check the promises; return a line with the lateness and the messages for each timer."""
+    """Check the promises; return a line with the lateness and the messages per timer."""
     world.check()
     late = world.lateness()
     figures = [late[min(len(late) - 1, int(len(late) * part))] for part in (0.5, 0.99, 1.0)]
@@ -661,14 +662,16 @@ def report(title: str, world: Deployment) -> str:
     assert messages <= 1.1
     return (
         f"{title:<34} {len(late):>7} timers   late p50 {figures[0]:8.3f} s  p99 {figures[1]:8.3f} s"
-        f"  max {figures[2]:8.3f} s   {messages:.2f} messages each"
+        f"  max {figures[2]:8.3f} s   {messages:.2f} messages per timer"
     )
 
 
 def main(scale: float = 1.0) -> None:
     """Run all scenarios and print a line for each."""
     logging.disable()
-    assert steady(int(2_000 * scale)).lateness()[-int(20 * scale) - 1] < 1, "not to the second"
+    assert steady(int(2_000 * scale)).lateness()[-int(20 * scale) - 1] < 1, (
+        "fewer than 99 % are on time to the second"
+    )
     scenarios: list[tuple[str, Callable[[], Deployment]]] = [
         ("steady load, mixed deadlines", lambda: steady(int(10_000 * scale))),
         ("1,000 due in one second", lambda: burst(int(1_000 * scale))),

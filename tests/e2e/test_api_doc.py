@@ -1,4 +1,4 @@
-"""docs/api.md: its commands do what it says, and it says all that there is."""
+"""docs/api.md: its commands work as documented, and it documents the whole API."""
 
 import json
 import re
@@ -18,7 +18,7 @@ TEXT = (ROOT / "docs/api.md").read_text()
 LOGGING = (
     "curl() { command curl -sS -w '%{stderr}%{method} %{url_effective} %{http_code}\\n' \"$@\"; }"
 )
-"""Has curl say on standard error what it asked for and what came."""
+"""Makes curl print each request and its status on standard error."""
 
 
 def blocks(language: str) -> list[str]:
@@ -35,8 +35,8 @@ def route(method: str, url: str) -> str:
 
 
 @pytest.mark.e2e
-def test_commands(tmp_path: Path) -> None:
-    """Pasted one after another into a shell, each gets the status that stands behind it."""
+def test_commands_get_the_documented_statuses(tmp_path: Path) -> None:
+    """Run in a shell, each command gets its documented status; together they use every route."""
     with Standalone(tmp_path / "timers.db") as server:
         program = "\n".join(blocks("sh")).replace("http://127.0.0.1:8000", server.url)
         ended = subprocess.run(
@@ -59,22 +59,22 @@ def test_commands(tmp_path: Path) -> None:
     }
 
 
-def test_the_example_is_a_timer() -> None:
-    """It has the members that a timer is shown with, in that order."""
+def test_example_has_all_fields() -> None:
+    """The example has the fields of a timer in the order of the API."""
     shown = json.loads(blocks("json")[1])
     assert list(shown) == [field.name for field in fields(TimerResource)]
     assert list(shown["attempts"][0]) == [field.name for field in fields(AttemptResource)]
 
 
 @pytest.mark.parametrize("kind", [NewTimer, Query])
-def test_every_member_and_parameter_is_there(kind: type) -> None:
-    """What a request may hold stands in a table."""
+def test_documents_every_field_and_parameter(kind: type) -> None:
+    """Each field and parameter of a request is in a table."""
     tables = "\n".join(line.partition("|")[2] for line in TEXT.splitlines() if line[:1] == "|")
     assert not [it.encode_name for it in fields(kind) if f"`{it.encode_name}`" not in tables]
 
 
-def test_every_error_is_there() -> None:
-    """Each status that an error can have stands in the table of errors."""
+def test_documents_every_error_status() -> None:
+    """Each status of an error is in the table of errors."""
     from chalicelib.http.responses import STATUS_OF_ERROR  # noqa: PLC0415
 
     listed = set(re.findall(r"\d{3}", "".join(re.findall(r"^\| ([\d, ]+) \|", TEXT, re.MULTILINE))))

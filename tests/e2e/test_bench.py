@@ -1,4 +1,4 @@
-"""bench/: what the benchmarks write and how they count; the speeds themselves are not asserted."""
+"""The benchmarks count correctly and write their sections; speeds are not asserted."""
 
 import asyncio
 import shutil
@@ -16,8 +16,8 @@ from bench.engines import Timers
 from bench.measures import Bench, Receiver, delivery, many
 
 
-def test_a_command_rewrites_its_own_section_only(tmp_path: Path) -> None:
-    """A section is replaced whole, the first time added, and all else stays as it was."""
+def test_writing_a_section_keeps_the_rest(tmp_path: Path) -> None:
+    """A section is replaced, or appended if it is new; the rest of the document is kept."""
     path = tmp_path / "benchmarks.md"
     path.write_text("# Benchmarks\n\nWords.\n\n<!-- begin a -->\nold\n<!-- end a -->\n\nMore.\n")
     document.write("a", "| new \\1 |", path)
@@ -48,8 +48,8 @@ needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="there is n
 
 @needs_node
 @pytest.mark.e2e
-def test_the_whole_bench_in_miniature(tmp_path: Path) -> None:
-    """Every figure of the table is there, every timer arrived once and none early."""
+def test_bench_in_miniature(tmp_path: Path) -> None:
+    """A small benchmark has every figure; each timer arrives once and none early."""
     with Receiver() as receiver:
         results = measure([Timers], receiver, tmp_path, SIZES, rounds=1)
         alone = many(SIZES.many, receiver, tmp_path, SIZES.settle)
@@ -65,8 +65,8 @@ def test_the_whole_bench_in_miniature(tmp_path: Path) -> None:
     assert "{" not in text
 
 
-def test_an_arrival_counts_against_its_own_deadline() -> None:
-    """What came twice, early or not at all is counted; what nobody asked for is not."""
+def test_compares_arrivals_with_their_deadlines() -> None:
+    """Duplicate, early and missing webhooks are counted; unknown ids are ignored."""
     deadlines = {"once": 1000, "twice": 1500, "early": 2000, "never": 2000}
     arrivals = [("once", 1010.0), ("twice", 1600.0), ("other", 0.0), ("early", 1999.5)]
     found = delivery(deadlines, [*arrivals, ("twice", 3000.0)])
@@ -75,9 +75,8 @@ def test_an_arrival_counts_against_its_own_deadline() -> None:
     assert found.seconds == pytest.approx(0.9995)
 
 
-def test_the_table_says_who_is_ahead() -> None:
-    """A ratio above 1 stands for a lead, of figures that should be high as of those that should
-    be low; beside nothing at all there is none."""
+def test_ratio_above_one_means_better() -> None:
+    """A ratio above 1 means better, for rates as for times; there is none beside a zero."""
     rows = [
         report.Row("rate", "Rate", True),
         report.Row("late", "Late"),
@@ -97,8 +96,8 @@ def test_the_table_says_who_is_ahead() -> None:
     ]
 
 
-def test_an_answer_counts_from_when_it_was_to_be_asked_for() -> None:
-    """A server that keeps the load from sending does not look faster for it."""
+def test_response_time_includes_the_wait_for_a_connection() -> None:
+    """A server that delays later requests does not look faster."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer):
@@ -123,8 +122,8 @@ def test_an_answer_counts_from_when_it_was_to_be_asked_for() -> None:
 
 @needs_node
 @pytest.mark.e2e
-def test_the_soak_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every timer arrives once and none early; each sample has each figure."""
+def test_soak_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a small soak each timer arrives once and none early; each sample has each figure."""
     monkeypatch.setattr(soak, "LONGEST", 500)
     with Receiver() as receiver, Timers(tmp_path / "data", {"RETENTION": "0"}) as engine:
         soaked = soak.Soak(Bench(engine, receiver), engine, rate=20)
@@ -136,8 +135,8 @@ def test_the_soak_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert all(flat.words in text for flat in soak.FLAT)
 
 
-def test_a_soak_that_rises_is_not_flat() -> None:
-    """Each figure may be a little more in the second half, not a lot; a blip counts for nothing."""
+def test_soak_reports_rising_figures() -> None:
+    """A figure is reported if its median grows by more than its ratio; a blip is ignored."""
     flat = {flat.key: flat.floor for flat in soak.FLAT}
     blip = {key: 100 * value for key, value in flat.items()}
     assert soak.rising([flat, flat, flat, flat, blip, flat]) == []
@@ -148,8 +147,8 @@ def test_a_soak_that_rises_is_not_flat() -> None:
     assert soak.rising([dict.fromkeys(flat, 0.0)] * 2 + [flat] * 2) == []
 
 
-def test_a_soak_holds_arrivals_against_what_is_owed() -> None:
-    """What comes twice or early is a fault, and so is what never comes."""
+def test_soak_reports_duplicate_and_early_webhooks() -> None:
+    """Duplicate and early webhooks are faults; undelivered timers stay owed."""
     engine = Timers(Path("nowhere"))
     owed = {"a": 1000, "b": 1000, "c": 1000}
     soaked = soak.Soak(Bench(engine, Receiver()), engine, rate=1, owed=owed)

@@ -1,6 +1,6 @@
-"""A client made of the OpenAPI document, as docs/api.md shows it, is whole and works.
+"""The client that docs/api.md generates from the OpenAPI document is complete and works.
 
-The generator is openapi-python-client. What it can't read it leaves out, with a warning.
+The generator is openapi-python-client. It warns about parts of a document that it leaves out.
 """
 
 import json
@@ -26,7 +26,7 @@ SECTION = (ROOT / "docs/api.md").read_text().partition("\n## Clients\n")[2].part
 
 
 def block(language: str, url: str) -> str:
-    """Return the section's one block in a language, with the server's URL."""
+    """Return the section's only block in a language, with this server's URL."""
     (found,) = re.findall(rf"```{language}\n(.*?)```", SECTION, re.DOTALL)
     return str(found).replace("http://127.0.0.1:8000", url)
 
@@ -52,7 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standalone]:
 
 @pytest.fixture(scope="module")
 def folder(server: Standalone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the section's commands have made the client, with no warning."""
+    """Generate the client by the section's commands, without warnings; return its folder."""
     folder = tmp_path_factory.mktemp("client")
     commands = 'curl() { command curl -sS "$@"; }\n' + block("sh", server.url)
     ended = run(["bash", "-euo", "pipefail", "-c", commands], folder, TIMERS=server.url)
@@ -63,13 +63,13 @@ def folder(server: Standalone, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What imports from the client."""
+    """Return a function that imports modules of the client."""
     monkeypatch.syspath_prepend(folder)
     return lambda name: import_module(f"timers_client{name}")
 
 
-def test_the_program(server: Standalone, folder: Path) -> None:
-    """It makes a timer, reads it, and cancels it."""
+def test_documented_program_works(server: Standalone, folder: Path) -> None:
+    """The documented program creates, reads and cancels a timer."""
     ended = run([sys.executable, "-c", block("python", server.url)], folder)
     assert (ended.returncode, ended.stderr) == (0, "")
     made, read, cancelled = ended.stdout.splitlines()
@@ -81,8 +81,8 @@ def test_the_program(server: Standalone, folder: Path) -> None:
     assert (timer["status"], timer["label"]) == ("cancelled", "invoice-17")
 
 
-def test_with_a_key(folder: Path, tmp_path: Path) -> None:
-    """Where keys are wanted the program says so, and works with the line that has one."""
+def test_documented_program_works_with_an_api_key(folder: Path, tmp_path: Path) -> None:
+    """With AUTH=keys the program needs the documented line with a key."""
     database = tmp_path / "timers.db"
     with Standalone(database, {"AUTH": "keys"}) as server:
         key = tenants("keys", "add", TIMERS_DB=str(database)).stdout.strip()
@@ -96,7 +96,7 @@ def test_with_a_key(folder: Path, tmp_path: Path) -> None:
 
 
 def test_every_operation_has_a_function(found: Any) -> None:
-    """Under the document's tag and name for it."""
+    """The client has a function for each operation, by its tag and operationId."""
     for methods in DOCUMENT["paths"].values():
         for operation in methods.values():
             (tag,) = operation["tags"]
@@ -105,7 +105,7 @@ def test_every_operation_has_a_function(found: Any) -> None:
 
 
 def test_every_schema_has_a_class(found: Any) -> None:
-    """With each of its members; `type` is `type_` there."""
+    """The client has a class for each schema with all its fields; `type` becomes `type_`."""
     models = found(".models")
     assert {*models.Status} == {*Status}
     for name, schema in DOCUMENT["components"]["schemas"].items():
@@ -139,14 +139,14 @@ TYPES = {
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_members_have_types(found: Any, name: str) -> None:
-    """Members that may be left out, may be null, or are made of others are typed as such."""
+def test_fields_have_types(found: Any, name: str) -> None:
+    """Optional, nullable and nested fields are typed as such."""
     known = getattr(found(".models"), name).__annotations__
     assert {member: known[member] for member in TYPES[name]} == TYPES[name]
 
 
-def test_errors_have_a_type(server: Standalone, found: Any) -> None:
-    """What was refused comes as a Problem, with all that it says."""
+def test_errors_are_problems(server: Standalone, found: Any) -> None:
+    """An error response is parsed as a Problem with all its fields."""
     models = found(".models")
     create, read = found(".api.timers.create_timer"), found(".api.timers.read_timer")
     wrong = models.NewTimer(url="http://localhost/", delay="90")
@@ -161,8 +161,8 @@ def test_errors_have_a_type(server: Standalone, found: Any) -> None:
     )
 
 
-def test_many_at_once(server: Standalone, found: Any) -> None:
-    """Each of many has its timer or its problem, and what is made is in the list."""
+def test_bulk_operations_work(server: Standalone, found: Any) -> None:
+    """Each bulk result has a timer or a problem, and created timers are listed."""
     models, bulk = found(".models"), ".api.bulk"
     entries = [
         models.BatchEntry(url="http://localhost/", minutes=it, label="many") for it in (9, -1)

@@ -1,4 +1,4 @@
-"""A real browser: Debian's Chromium without a window, which asks loopback alone."""
+"""A real browser: headless Chromium from Debian, restricted to loopback."""
 
 import json
 import re
@@ -19,7 +19,7 @@ CHROMIUM = shutil.which("chromium")
 AXE = ROOT / ".venv/node_modules/axe-core/axe.min.js"
 
 OPTIONS = (
-    "--no-sandbox",  # which root can't have
+    "--no-sandbox",  # root cannot use the sandbox
     "--disable-gpu",
     "--disable-quic",
     "--disable-background-networking",
@@ -29,7 +29,7 @@ OPTIONS = (
 )
 
 LEFT = "net::ERR_ABORTED"
-"""What a request fails with that was under way when its page was left."""
+"""The error of a request that was aborted by leaving the page."""
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def _axe() -> str:
 
 
 def barriers(page: Page) -> list[str]:
-    """Return what axe-core finds to keep people out: what is serious or critical."""
+    """Return the serious and critical accessibility violations that axe-core finds."""
     page.evaluate(_axe())  # not as a script of the page, which its policy would refuse
     found = page.evaluate("axe.run(document)")["violations"]
     return [
@@ -102,7 +102,7 @@ def barriers(page: Page) -> list[str]:
 
 
 class ApiDocs:
-    """The page /api-docs, opened: a person's hands on it."""
+    """Actions on the page /api-docs."""
 
     def __init__(self, page: Page, url: str) -> None:
         self._page = page
@@ -110,7 +110,7 @@ class ApiDocs:
         page.wait_for_selector("#operations-Timers-create_timer")
 
     def operations(self) -> set[str]:
-        """Return the ids of the operations that are to be seen."""
+        """Return the ids of the visible operations."""
         blocks = self._page.locator(".opblock[id^=operations-]:not([id*=webhooks])")
         ids = blocks.evaluate_all("found => found.map(it => it.id)")
         return {id.split("-", 2)[2] for id in ids}
@@ -141,7 +141,7 @@ class ApiDocs:
 
 
 class Console:
-    """The page /console, opened at a view: a person's hands and eyes on it."""
+    """Actions on the page /console, and checks of its contents."""
 
     def __init__(self, page: Page, url: str, view: str = "/") -> None:
         self.page = page
@@ -173,7 +173,7 @@ class Console:
                 field.fill(value)
 
     def sees(self, text: str | re.Pattern[str], seconds: float = 30) -> None:
-        """Wait until the text is to be seen."""
+        """Wait until the text is visible."""
         self.page.get_by_text(text).first.wait_for(timeout=seconds * 1000)
 
     def is_headed(self, text: str | re.Pattern[str]) -> None:
@@ -185,11 +185,11 @@ class Console:
         expect(self.page.locator("tbody th")).to_have_text(labels)
 
     def is_loaded(self) -> None:
-        """Wait until the view has all that it asked the service for."""
+        """Wait until the view has loaded its data."""
         self.page.locator("h1:visible").wait_for()
         expect(self.page.get_by_text(re.compile("^Loading"))).to_have_count(0)
 
     def is_too_wide(self) -> bool:
-        """Say whether there is something to scroll sideways."""
+        """Return whether the page scrolls horizontally."""
         wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
         return bool(self.page.evaluate(wide))

@@ -1,4 +1,4 @@
-"""The standalone server as its own process, and a receiver that remembers what arrives."""
+"""The standalone server as its own process, and a receiver that records its requests."""
 
 import os
 import queue
@@ -21,13 +21,13 @@ import requests
 ROOT = Path(__file__).parents[2]
 
 TOOLS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-"""A PATH on which the commands come first that are installed for the tests."""
+"""A PATH that puts the commands of the test environment first."""
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """Return this process's environment without Timers' settings but for those given.
+    """Return this process's environment with these settings and no others of Timers.
 
-    Nor does it tell a `make` in it that another one stands above.
+    It also leaves out the variables that a parent `make` passes to a nested one.
     """
     ours = {"HOST", "PORT", "AUTH", "RATE", "RETENTION", "TIMERS_DB", "ALLOWED_TARGETS"}
     makes = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
@@ -62,7 +62,7 @@ class Standalone:
         return self
 
     def spawn(self) -> None:
-        """Start the process, and go on while it is starting."""
+        """Start the process without waiting for it."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "standalone"],
             cwd=ROOT,
@@ -76,7 +76,7 @@ class Standalone:
         self._reader.start()
 
     def wait_until_ready(self) -> None:
-        """Wait for the line that says so; fail if it ends before, or is silent for a minute."""
+        """Wait up to a minute for the ready line; fail if the server exits first."""
         ready = self._ready.get(timeout=60)
         assert ready is not None, f"The server did not start: {self.lines}"
         self.url = ready
@@ -133,14 +133,14 @@ class Arrival:
     body: bytes
     headers: dict[str, str]
     status: int
-    """What it was answered with; 0 for nothing."""
+    """The status of the response; 0 if the connection was cut."""
 
 
 class Receiver:
-    """An HTTP server on a free port, of loopback.
+    """An HTTP server on a free port, by default of loopback.
 
-    `hold` runs before each answer. That has the status which `answer` returns for a path and the
-    number of the attempt; at 0 the connection is cut instead.
+    `hold` runs before each response. `answer` returns its status for a path and an attempt number;
+    0 cuts the connection.
     """
 
     def __init__(
@@ -202,5 +202,5 @@ def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
     """Return as soon as the condition holds; fail the test if it does not in time."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "It did not happen in time."
+        assert time.monotonic() < end, "The condition did not hold in time."
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""The fake store keeps the same contract as the real ones."""
+"""The fake store passes the contract tests of the real stores."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.support.fakes import FakeStore
 
 
 class TestFakeStore(StoreContract):
-    """The contract, on a dict."""
+    """The store contract on a dict."""
 
     @pytest.fixture
     def store(self) -> FakeStore:

@@ -68,12 +68,12 @@ ALLOWED = {
     "cancel": {Status.SCHEDULED, Status.RETRYING, Status.CANCELLED},
     "change": {Status.SCHEDULED, Status.RETRYING},
     "fire": {Status.SCHEDULED, Status.RETRYING},
-    "redrive": {Status.FAILED},
+    "retry": {Status.FAILED},
 }
 
 
-def change(what: str, timer: Timer) -> Timer:
-    match what:
+def change(kind: str, timer: Timer) -> Timer:
+    match kind:
         case "cancel":
             return timer.cancel(START)
         case "change":
@@ -85,32 +85,32 @@ def change(what: str, timer: Timer) -> Timer:
 
 @pytest.mark.parametrize("status", Status)
 def test_reaches_every_status(status: Status) -> None:
-    """Each status has a way to it."""
+    """Each status can be reached."""
     assert IN_STATUS[status]().status is status
 
 
-@pytest.mark.parametrize("what", ALLOWED)
+@pytest.mark.parametrize("kind", ALLOWED)
 @pytest.mark.parametrize("status", Status)
-def test_owner_may_change_in_some_states_only(what: str, status: Status) -> None:
-    """Cancel, change and redrive are possible where the design says so, else Conflict."""
+def test_status_decides_which_changes_are_allowed(kind: str, status: Status) -> None:
+    """Cancel, change, fire and retry raise Conflict in the statuses that do not allow them."""
     timer = IN_STATUS[status]()
-    if status in ALLOWED[what]:
-        change(what, timer)
+    if status in ALLOWED[kind]:
+        change(kind, timer)
     else:
         with pytest.raises(Conflict) as caught:
-            change(what, timer)
+            change(kind, timer)
         assert isinstance(caught.value, DeliveryUnderWay) == (status is Status.DELIVERING)
 
 
 def test_cancel_may_be_repeated() -> None:
-    """A second cancel is the first one's result, not a change."""
+    """A second cancel returns the timer unchanged."""
     timer = cancelled()
     assert timer.cancel(START + HOUR) is timer
 
 
 @pytest.mark.parametrize("make", [scheduled, retrying])
-def test_a_new_deadline_makes_older_rings_void(make: object) -> None:
-    """After a new deadline, a ring for the old one claims nothing."""
+def test_new_deadline_voids_older_wakeups(make: object) -> None:
+    """After a new deadline, a wake-up for the old one claims nothing."""
     timer = scheduled() if make is scheduled else retrying()
     moved = timer.change(timer, START + 2 * HOUR)
     late = START + 10 * HOUR
@@ -118,8 +118,8 @@ def test_a_new_deadline_makes_older_rings_void(make: object) -> None:
     assert moved.claim(moved.wakeup(), late, late + HOUR) is not None
 
 
-def test_new_moment_brings_all_attempts_back() -> None:
-    """The retry policy counts anew after a redrive; the log and the attempt number go on."""
+def test_retry_by_owner_restores_all_attempts() -> None:
+    """An owner's retry restarts the retry policy; the attempts and their numbers are kept."""
     again = failed().retry_now(START + 2 * HOUR)
     assert (again.status, again.attempt, again.attempts_before) == (Status.SCHEDULED, 1, 1)
     assert (again.deadline, again.due_at, again.wake_at) == (START + 2 * HOUR,) * 3
@@ -128,14 +128,14 @@ def test_new_moment_brings_all_attempts_back() -> None:
 
 
 def test_retry_keeps_the_deadline() -> None:
-    """A retry moves the next attempt, not what the owner asked for."""
+    """An automatic retry moves the next attempt, not the deadline."""
     timer = retrying()
     assert timer.deadline == START + HOUR
     assert timer.due_at == timer.wake_at == START + 2 * HOUR
 
 
 def test_lateness_is_measured_from_when_the_attempt_was_due() -> None:
-    """A retry half a second late is half a second late, whatever the first deadline was."""
+    """The lateness of a retry is measured from its own due time, not from the deadline."""
     timer = retrying()
     claimed = timer.claim(timer.wakeup(), timer.due_at, timer.due_at + HOUR)
     assert claimed is not None
@@ -143,15 +143,15 @@ def test_lateness_is_measured_from_when_the_attempt_was_due() -> None:
     assert claimed.record(NO_CONTENT, at, None).attempts[-1].lateness == 0.5
 
 
-def test_success_is_final_even_with_a_retry_at_hand() -> None:
-    """A 2xx is delivered, whatever the policy would have said."""
+def test_success_is_final_despite_retries_left() -> None:
+    """A 2xx response means delivered, even if the policy allows retries."""
     after = delivering().record(NO_CONTENT, START + HOUR, START + 2 * HOUR)
     assert after.status is Status.DELIVERED
 
 
 @pytest.mark.parametrize(("status", "good"), [(199, 0), (200, 1), (204, 1), (299, 1), (300, 0)])
 def test_success_is_2xx(status: int, good: int) -> None:
-    """Any 2xx is success, nothing else is."""
+    """Only a 2xx status is a success."""
     assert Outcome(status=status).succeeded == bool(good)
 
 
@@ -163,8 +163,8 @@ def test_success_is_2xx(status: int, good: int) -> None:
         (Outcome(error="connect", detail="Connection refused"), "connect: Connection refused"),
     ],
 )
-def test_failure_says_why(outcome: Outcome, reason: str) -> None:
-    """A failed timer carries its reason in words; other timers carry none."""
+def test_failed_timer_has_a_reason(outcome: Outcome, reason: str) -> None:
+    """A failed timer has a reason in words; other timers have none."""
     assert delivering().record(outcome, START + HOUR, None).failure == reason
     assert delivered().failure is None
 
@@ -173,35 +173,35 @@ def test_failure_says_why(outcome: Outcome, reason: str) -> None:
     ("seconds_before", "left"), [(10, 10), (9.000001, 10), (0.000001, 1), (0, 0), (-5, 0)]
 )
 def test_time_left_is_rounded_up(seconds_before: float, left: int) -> None:
-    """Whole seconds, rounded up, so that 0 means due."""
+    """The time left is in whole seconds, rounded up: 0 means due."""
     timer = scheduled()
     assert timer.time_left(timer.deadline - timedelta(seconds=seconds_before)) == left
 
 
 @pytest.mark.parametrize("status", [it for it in Status if it is not Status.SCHEDULED])
 def test_time_left_is_zero_when_not_scheduled(status: Status) -> None:
-    """Nothing is left of a timer that is no longer scheduled."""
+    """A timer that is no longer scheduled has no time left."""
     assert IN_STATUS[status]().time_left(START) == 0
 
 
 @pytest.mark.parametrize("status", Status)
-def test_final_states_sleep_and_expire(status: Status) -> None:
-    """Final timers are never woken and expire; all others are woken and never expire."""
+def test_only_final_timers_expire(status: Status) -> None:
+    """Final timers expire and have no wake-up; other timers have a wake-up and never expire."""
     timer = IN_STATUS[status]()
     assert (timer.wake_at is None) == (status in FINAL)
     assert (timer.expires_at is not None) == (status in FINAL)
 
 
 def test_expires_after_the_retention() -> None:
-    """A finished timer can be read for RETENTION, to the moment."""
+    """A final timer expires exactly RETENTION after its end."""
     timer = cancelled()
     end = START + RETENTION
     assert not timer.is_expired(end - timedelta(microseconds=1))
     assert timer.is_expired(end)
 
 
-def test_target_has_the_id() -> None:
-    """`{id}` in the URL stands for the id, everywhere it stands."""
+def test_target_replaces_every_id_placeholder() -> None:
+    """Each `{id}` in the URL is replaced by the timer's id."""
     timer = new_timer(
         "42", "default", Webhook(url="https://{id}.example.com/{id}?x={id}"), START, START
     )
@@ -210,7 +210,7 @@ def test_target_has_the_id() -> None:
 
 @pytest.mark.parametrize("status", Status)
 def test_round_trip_through_json(status: Status) -> None:
-    """A timer of any status is what it was after encoding and decoding."""
+    """Encoding and decoding preserves a timer of any status."""
     timer = IN_STATUS[status]()
     assert msgspec.json.decode(msgspec.json.encode(timer), type=Timer) == timer
 
@@ -220,7 +220,7 @@ def test_round_trip_through_json(status: Status) -> None:
     st.binary(min_size=10, max_size=10),
 )
 def test_ids_are_uuids_of_version_7(at: datetime, entropy: bytes) -> None:
-    """An id is a UUIDv7 of its moment, and keeps 74 bits of the randomness."""
+    """An id is a UUIDv7 of its creation time."""
     uuid = UUID(timer_id(at, entropy))
     assert (uuid.version, uuid.variant) == (7, "specified in RFC 4122")
     assert uuid.int >> 80 == int(at.timestamp() * 1000)
@@ -228,7 +228,7 @@ def test_ids_are_uuids_of_version_7(at: datetime, entropy: bytes) -> None:
 
 @given(st.lists(st.binary(min_size=10, max_size=10), unique=True))
 def test_ids_sort_by_age(entropies: list[bytes]) -> None:
-    """Ids of later moments sort after those of earlier ones, whatever their random part."""
+    """A later id sorts after an earlier one, whatever its random part is."""
     ids = [
         timer_id(START + timedelta(milliseconds=n), entropy) for n, entropy in enumerate(entropies)
     ]

@@ -1,5 +1,6 @@
-"""Faults of every kind against the service, and what it has promised held against what it did.
+"""Fault injection: break the service's surroundings and check that it keeps its promises.
 
-`ledger` says what a promise is and finds those that were broken. `embedded` breaks what the
-standalone server stands on, `aws` what the deployed service does. `make chaos` runs all of it.
+`ledger` defines the promises and finds broken ones. `standalone` injects faults into the disk, the
+clock and the network of the standalone server, `aws` into the calls and events of the deployed
+service. `make chaos` runs everything.
 """

@@ -1,4 +1,4 @@
-"""`python -m tools.chaos [--kills N] [--storms N] [--seed N]`: all faults, and what came of it."""
+"""`python -m tools.chaos [--kills N] [--storms N] [--seed N]`: inject all faults and report."""
 
 import argparse
 import logging
@@ -19,21 +19,21 @@ from typing import NamedTuple
 from tests.support.processes import ROOT
 from tools.chaos import aws, standalone
 from tools.chaos.ledger import Run
-from tools.chaos.standalone import PER_DATABASE, Impossible
+from tools.chaos.standalone import KILLS_PER_DATABASE, Impossible
 
 DOCUMENT = ROOT / "docs/reliability.md"
 
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
-"""What stands around the figures in the document."""
+"""Markers around the generated table in the document."""
 
-AT_ONCE = 4
-"""How many runs go on at the same time; most of theirs is waiting."""
+CONCURRENT_RUNS = 4
+"""Concurrent runs. Most of a run is waiting, so this may exceed the number of cores."""
 
-STRIKES = 5
-"""How often the standalone server is struck by each of the faults that are no kill."""
+RUNS_PER_FAULT = 5
+"""Runs of the standalone server for each fault other than kill -9."""
 
-SIMULATED = 10
-"""Runs in simulated time for each one on moto: they are so much faster."""
+SIMULATIONS_PER_STORM = 10
+"""Simulated runs for each run on moto, because simulated runs are faster."""
 
 FAULTS: dict[str, Callable[[Path, str], Run]] = {
     "full disk": standalone.full_disk,
@@ -47,11 +47,11 @@ FAULTS: dict[str, Callable[[Path, str], Run]] = {
 COLUMNS = {
     "runs": "Runs",
     "deaths": "Deaths",
-    "timers": "Timers promised",
+    "timers": "Timers created",
     "cancelled": "Cancels",
     "moved": "New deadlines",
     "webhooks": "Webhooks",
-    "repeated": "Again after a death",
+    "repeated": "Sent again after a death",
     "refused": "Answered with 503",
     "unanswered": "Cut off by a death",
     "broken": "Promises broken",
@@ -59,7 +59,7 @@ COLUMNS = {
 
 
 class Campaign(NamedTuple):
-    """Many runs of one kind, each by a seed of its own."""
+    """Many runs of one kind, each with its own seed."""
 
     title: str
     run: Callable[[str], Run]
@@ -67,13 +67,13 @@ class Campaign(NamedTuple):
 
 
 def main() -> None:
-    """Run all, print what came of it, and write it into the document if nothing was broken."""
+    """Run all campaigns, print the table, and write it to the document if no promise was broken."""
     given = _arguments()
     again = f"make chaos KILLS={given.kills} STORMS={given.storms} SEED={given.seed}"
     print(again, _heading(), sep="\n\n", flush=True)  # noqa: T201
     rows: list[str] = []
     broken: list[str] = []
-    with ProcessPoolExecutor(AT_ONCE, initializer=logging.disable) as pool:
+    with ProcessPoolExecutor(CONCURRENT_RUNS, initializer=logging.disable) as pool:
         for title, run, runs in _campaigns(given.kills, given.storms):
             seeds = [f"{given.seed}-{number}" for number in range(runs)]
             try:
@@ -81,28 +81,32 @@ def main() -> None:
                 rows.append(_row(title, done.figures))
             except Impossible as error:
                 done = Run(Counter(), [])
-                rows.append(f"| {title} | not done: {error} |")
+                rows.append(f"| {title} | skipped: {error} |")
             broken += done.violations
             print(rows[-1], *done.violations, sep="\n", flush=True)  # noqa: T201
     if broken:
-        sys.exit(f"{len(broken)} promises were broken. Again: {again}")
+        sys.exit(f"{len(broken)} promises were broken. Reproduce with: {again}")
     _write(f"{_say_where(again)}\n{_heading()}\n" + "\n".join(rows) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.chaos", description=__doc__)
-    parser.add_argument("--kills", type=int, default=1000, help="of the standalone server")
-    parser.add_argument("--storms", type=int, default=50, help="runs of the AWS side on moto")
+    parser.add_argument(
+        "--kills", type=int, default=1000, help="number of times to kill the standalone server"
+    )
+    parser.add_argument(
+        "--storms", type=int, default=50, help="number of runs of the AWS side on moto"
+    )
     parser.add_argument("--seed", type=int, default=SystemRandom().randrange(2**32))
     return parser.parse_args()
 
 
 def _campaigns(kills: int, storms: int) -> Iterator[Campaign]:
-    databases = -(-kills // PER_DATABASE)
+    databases = -(-kills // KILLS_PER_DATABASE)
     yield Campaign("kill -9", partial(_in_folder, standalone.kills), databases)
     for title, fault in FAULTS.items():
-        yield Campaign(title, partial(_in_folder, fault), STRIKES)
-    yield Campaign("AWS, simulated", aws.simulated, storms * SIMULATED)
+        yield Campaign(title, partial(_in_folder, fault), RUNS_PER_FAULT)
+    yield Campaign("AWS, simulated", aws.simulated, storms * SIMULATIONS_PER_STORM)
     yield Campaign("AWS, on moto", aws.emulated, storms)
 
 
@@ -110,7 +114,7 @@ def _in_folder(fault: Callable[[Path, str], Run], seed: str) -> Run:
     with TemporaryDirectory() as folder:
         try:
             return fault(Path(folder), seed)
-        except AssertionError as error:  # it did not start, for instance
+        except AssertionError as error:  # for example, the server did not start
             return Run(Counter(), [str(error)])
 
 

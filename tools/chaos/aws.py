@@ -1,7 +1,7 @@
-"""The deployed service, while calls to AWS fail before or after their effect and events go astray.
+"""Faults on the AWS side: calls fail before or after their effect, events are late or doubled.
 
-In simulated time everything happens at once, as on AWS; on moto the real adapters make real calls,
-one after another. Both go by dice alone: the same seed makes the same run again, to the last call.
+In simulated time many invocations interleave, as on AWS. On moto the real adapters make their
+calls one after another. Both are deterministic: the same seed reproduces every call.
 """
 
 from collections.abc import Callable
@@ -30,43 +30,46 @@ from chalicelib.core.timer import (
 from tests.support.aws import NAME, Account, account
 from tests.support.cloud import Cloud
 from tests.support.fakes import NO_CONTENT
-from tools.chaos.ledger import Crash, Ledger, Request, Run, What
-from tools.chaos.ledger import Webhook as Sent
-from tools.simulation import VISIBILITY, Deployment, Killed, Weather, answered, client_error
+from tools.chaos.ledger import Crash, Ledger, Received, Request, RequestKind, Run
+from tools.simulation import VISIBILITY, Deployment, FaultRates, Killed, answered, client_error
 
 T = TypeVar("T")
 
-STORM = Weather(throttled=0.1, unanswered=0.02, deaths=0.01, duplicates=0.05, disorder=20.0)
+STORM_RATES = FaultRates(
+    throttled=0.1, unanswered=0.02, deaths=0.01, duplicates=0.05, disorder=20.0
+)
 
 DELAYS = (5, 30, 300, 890, 901, 1200, 3600)
-"""Seconds from a request to the deadline that it asks for, at most: of both tiers of the alarm."""
+"""Longest delays to request, in seconds. They cover both tiers of the scheduler."""
 
-CHANGES = 3
-"""How often an owner changes a timer, at most."""
+MAX_CHANGES = 3
+"""Changes that an owner makes to one timer, at most."""
 
 FAULTS: tuple[Callable[[], BaseException], ...] = (
     lambda: client_error("ThrottlingException", 429, ""),
     lambda: ReadTimeoutError(endpoint_url="https://aws"),
     Killed,
 )
-"""How a call ends that fails; the first only where it has no effect."""
+"""Ways for a call to fail. A throttled call never has an effect."""
 
 FAILING = 0.05
-"""How many of all calls on moto fail before their effect, and how many after it."""
+"""The share of moto calls that fail before their effect, and the share that fail after it."""
 
-TROUBLED = (Outcome(status=500), Outcome(error="timeout"), NO_CONTENT, NO_CONTENT)
-"""What receivers answer."""
+OUTCOMES = (Outcome(status=500), Outcome(error="timeout"), NO_CONTENT, NO_CONTENT)
+"""Responses of the receivers."""
 
 STEPS = 40
-"""What happens on moto, one after another, before all is calm."""
+"""Steps of a run on moto before the faults stop."""
 
 
 def simulated(seed: str, number: int = 150) -> Run:
-    """Timers that come within an hour and are cancelled and moved, in the worst weather."""
-    world = Deployment(seed, weather=STORM)
+    """Run timers that owners create, cancel and move within an hour, at high fault rates."""
+    world = Deployment(seed, fault_rates=STORM_RATES)
     for _ in range(number):
         delay = world.sim.dice.choice(DELAYS) * world.sim.dice.random()
-        world.create_at(world.sim.dice.uniform(0, 3600), delay, partial(_change, world, CHANGES))
+        world.create_at(
+            world.sim.dice.uniform(0, 3600), delay, partial(_change, world, MAX_CHANGES)
+        )
     world.sim.run(6 * 3600)
     run = Run.of(world.ledger())
     run.violations += [f"given up: {text}" for text in world.queue.dead]
@@ -74,24 +77,24 @@ def simulated(seed: str, number: int = 150) -> Run:
 
 
 def _change(world: Deployment, left: int, id: str) -> None:
-    """Have the owner of a timer change it some time from now, and then again, so often at most."""
+    """Let the owner change a timer up to `left` more times, at random moments."""
     dice, service = world.sim.dice, world.service
     if not left or dice.random() < 0.5:
         return
     time = world.sim.time + dice.choice(DELAYS) * dice.random()
     at = world.sim.moment(time + dice.choice(DELAYS) * dice.random())
-    changes: list[tuple[What, datetime | None, Callable[[], Timer]]] = [
+    changes: list[tuple[RequestKind, datetime | None, Callable[[], Timer]]] = [
         ("cancel", None, partial(service.cancel, DEFAULT_TENANT, id)),
         ("move", at, partial(service.change, DEFAULT_TENANT, id, at)),
         ("move", world.sim.moment(time), partial(service.fire_now, DEFAULT_TENANT, id)),
         ("read", None, partial(service.get, DEFAULT_TENANT, id)),
     ]
-    what, deadline, call = dice.choice(changes)
-    world.ask_at(time, what, id, deadline, call, lambda _: _change(world, left - 1, id))
+    kind, deadline, call = dice.choice(changes)
+    world.ask_at(time, kind, id, deadline, call, lambda _: _change(world, left - 1, id))
 
 
 class Storm(Cloud):
-    """The deployed service on moto, whose calls fail and whose events come late, twice, astray."""
+    """The deployed service on moto, with failing calls and late, doubled or reordered events."""
 
     def __init__(self, aws: Account, seed: str) -> None:
         super().__init__(aws)
@@ -99,33 +102,33 @@ class Storm(Cloud):
         self.calm = False
         self._dice = Random(seed)  # noqa: S311
         self.chance = self._dice.random
-        self._orders: list[TimerSpec] = []
+        self._specs: list[TimerSpec] = []
         self._answers: list[int] = []
         self.sender.during = self._answer
         aws.before = lambda _: self._fail(FAULTS)
         aws.after = lambda _: self._fail(FAULTS[1:])
 
     def happen(self) -> None:
-        """Let one thing happen."""
+        """Make one random request, let time pass, or sweep."""
         draw = self._dice.random()
-        if draw < 0.25 or not self._orders:
-            key = str(len(self._orders))
-            self._orders.append(self._order(key))
-            self._create(self._orders[-1])
+        if draw < 0.25 or not self._specs:
+            key = str(len(self._specs))
+            self._specs.append(self._new_spec(key))
+            self._create(self._specs[-1])
         elif draw < 0.3:
-            self._create(self._dice.choice(self._orders))
+            self._create(self._dice.choice(self._specs))
         elif draw < 0.5:
-            self._change(self._dice.choice(self._orders))
+            self._change(self._dice.choice(self._specs))
         elif draw < 0.9:
             self.turn(self._span())
         else:
             self._survive("", self.sweep)
 
     def settle(self) -> Run:
-        """Let all faults be over and time pass; return how it went, and what was broken."""
+        """Stop all faults, let time pass until all timers are final, and judge the run."""
         self.calm = True
-        for order in self._orders:
-            self._create(order)
+        for spec in self._specs:
+            self._create(spec)
         for _ in range(30):
             self.turn(400)
             self.sweep()
@@ -136,18 +139,18 @@ class Storm(Cloud):
             timer.id: representation.represent(timer, self.clock.now) for timer in stored
         }
         self.ledger.ended = self.clock.now
-        self.ledger.webhooks = [
-            Sent(timer.id, at, timer.deadline, timer.attempt, answer)
+        self.ledger.received = [
+            Received(timer.id, at, timer.deadline, timer.attempt, answer)
             for (timer, at), answer in zip(self.sender.sent, self._answers, strict=True)
         ]
         return Run.of(self.ledger)
 
     def messages_due(self) -> list[str]:
-        """Take the messages that are due away, some twice, in any order; leave some for later."""
+        """Remove and return the due messages: shuffled, some doubled, some put back for later."""
         due = super().messages_due()
-        due += [text for text in due if self._strikes(STORM.duplicates)]
+        due += [text for text in due if self._strikes(STORM_RATES.duplicates)]
         self._dice.shuffle(due)
-        late = [text for text in due if self._strikes(STORM.duplicates)]
+        late = [text for text in due if self._strikes(STORM_RATES.duplicates)]
         for text in late:
             due.remove(text)
             self._come_again(text, self._span())
@@ -160,7 +163,7 @@ class Storm(Cloud):
             self._come_again(text, VISIBILITY)
 
     def fire(self, text: str) -> None:
-        # Lambda tries it again twice; if that is in vain as well, the sweep has it.
+        # Lambda retries twice; after that, the sweep picks the timer up.
         for _ in range(3):
             if self._survive("", lambda: super(Storm, self).fire(text)):
                 return
@@ -169,20 +172,20 @@ class Storm(Cloud):
         self.messages().append((self.clock.now + timedelta(seconds=seconds), text))
 
     def _survive(self, id: str, invocation: Callable[[], object]) -> bool:
-        """Invoke a function for a timer; say whether it came to its end."""
+        """Invoke a function for a timer; return whether it finished."""
         try:
             invocation()
         except Unavailable:
             return False
         except Killed:
-            self._bury(frozenset({id}))
+            self._record_crash(frozenset({id}))
             return False
         return True
 
-    def _bury(self, ids: frozenset[str]) -> None:
+    def _record_crash(self, ids: frozenset[str]) -> None:
         self.ledger.crashes.append(Crash(self.clock.now, self.clock.now, ids))
 
-    def _order(self, key: str) -> TimerSpec:
+    def _new_spec(self, key: str) -> TimerSpec:
         webhook = Webhook(url="https://example.com/hook")
         return TimerSpec(
             webhook=webhook, deadline=self._deadline(), idempotency_key=IdempotencyKey(key, "")
@@ -194,14 +197,14 @@ class Storm(Cloud):
     def _span(self) -> float:
         return self._dice.choice(DELAYS) * self._dice.random()
 
-    def _create(self, order: TimerSpec) -> None:
+    def _create(self, spec: TimerSpec) -> None:
         def create() -> Timer:
-            return self.service.create(DEFAULT_TENANT, order).timer
+            return self.service.create(DEFAULT_TENANT, spec).timer
 
-        self._ask("create", _id(order), order.deadline, create)
+        self._ask("create", _id(spec), spec.deadline, create)
 
-    def _change(self, order: TimerSpec) -> None:
-        id, at = _id(order), self._deadline()
+    def _change(self, spec: TimerSpec) -> None:
+        id, at = _id(spec), self._deadline()
         draw = self._dice.random()
         if draw < 0.4:
             self._ask("cancel", id, None, lambda: self.service.cancel(DEFAULT_TENANT, id))
@@ -212,14 +215,14 @@ class Storm(Cloud):
             self._ask("move", id, now, lambda: self.service.fire_now(DEFAULT_TENANT, id))
 
     def _ask(
-        self, what: What, id: str, deadline: datetime | None, call: Callable[[], Timer]
+        self, kind: RequestKind, id: str, deadline: datetime | None, call: Callable[[], Timer]
     ) -> None:
         now = self.clock.now
-        request = Request(what, id, now, now, None, deadline)
+        request = Request(kind, id, now, now, None, deadline)
         try:
             request = answered(request, call)
         except Killed:
-            self._bury(frozenset())
+            self._record_crash(frozenset())
         self.ledger.requests.append(request)
 
     def _stored(self) -> list[str]:
@@ -231,17 +234,17 @@ class Storm(Cloud):
 
     def _fail(self, faults: tuple[Callable[[], BaseException], ...]) -> None:
         if self._strikes(FAILING):
-            raise self._dice.choice(faults)()  # noqa: RSE102  # it makes one
+            raise self._dice.choice(faults)()  # noqa: RSE102  # the call creates the exception
 
     def _answer(self) -> None:
-        self.sender.outcome = NO_CONTENT if self.calm else self._dice.choice(TROUBLED)
+        self.sender.outcome = NO_CONTENT if self.calm else self._dice.choice(OUTCOMES)
         self._answers.append(self.sender.outcome.status or 0)
         if self._strikes(FAILING):
             raise Killed
 
 
-class InTurn(Executor):
-    """Makes each call when it is asked to: threads would throw the dice in any order."""
+class SequentialExecutor(Executor):
+    """Runs each call at once: threads would draw random numbers in an unpredictable order."""
 
     def __init__(self, threads: int) -> None:
         pass
@@ -255,16 +258,16 @@ class InTurn(Executor):
         return made
 
 
-def _id(order: TimerSpec) -> str:
-    return keyed_id(DEFAULT_TENANT, order.idempotency_key.key if order.idempotency_key else "")
+def _id(spec: TimerSpec) -> str:
+    return keyed_id(DEFAULT_TENANT, spec.idempotency_key.key if spec.idempotency_key else "")
 
 
 def emulated(seed: str) -> Run:
-    """One thing after another happens on moto, while any call fails before or after its effect."""
-    # A sweep asks each shard: with 32 of them this would do little else.
+    """Run random steps on moto while calls fail before or after their effect."""
+    # A sweep queries every shard; 32 shards would take most of the run.
     with (
         patch.object(timer_store, "DUE_SHARDS", 2),
-        patch.object(timer_store, "ThreadPoolExecutor", InTurn),
+        patch.object(timer_store, "ThreadPoolExecutor", SequentialExecutor),
         account() as aws,
     ):
         storm = Storm(aws, seed)

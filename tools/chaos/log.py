@@ -1,6 +1,6 @@
 """SQLite's write-ahead log, as its format is documented: sqlite.org/fileformat2.html#walformat
 
-Read here once more, so that what SQLite makes of a torn log is held against something else.
+A second, independent reader: the tests compare SQLite's recovery of a torn log with it.
 """
 
 import sqlite3
@@ -15,33 +15,33 @@ FRAME_HEADER = 24
 
 
 class Frame(NamedTuple):
-    """One page as a transaction has left it."""
+    """One page as a transaction wrote it."""
 
     number: int
-    """Of the page, from 1."""
+    """The page number, from 1."""
     size: int
-    """Of the whole database in pages, if a transaction ends here; else 0."""
+    """The database size in pages if this frame commits a transaction, else 0."""
     page: bytes
 
 
 @dataclass(frozen=True)
 class Files:
-    """What a database consists of, none of it moved from the log into the database yet."""
+    """The contents of a database file and its log, before any checkpoint."""
 
     database: bytes
     log: bytes
 
     @classmethod
     def left(cls, database: Path) -> "Files":
-        """Return those that a dead process has left."""
+        """Read the files that a dead process left."""
         return cls(database.read_bytes(), log_of(database).read_bytes())
 
     def torn(self, place: int, garbage: bytes) -> "Files":
-        """Return them with a log that is cut at a place, with something else behind that."""
+        """Return a copy whose log is cut at a byte offset and continues with garbage."""
         return Files(self.database, self.log[:place] + garbage)
 
     def committed(self) -> "Files":
-        """Return them with all that was committed moved into the database."""
+        """Return a copy with every committed transaction moved into the database."""
         pages = done = self.database
         for number, size, page in self._frames():
             start = (number - 1) * len(page)
@@ -54,18 +54,18 @@ class Files:
         salt = self.log[16:24]
         for start in range(HEADER, len(self.log) - FRAME_HEADER - page + 1, FRAME_HEADER + page):
             head, content = self.log[start:][:FRAME_HEADER], self.log[start + FRAME_HEADER :][:page]
-            if head[8:16] != salt:  # of an earlier use of the file
+            if head[8:16] != salt:  # left from an earlier use of the file
                 return
             yield Frame(int.from_bytes(head[:4]), int.from_bytes(head[4:8]), content)
 
     def lay_down(self, database: Path) -> None:
-        """Write them, in place of those that are there."""
+        """Write the files, replacing any existing ones."""
         Path(f"{database}-shm").unlink(missing_ok=True)
         database.write_bytes(self.database)
         log_of(database).write_bytes(self.log)
 
     def timers(self, database: Path) -> dict[str, str]:
-        """Lay them down; return the timers that SQLite finds, if it finds no fault."""
+        """Write the files; return SQLite's timers as JSON by id, or the faults that it reports."""
         self.lay_down(database)
         with closing(sqlite3.connect(database)) as db:
             faults = [row[0] for row in db.execute("PRAGMA integrity_check")]
@@ -75,5 +75,5 @@ class Files:
 
 
 def log_of(database: Path) -> Path:
-    """Return where a database's log is."""
+    """Return the path of a database's log."""
     return Path(f"{database}-wal")

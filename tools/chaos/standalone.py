@@ -1,8 +1,8 @@
-"""The standalone server as its own process, under load, while what it stands on breaks.
+"""Faults around the standalone server, which runs under load as its own process.
 
-Clients make timers, cancel them, set new deadlines and have them fire at once; receivers refuse
-some of the webhooks. Clients and kills go by dice of the seed: the same seed makes the same plan
-again, but how far the server gets with it is up to the machine.
+Clients create timers, cancel them, set new deadlines and fire them; receivers reject some of the
+webhooks. The seed determines the plan of requests and kills. How far the server gets with it
+depends on the machine.
 """
 
 import subprocess
@@ -22,86 +22,86 @@ from chalicelib.core.representation import TimerResource
 from chalicelib.core.timer import DEFAULT_TENANT, FINAL, keyed_id
 from chalicelib.runtime import now
 from tests.support.processes import Arrival, Receiver, Standalone, wait_until
-from tools.chaos.ledger import Crash, Ledger, Request, Run, Webhook, What
+from tools.chaos.ledger import Crash, Ledger, Received, Request, RequestKind, Run
 from tools.chaos.log import Files, log_of
 
 HERE = Path(__file__).parent
 
 CLIENTS = 8
 
-PAUSE = 0.03
-"""Seconds that a client waits at most between two requests."""
+MAX_PAUSE = 0.03
+"""Seconds between two requests of a client, at most."""
 
 DELAYS = (0.0, 0.2, 0.5, 1.0, 2.0, 3600.0)
-"""Seconds from a request to the deadline that it asks for; the last lies behind all else."""
+"""Delays to request, in seconds. The last one lies beyond the end of any run."""
 
-MANNERS = ("200",) * 9 + ("500,200", "0,200", "410")
-"""How receivers answer attempt after attempt: a status, or 0 for a connection that is cut."""
+RESPONSES = ("200",) * 9 + ("500,200", "0,200", "410")
+"""Statuses of successive attempts; 0 cuts the connection. The last one repeats."""
 
 RETRY = {"max_attempts": 15, "initial_delay": 1, "max_delay": 1}
 
-PATIENCE = 90.0
-"""Seconds for what is due to get done, once nothing breaks any more."""
+SETTLE_SECONDS = 90.0
+"""Seconds that the server has to finish all due timers after the faults."""
 
-HANGING = 4.0
-"""Seconds that a receiver hangs, which is longer than …"""
+HANG_SECONDS = 4.0
+"""Seconds that the receiver hangs. It is longer than WEBHOOK_TIMEOUT."""
 
-TIMEOUT = 3
-"""… a webhook to one that hangs may take."""
+WEBHOOK_TIMEOUT = 3
+"""Seconds that a webhook to the hanging receiver may take."""
 
-LASTING = 3.0
-"""Seconds that other faults last."""
+FAULT_SECONDS = 3.0
+"""Seconds that the other faults last."""
 
 TEARS = 50
-"""How often a log is torn."""
+"""Number of places at which one log is torn."""
 
 GARBAGE = (0, 1, 24, 4096, 10_000)
-"""Bytes of something else behind the tear."""
+"""Numbers of random bytes after the tear."""
 
 KILLED_AT_START = 0.3
-"""How many of the kills come while the server is starting."""
+"""The share of kills during the start of the server."""
 
-MOST_LOAD = 1.0
+MAX_LOAD = 1.0
 """Seconds of load before a kill, at most."""
 
-PER_DATABASE = 20
-"""Kills until everything has to be delivered and is held against the ledger."""
+KILLS_PER_DATABASE = 20
+"""Kills before the server must finish all due timers and the ledger is checked."""
 
 
-_decode = msgspec.json.Decoder(TimerResource).decode  # made before there are threads: see timers.py
+_decode = msgspec.json.Decoder(TimerResource).decode  # created before any thread starts
 
 
 class Impossible(Exception):
-    """This machine does not let such a fault be made; `str(error)` says why."""
+    """This machine does not allow the fault; `str(error)` gives the reason."""
 
 
 class Client:
-    """Asks for timers and changes them, one request after another; writes down what was said."""
+    """Creates and changes timers, one request at a time, and records each response."""
 
     def __init__(self, rig: "Rig", number: int, dice: Random) -> None:
         self._rig = rig
         self._number = number
         self._dice = dice
         self._keys = 0
-        self._orders: dict[str, dict[str, Any]] = {}
-        """Creates that have no answer yet, by their keys."""
+        self._pending: dict[str, dict[str, Any]] = {}
+        """Bodies of creates without a success response yet, by idempotency key."""
         self._mine: list[str] = []
         self._unseen: list[str] = []
-        """Timers promised by a server that has died since."""
+        """Timers whose creation was confirmed, and that are read again after a restart."""
         self._session = requests.Session()
-        # A connection that is kept could be closed just as the next request goes out.
+        # The server could close a kept connection just as the next request is sent.
         self._session.headers["Connection"] = "close"
 
     def work(self, over: threading.Event) -> None:
-        """Ask until then, or until the server is gone. What it owed is asked for first."""
-        for key in list(self._orders):
-            if not self._order(key):
+        """Send requests until `over` is set or the server is gone, unfinished creates first."""
+        for key in list(self._pending):
+            if not self._create(key):
                 return
         for id in self._unseen:
             if self._ask("read", id, "GET").status is None:
                 return
         self._unseen = []
-        while not over.wait(self._dice.uniform(0, PAUSE)):
+        while not over.wait(self._dice.uniform(0, MAX_PAUSE)):
             if not self._anything():
                 return
 
@@ -110,8 +110,8 @@ class Client:
         if draw < 0.6 or not self._mine:
             self._keys += 1
             key = f"{self._number}-{self._keys}"
-            self._orders[key] = self._new_order()
-            return self._order(key)
+            self._pending[key] = self._new_body()
+            return self._create(key)
         id = self._dice.choice(self._mine[-20:])
         if draw < 0.75:
             request = self._ask("cancel", id, "DELETE")
@@ -124,29 +124,29 @@ class Client:
             request = self._ask("read", id, "GET")
         return request.status is not None
 
-    def _new_order(self) -> dict[str, Any]:
-        url = f"{self._rig.receiver}/{{id}}/{self._dice.choice(MANNERS)}"
-        order = {"fire_at": self._deadline().isoformat(), "url": url, "retry": RETRY}
-        return order | self._rig.order
+    def _new_body(self) -> dict[str, Any]:
+        url = f"{self._rig.receiver}/{{id}}/{self._dice.choice(RESPONSES)}"
+        body = {"fire_at": self._deadline().isoformat(), "url": url, "retry": RETRY}
+        return body | self._rig.extra_fields
 
     def _deadline(self) -> datetime:
         return self._rig.clock() + timedelta(seconds=self._dice.choice(DELAYS))
 
-    def _order(self, key: str) -> bool:
-        """Create the timer of this key, again if need be; say whether the server is there."""
-        order, id = self._orders[key], keyed_id(DEFAULT_TENANT, key)
-        asked = datetime.fromisoformat(order["fire_at"])
+    def _create(self, key: str) -> bool:
+        """Create or repeat the timer of this key; return whether the server responded."""
+        body, id = self._pending[key], keyed_id(DEFAULT_TENANT, key)
+        asked = datetime.fromisoformat(body["fire_at"])
         header = {"Idempotency-Key": key}
-        request = self._ask("create", id, "POST", asked, json=order, headers=header)
+        request = self._ask("create", id, "POST", asked, json=body, headers=header)
         if request.granted:
-            del self._orders[key]
+            del self._pending[key]
             self._mine.append(id)
             self._unseen.append(id)
         return request.status is not None
 
     def _ask(
         self,
-        what: What,
+        kind: RequestKind,
         id: str,
         method: str,
         deadline: datetime | None = None,
@@ -154,14 +154,14 @@ class Client:
         **more: Any,
     ) -> Request:
         began = self._rig.clock()
-        path = "/timers" if what == "create" else f"/timers/{id}{action}"
+        path = "/timers" if kind == "create" else f"/timers/{id}{action}"
         url = self._rig.server.url + path
         try:
             answer = self._session.request(method, url, timeout=60, **more)
         except requests.RequestException as error:
-            asked = Request(what, id, began, self._rig.clock(), None, deadline, why=str(error))
+            asked = Request(kind, id, began, self._rig.clock(), None, deadline, why=str(error))
         else:
-            asked = _answered(Request(what, id, began, self._rig.clock(), None, deadline), answer)
+            asked = _answered(Request(kind, id, began, self._rig.clock(), None, deadline), answer)
         self._rig.ledger.requests.append(asked)
         return asked
 
@@ -177,17 +177,17 @@ def _answered(request: Request, answer: requests.Response) -> Request:
 
 
 class Rig:
-    """One database, the servers that live on it one after another, clients, and a receiver."""
+    """A database, its successive servers, clients and a receiver."""
 
     def __init__(self, folder: Path, seed: str, **settings: str) -> None:
         self.database = folder / "timers.db"
         self.ledger = Ledger()
         self.dice = Random(seed)  # noqa: S311
         self.hanging = threading.Event()
-        self.order: dict[str, Any] = {}
-        """What the clients want their timers to have besides."""
+        self.extra_fields: dict[str, Any] = {}
+        """Further fields of each new timer."""
         self.starting = 0.5
-        """Seconds that a server takes to be ready."""
+        """Seconds that the last start took."""
         self._settings = settings
         self._steps = [(datetime.min.replace(tzinfo=now().tzinfo), timedelta(0))]
         self._dead_since: datetime | None = None
@@ -211,11 +211,11 @@ class Rig:
         self._receiver.__exit__(*raised)
 
     def clock(self) -> datetime:
-        """Return the time as the server has it."""
+        """Return the time by the server's clock."""
         return now() + self._steps[-1][1]
 
     def step(self, seconds: float) -> None:
-        """Let the server's clock be so much ahead of ours from now on, or behind it."""
+        """Set how many seconds the server's clock is ahead of ours; negative is behind."""
         file = Path(self._settings["FAKETIME_TIMESTAMP_FILE"])
         new = file.with_suffix(".new")
         new.write_text(f"{seconds:+}")
@@ -223,7 +223,7 @@ class Rig:
         new.replace(file)
 
     def start(self) -> None:
-        """Start a server, and go on as soon as it is ready."""
+        """Start a server and wait until it is ready."""
         began = time.monotonic()
         self.spawn()
         self.server.wait_until_ready()
@@ -231,26 +231,26 @@ class Rig:
         self._end_crash()
 
     def try_to_start(self) -> None:
-        """Start a server where it may be impossible: it is killed, or has ended with a sentence."""
+        """Start a server that may fail to start: it must exit with one line. Otherwise kill it."""
         self.spawn()
         try:
             self.server.wait_until_ready()
         except AssertionError:
             status, said = self.server.process.wait(60), self.server.lines
-            self.server.kill()  # for what it has left open here
+            self.server.kill()  # closes its pipes
             if status != 1 or len(said) != 1:
-                self._troubles.append(f"It ended with {status}, and said: {said}")
+                self._troubles.append(f"The server exited with {status} and printed: {said}")
         else:
             self.kill()
 
     def spawn(self) -> None:
-        """Start a server, and go on while it is starting."""
+        """Start a server without waiting for it."""
         self.server = Standalone(self.database, self._settings)
         self.server.spawn()
 
     @contextmanager
     def load(self) -> Iterator[None]:
-        """Let all clients work meanwhile."""
+        """Run all clients during the block."""
         over = threading.Event()
         workers = [threading.Thread(target=it.work, args=(over,)) for it in self._clients]
         for worker in workers:
@@ -266,33 +266,37 @@ class Rig:
         """Kill -9 the server."""
         self._end_crash()
         status = self.server.process.poll()
-        assert status is None, f"It ended by itself with {status}: {self.server.lines[-20:]}"
+        assert status is None, (
+            f"The server exited by itself with {status}: {self.server.lines[-20:]}"
+        )
         self._dead_since = self.clock()
         self.server.kill()
         self._look_for_tracebacks()
 
     def settle(self) -> Run:
-        """Let all that is due get done; return how it went, and what was broken."""
-        self.undone()  # what is left then is lost, and said to be
+        """Wait for all due timers and judge the run."""
+        self.undone()  # the ledger reports the rest as lost
         self.ledger.ended = self.clock()
-        self.ledger.webhooks = [self._webhook(it) for it in self._receiver.arrivals]
+        self.ledger.received = [self._received(it) for it in self._receiver.arrivals]
         self._look_for_tracebacks()
         run = Run.of(self.ledger)
         run.violations += self._troubles
         return run
 
     def undone(self) -> list[str]:
-        """Let all that is due get done; return the ids of what is not, in all this time."""
+        """Wait for all due timers; return the ids of the timers that are still not final."""
         with suppress(AssertionError):
-            wait_until(lambda: not self._due(), PATIENCE)
+            wait_until(lambda: not self._due(), SETTLE_SECONDS)
         return self._due()
 
     def _due(self) -> list[str]:
-        # All in one list: a timer that goes from one status to another is in no list of each.
+        # One unfiltered list: a timer that changes its status could miss every filtered list.
         try:
             self.ledger.ends = {timer.id: timer for timer in self._timers()}
         except requests.ConnectionError:
-            raise AssertionError(f"It has ended by itself: {self.server.lines[-20:]}") from None
+            raise AssertionError(
+                f"The server exited by itself: {self.server.lines[-20:]}"
+            ) from None
         soon = self.clock() + timedelta(seconds=DELAYS[-1] / 2)
         ends = self.ledger.ends.values()
         return [it.id for it in ends if it.status not in FINAL and it.fire_at < soon]
@@ -322,16 +326,16 @@ class Rig:
         return 0 if self.hanging.is_set() else int(statuses[min(attempt, len(statuses)) - 1])
 
     def _hold(self) -> None:
-        end = time.monotonic() + HANGING
+        end = time.monotonic() + HANG_SECONDS
         while self.hanging.is_set() and time.monotonic() < end:
             time.sleep(0.05)
 
-    def _webhook(self, arrival: Arrival) -> Webhook:
-        # A step may fall between sending and arrival: then the clock that was ahead counts.
+    def _received(self, arrival: Arrival) -> Received:
+        # A step may come between sending and arrival. Then use the clock that is ahead.
         since = arrival.at - timedelta(seconds=2)
         last = max(n for n, (at, _) in enumerate(self._steps) if at <= since)
         ahead = max(ahead for at, ahead in self._steps[last:] if at <= arrival.at)
-        return Webhook(
+        return Received(
             arrival.id,
             arrival.at + ahead,
             datetime.fromisoformat(arrival.headers["timer-scheduled-at"]),
@@ -340,8 +344,8 @@ class Rig:
         )
 
 
-def kills(folder: Path, seed: str, deaths: int = PER_DATABASE) -> Run:
-    """The server is killed again and again: under load, or while it is starting."""
+def kills(folder: Path, seed: str, deaths: int = KILLS_PER_DATABASE) -> Run:
+    """Kill the server repeatedly, under load or during its start."""
     with Rig(folder, seed) as rig:
         for _ in range(deaths):
             if rig.dice.random() < KILLED_AT_START:
@@ -351,20 +355,20 @@ def kills(folder: Path, seed: str, deaths: int = PER_DATABASE) -> Run:
             else:
                 rig.start()
                 with rig.load():
-                    time.sleep(rig.dice.random() * MOST_LOAD)
+                    time.sleep(rig.dice.random() * MAX_LOAD)
                     rig.kill()
         rig.start()
         return rig.settle()
 
 
 def full_disk(folder: Path, seed: str) -> Run:
-    """The disk fills up under load, and the server is killed and started on the full disk."""
+    """Fill the disk under load, then kill and restart the server on the full disk."""
     with _small_disk(folder) as disk, Rig(disk, seed) as rig:
         rig.start()
         with rig.load():
             time.sleep(1)
             _fill(disk / "ballast")
-            time.sleep(LASTING)
+            time.sleep(FAULT_SECONDS)
         rig.kill()
         rig.try_to_start()
         (disk / "ballast").unlink()
@@ -389,7 +393,7 @@ def _run_or_give_up(*command: str) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except FileNotFoundError:
-        raise Impossible(f"There is no {command[0]} here.") from None
+        raise Impossible(f"{command[0]} is not installed.") from None
     except subprocess.CalledProcessError as error:
         raise Impossible(f"{command[0]} does not work here: {error.stderr.strip()}") from None
 
@@ -401,13 +405,13 @@ def _fill(ballast: Path) -> None:
 
 
 def read_only(folder: Path, seed: str) -> Run:
-    """The database can be written no more for a time: under load, and when a server starts."""
+    """Make the database read-only for a time, under load and during a start."""
     with Rig(folder, seed) as rig:
         rig.start()
         with rig.load():
             time.sleep(1)
             with _immutable(rig.database):
-                time.sleep(LASTING)
+                time.sleep(FAULT_SECONDS)
             time.sleep(1)
         rig.kill()
         with _immutable(rig.database):
@@ -420,7 +424,7 @@ def read_only(folder: Path, seed: str) -> Run:
 def _immutable(database: Path) -> Iterator[None]:
     files = [str(database), f"{database}-wal"]
     try:
-        # What rights a file has means nothing to root, who runs this in a container.
+        # File modes do not bind root, and in a container this runs as root.
         _run_or_give_up("chattr", "+i", *files)
         yield
     finally:
@@ -428,38 +432,40 @@ def _immutable(database: Path) -> Iterator[None]:
 
 
 def no_names(folder: Path, seed: str) -> Run:
-    """For a time no name can be resolved."""
-    sign = folder / "no-names"
-    settings = {"NO_NAMES": str(sign), "PYTHONPATH": str(HERE / "resolver")}
+    """Make name resolution fail for a time."""
+    flag = folder / "no-names"
+    settings = {"NO_NAMES": str(flag), "PYTHONPATH": str(HERE / "resolver")}
     with Rig(folder, seed, **settings) as rig:
         rig.receiver = rig.receiver.replace("127.0.0.1", "localhost")
         rig.start()
         with rig.load():
             time.sleep(1)
-            sign.touch()
-            time.sleep(LASTING)
-            sign.unlink()
+            flag.touch()
+            time.sleep(FAULT_SECONDS)
+            flag.unlink()
             time.sleep(1)
         return rig.settle()
 
 
 def hanging(folder: Path, seed: str) -> Run:
-    """For a time the receiver takes connections and requests, and answers none of them."""
+    """Let the receiver accept requests for a time without responding."""
     with Rig(folder, seed) as rig:
-        rig.order = {"timeout": TIMEOUT}
+        rig.extra_fields = {"timeout": WEBHOOK_TIMEOUT}
         rig.start()
         with rig.load():
             time.sleep(1)
             rig.hanging.set()
-            time.sleep(HANGING)
+            time.sleep(HANG_SECONDS)
             rig.hanging.clear()
             time.sleep(1)
         return rig.settle()
 
 
 def stepped_clock(folder: Path, seed: str) -> Run:
-    """The clock goes forward by more than the farthest deadline, back behind the start, and forward
-    again, so that all is due in the end."""
+    """Step the clock beyond the last deadline, back before the start, and forward again.
+
+    In the end every timer is due.
+    """
     ahead = DELAYS[-1] * 1.2
     with Rig(folder, seed, **_faked_time(folder / "time")) as rig:
         rig.step(0)
@@ -485,10 +491,10 @@ def _faked_time(file: Path) -> dict[str, str]:
 
 
 def torn_log(folder: Path, seed: str, tears: int = TEARS) -> Run:
-    """The log that a killed server leaves ends too early, or in something else: so many times.
+    """Truncate the log of a killed server at random places, with or without garbage after it.
 
-    Whatever was committed before that place is there, and of what came after it nothing is. A
-    server starts on what is left, and all that is due in it gets done.
+    SQLite must recover exactly the transactions committed before the tear. A server then starts on
+    a torn log and must finish all its due timers.
     """
     with Rig(folder, seed) as rig:
         rig.start()
@@ -504,15 +510,17 @@ def torn_log(folder: Path, seed: str, tears: int = TEARS) -> Run:
             torn = left.torn(place, rig.dice.randbytes(rig.dice.choice(GARBAGE)))
             clean = left.torn(place, b"").committed()
             if torn.timers(folder / "torn.db") != clean.timers(folder / "clean.db"):
-                run.violations.append(f"torn at {place}: it is not what was committed by then")
+                run.violations.append(
+                    f"torn at {place}: SQLite did not recover the committed transactions"
+                )
         left.torn(rig.dice.randrange(len(left.log)), b"").lay_down(rig.database)
         rig.start()
-        run.violations += [f"{id}: not done from a torn log" for id in rig.undone()]
+        run.violations += [f"{id}: not finished from a torn log" for id in rig.undone()]
         return run
 
 
 def _wait_for_log(database: Path) -> None:
-    # From 4 MB on SQLite moves it into the database, which it does only once the log is safe.
-    end = time.monotonic() + LASTING
+    # Stop well before 4 MB, where SQLite starts to move the log into the database.
+    end = time.monotonic() + FAULT_SECONDS
     while time.monotonic() < end and log_of(database).stat().st_size < 2_000_000:
         time.sleep(0.01)

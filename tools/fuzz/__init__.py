@@ -1,8 +1,8 @@
-"""The whole contract against the real server: with what it allows, and with what it does not.
+"""Fuzz the real server with valid and invalid requests from its OpenAPI document.
 
-Schemathesis makes the requests of /openapi.json and judges the answers. `make fuzz` sends thousands
-and prints the figures. The same seed makes the same requests again, but for the ids and moments
-that the server thinks of.
+Schemathesis generates the requests and checks the responses. `make fuzz` sends thousands of
+requests and prints the counts. The same seed reproduces the requests, except for the ids and times
+that the server generates.
 """
 
 import json
@@ -24,42 +24,48 @@ from tests.support.processes import ROOT, Standalone, environment, wait_until
 HERE = Path(__file__).parent
 
 NOTHING_BUT_LOOPBACK = str(HERE / "loopback")
-"""In PYTHONPATH, it keeps a process from reaching beyond this machine, or asking for a name."""
+"""In PYTHONPATH, it stops a process from connecting or resolving names beyond loopback."""
 
 TENANTS = ("acme", "zeta")
 
 LIMIT = 3600
-"""Seconds after which a run is ended."""
+"""Seconds after which a run is killed."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of it."""
+    """The result of one fuzzing run."""
 
     passed: bool
     said: str
-    """What Schemathesis printed, unless the terminal got it."""
+    """The output of Schemathesis; empty if it went to the terminal."""
     answers: dict[str, Counter[int]]
-    """How many of each status each operation has answered."""
+    """Counts of response statuses, by operation."""
     excused: dict[str, int]
-    """How many failures were none, by the reason."""
+    """Counts of expected failures, by reason."""
     fault: str
-    """The first traceback of the server, behind an answer or not; "" if there is none."""
+    """The first traceback in the server's log; "" if there is none."""
 
     def __str__(self) -> str:
-        lines = [f"{'Requests':>8}  Operation, and its answers"]
+        lines = [f"{'Requests':>8}  Operation and its responses"]
         for operation, statuses in self.answers.items():
             told = ", ".join(f"{number} × {status}" for status, number in sorted(statuses.items()))
             lines.append(f"{statuses.total():>8}  {operation:<29} {told}")
         lines.append(f"{sum(map(Counter.total, self.answers.values())):>8}  in all")
-        lines += ["", f"{'Excused':>8}  What the schema can't say, or Schemathesis can't know"]
+        lines += [
+            "",
+            f"{'Excused':>8}  Reason: a rule outside the schema, or unknown to Schemathesis",
+        ]
         lines += [f"{number:>8}  {reason}" for reason, number in sorted(self.excused.items())]
         return "\n".join([*lines, "", self.fault]).rstrip()
 
 
 def fuzz(folder: Path, examples: int, seed: int, *, shown: bool = False) -> Run:
-    """Start the server on a new database in this folder, and send it that many requests for each
-    operation, as many chains of them, and some hundreds at boundaries; `shown` as they go."""
+    """Start the server on a new database in this folder and fuzz it.
+
+    It gets `examples` requests for each operation, as many chains of requests, and some hundreds of
+    boundary cases. `shown` sends the output of Schemathesis to the terminal.
+    """
     database = folder / "timers.db"
     settings = {"AUTH": "keys", "RATE": "100000", "PYTHONPATH": NOTHING_BUT_LOOPBACK}
     with Standalone(database, settings) as server:
@@ -73,7 +79,7 @@ def fuzz(folder: Path, examples: int, seed: int, *, shown: bool = False) -> Run:
             check=False,
             timeout=LIMIT,
         )
-        assert server.process.poll() is None, f"The server has died: {server.lines[-20:]}"
+        assert server.process.poll() is None, f"The server exited: {server.lines[-20:]}"
     return _run(folder, ended, server.lines)
 
 
@@ -98,19 +104,19 @@ def _environment(folder: Path, url: str, headers: Mapping[str, str]) -> dict[str
 
 
 def _named(tenant: str, authorization: str) -> dict[str, object]:
-    """Return a tenant as Schemathesis wants to be told of it."""
+    """Return a tenant in the format of Schemathesis' WFC file."""
     return {"name": tenant, "fixedHeaders": [{"name": "Authorization", "value": authorization}]}
 
 
 def _headers(database: Path) -> dict[str, str]:
-    """Return the Authorization of each tenant: a new key."""
+    """Return an Authorization header with a new key for each tenant."""
     with tenants_in(database) as (kept, signed):
         now = datetime.now(UTC)
         return {name: f"Bearer {issue_key(kept, signed, name, Role.FULL, now)}" for name in TENANTS}
 
 
 def _failed(url: str, authorization: str) -> list[str]:
-    """Return timers that have failed, which hardly any request brings about by itself."""
+    """Create timers that fail, and return their ids. Generated requests rarely make any."""
     with requests.Session() as session:
         session.headers["Authorization"] = authorization
         timer = {"seconds": 0, "url": f"{url}/nothing-there"}
@@ -123,7 +129,7 @@ def _failed(url: str, authorization: str) -> list[str]:
 
 def _run(folder: Path, ended: "subprocess.CompletedProcess[str]", lines: Sequence[str]) -> Run:
     kept = folder / "figures.json"
-    assert kept.exists(), f"Schemathesis did not begin: {ended.stdout}"
+    assert kept.exists(), f"Schemathesis did not start: {ended.stdout}"
     figures = json.loads(kept.read_text())
     answers: dict[str, Counter[int]] = {}
     for operation, status, number in sorted(figures["answers"]):

@@ -1,4 +1,4 @@
-"""`python -m tools.fuzz [--examples N] [--seed N]`: many requests, their figures, the failures."""
+"""`python -m tools.fuzz [--examples N] [--seed N]`: fuzz the standalone server."""
 
 import argparse
 import sys
@@ -10,14 +10,14 @@ from tools.fuzz import fuzz
 
 
 def main() -> None:
-    """Run it and print what came; end with status 1 if there was a failure."""
+    """Run the fuzzer and print its counts; exit with status 1 on a failure."""
     parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description=__doc__)
     parser.add_argument("--examples", type=int, default=500, help="requests for each operation")
     parser.add_argument("--seed", type=int, default=SystemRandom().randrange(2**32))
     given = parser.parse_args()
     with TemporaryDirectory() as folder:
         run = fuzz(Path(folder), given.examples, given.seed, shown=True)
-    print(f"\n{run}\n\nAgain: make fuzz EXAMPLES={given.examples} SEED={given.seed}")  # noqa: T201
+    print(f"\n{run}\n\nReproduce with: make fuzz EXAMPLES={given.examples} SEED={given.seed}")  # noqa: T201
     sys.exit(not run.passed or bool(run.fault))
 
 

@@ -1,4 +1,4 @@
-"""What Schemathesis can't know of this API, loaded into its process."""
+"""Schemathesis hooks: the rules of this API that its schema does not express."""
 
 import json
 import os
@@ -18,41 +18,41 @@ from schemathesis.openapi.checks import RejectedPositiveData, UseAfterFree
 from chalicelib.http import bodies
 
 TARGET = "webhook-target"
-"""The format that URLs of webhooks are given here, which the document has no name for."""
+"""The name of the string format that generates webhook URLs. Only these hooks use it."""
 
 BEYOND_SCHEMA = (
     r"The deadline is more than 5 years ahead\.",
-    r"It is shorter than the first delay, \d+ s\.",
+    r"`max_delay` must not be less than `initial_delay`, \d+\.",
     r"A GET has no body\.",
-    r"URLs, headers and body are [\d,]+ bytes; 65,536 are possible\.",
-    r"The metadata is [\d,]+ bytes; 4,096 are possible\.",
+    r"URLs, headers and body have [\d,]+ bytes; the limit is 65,536\.",
+    r"The metadata has [\d,]+ bytes; the limit is 4,096\.",
     r"The header \S+ is reserved: Timers sets it itself\.",
     r"Two header names differ only in case\.",
-    r"The parameter `cursor` is not what a list has given\.",
+    r"The parameter `cursor` must be the `next_cursor` of a list\.",
 )
-"""Why a request may be refused that keeps to the schema: what a JSON Schema can't say."""
+"""Errors for rules that a JSON Schema cannot express."""
 
 NO_INTEGER = r"Expected `int( \| str)?`, got `float` in .*"
-"""Why 5.0 is refused, which JSON Schema takes for an integer."""
+"""The error for 5.0, which JSON Schema accepts as an integer."""
 
-NO_MOMENT = r"(?:In `(from|to)`: )?There is no such date and time\."
-"""Why a date-time is refused that RFC 3339 allows …"""
+NO_MOMENT = r"(?:In the parameter `(from|to)`: )?There is no such date and time\."
+"""The error for a date-time that RFC 3339 allows but Python cannot hold."""
 
 EDGE_OF_TIME = re.compile("000[01]-|9999-|.*:60")
-"""… which is one of those that Python can't hold: in year 0, or in UTC; or a leap second."""
+"""Such a date-time: its year is 0 or 10000, perhaps only in UTC, or it is a leap second."""
 
 answers: Counter[tuple[str, int]] = Counter()
-"""How many of each status each operation has answered."""
+"""Counts of responses by operation and status."""
 
 excused: Counter[str] = Counter()
-"""How many failures of each kind were none."""
+"""Counts of expected failures by reason."""
 
 _numbers = count()
 
 
 @schemathesis.hook
 def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
-    """Have URLs made that lead nowhere but to this machine, and name timers that have failed."""
+    """Generate only loopback URLs, and offer the failed timers as examples for retry."""
     schemathesis.openapi.format(TARGET, _targets(os.environ["FUZZ_SERVER"]))
     for schema in _schemas(raw_schema):
         if schema.get("pattern") == bodies.URL_PATTERN:
@@ -62,7 +62,7 @@ def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
 
 
 def _targets(server: str) -> st.SearchStrategy[str]:
-    """Return URLs that arrive, that are answered with an error, and that nobody listens at."""
+    """Return URLs that succeed, that get an error, or that refuse the connection."""
     bases = [f"{server}/_receiver/", f"{server}/nothing/{{id}}/", "HTTP://localhost:9/"]
     path = st.text("abcXYZ019-._~!$&'()*+,;=:@/%?#{}äß€", max_size=20)
     return st.builds("{}{}".format, st.sampled_from(bases), path)
@@ -79,9 +79,9 @@ def _schemas(document: object) -> Iterator[dict[str, Any]]:
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
-    """Let requests be new ones that would be repetitions, by the key of the example or in a chain.
+    """Give a new idempotency key to requests that repeat one, by the example key or in a chain.
 
-    Hypothesis gives chains up once the same request is answered in another way.
+    Hypothesis abandons a chain if the same request gets a different response.
     """
     key = (case.headers or {}).get("Idempotency-Key")
     if key == "order-4711" or (key is not None and case.meta.phase.name == "stateful"):
@@ -90,13 +90,13 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
 
 @schemathesis.hook
 def after_call(context: Any, case: Any, response: Any) -> None:
-    """Count the answer."""
+    """Count the response."""
     answers[case.operation.label, response.status_code] += 1
 
 
 @schemathesis.check
 def each_of_many(context: Any, response: Any, case: Any) -> None:
-    """Of a right request for many timers each is served, or its status does not allow it."""
+    """In a valid bulk request each timer succeeds, is missing, or conflicts."""
     if response.status_code != 200 or not case.meta or not case.meta.generation.mode.is_positive:
         return
     for result in response.json().get("results", ()):
@@ -105,20 +105,20 @@ def each_of_many(context: Any, response: Any, case: Any) -> None:
 
 @schemathesis.hook
 def filter_failure(context: Any, failure: Failure, case: Any, response: Any) -> bool:
-    """Say whether it is a failure here as well."""
-    reason = _why_none(failure, case, response)
+    """Return whether this is a failure, and count the expected ones."""
+    reason = _excuse_for(failure, case, response)
     if reason is not None:
         excused[reason] += 1
     return reason is None
 
 
-def _why_none(failure: Failure, case: Any, response: Any) -> str | None:
+def _excuse_for(failure: Failure, case: Any, response: Any) -> str | None:
     if isinstance(failure, RejectedPositiveData) and response.status_code == 400:
         return _excuse(response.json(), case)
     if isinstance(failure, AcceptedNegativeData) and case.operation.label == "POST /timers/batch":
-        # What is wrong with one keeps none of the others from being made.
+        # An invalid entry does not stop the others from being created.
         refused = any(it["status"] >= 400 for it in response.json()["results"])
-        return "A batch says of each timer what is wrong." if refused else None
+        return "A batch reports errors for each timer." if refused else None
     if isinstance(failure, UseAfterFree) and response.json().get("status") == "cancelled":
         return "A timer can be read after it was cancelled."
     return None
@@ -143,9 +143,9 @@ def _at(pointer: str, body: Any) -> Any:
 
 
 @register
-def _tell() -> None:
-    told = {
+def _write_figures() -> None:
+    figures = {
         "answers": [[label, status, number] for (label, status), number in answers.items()],
         "excused": dict(excused),
     }
-    Path(os.environ["FUZZ_FIGURES"]).write_text(json.dumps(told))
+    Path(os.environ["FUZZ_FIGURES"]).write_text(json.dumps(figures))

@@ -1,4 +1,4 @@
-"""`make bench-lambda` in short: what is told of each function, and what it loads; no times."""
+"""A short `make bench-lambda`: its report, and the modules that each function loads."""
 
 import re
 
@@ -19,11 +19,11 @@ def life(measured: Measured, function: str) -> Life:
     return measured.lives[function, WITH][-1]
 
 
-def test_every_function_has_its_figures(measured: Measured) -> None:
-    """The section says how it was measured, and has one row for each function, full of numbers."""
+def test_report_has_a_row_for_each_function(measured: Measured) -> None:
+    """The section names its command and has one row of numbers for each function."""
     text = cold_start.section(measured, 1, EVENTS)
-    assert "`make bench-lambda`: 1 cold starts of each kind, in turn, then 2 events" in text
-    assert f"The zip has {measured.zip_bytes:,} bytes" in text
+    assert "`make bench-lambda`" in text
+    assert f"{measured.zip_bytes:,} bytes" in text
     rows = re.findall(r"^\| (\w+) \|(.*)\|$", text, re.MULTILINE)
     assert [name for name, _ in rows] == ["Function", *FUNCTIONS]
     for _, cells in rows[1:]:
@@ -31,8 +31,8 @@ def test_every_function_has_its_figures(measured: Measured) -> None:
         assert re.fullmatch(f"({spread}){{4}}({mean}){{2}} \\d+ \\| \\d+ ", cells), cells
 
 
-def test_what_is_measured_is_work(measured: Measured) -> None:
-    """The functions do what they are for, with the .pyc as without."""
+def test_measured_functions_do_their_work(measured: Measured) -> None:
+    """Each measured function does its work, with and without .pyc files."""
     for kind in (WITH, WITHOUT):
         answers = {name: measured.lives[name, kind][-1].answer for name in FUNCTIONS}
         assert answers["API"]["statusCode"] == 201
@@ -45,18 +45,17 @@ def test_what_is_measured_is_work(measured: Measured) -> None:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_no_function_loads_what_it_does_not_use(measured: Measured, function: str) -> None:
-    """The sender and requests are for `deliver` alone; boto3, on top of botocore, and the making of
-    the contract for none of these events."""
+def test_functions_do_not_load_unused_modules(measured: Measured, function: str) -> None:
+    """Only `deliver` loads the sender and requests; no function loads boto3 or the OpenAPI code."""
     loaded = life(measured, function).modules
     assert {"chalicelib.service.service", "botocore.client", "aws_lambda_powertools"} <= loaded
-    assert not loaded & {"boto3", "s3transfer", "chalicelib.http.openapi", "sqlite3", "embedded"}
+    assert not loaded & {"boto3", "s3transfer", "chalicelib.http.openapi", "sqlite3", "standalone"}
     senders = {"requests", "charset_normalizer", "chalicelib.webhook.sender"}
     assert loaded & senders == (senders if function == "deliver" else set())
 
 
-def test_functions_call_the_services_they_need(measured: Measured) -> None:
-    """A client takes long to make: who needs none of the Scheduler or SQS makes none."""
+def test_functions_call_only_the_services_they_need(measured: Measured) -> None:
+    """A function calls only the AWS services that it needs, as creating a client is slow."""
     assert {name: set(life(measured, name).services) for name in FUNCTIONS} == {
         "API": {"dynamodb", "sqs", "scheduler"},
         "authorizer": {"dynamodb"},

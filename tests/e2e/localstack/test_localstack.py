@@ -1,6 +1,6 @@
-"""The deployed service, whole: LocalStack, `make deploy`, the gateway, functions and receivers.
+"""End-to-end tests of a deployment: LocalStack, `make deploy`, gateway, functions, receivers.
 
-`make e2e` runs it. With AWS_ENDPOINT_URL set it uses that LocalStack instead of one of its own.
+`make e2e` runs them. They start their own LocalStack unless AWS_ENDPOINT_URL names a running one.
 """
 
 import json
@@ -29,17 +29,17 @@ from tests.support.browser import ApiDocs, Console, chromium, opened
 from tests.support.processes import ROOT, Arrival, Receiver, environment, wait_until
 
 GIVEN = os.environ.get("AWS_ENDPOINT_URL")
-IN_DOCKER = "Its functions run in containers, which can't be killed from here."
+IN_DOCKER = "The functions run in containers, which this test cannot kill."
 
 FAR = 192
-"""Seconds: beyond the NEAR of stage localstack (190), so that its schedule goes off early."""
+"""Seconds beyond the NEAR of stage localstack (190), so the timer gets a schedule."""
 
 LOST = 240
-"""Seconds until a lost worker is surely noticed: its lease, the grace of the sweep, its minute."""
+"""Seconds to reclaim a lost timer: the lease, the sweep's grace and its interval."""
 
 
 class Deployed:
-    """A copy of the checkout, deployed to LocalStack, and what people do with it."""
+    """A copy of the checkout, deployed to LocalStack, with its commands and API."""
 
     def __init__(self, endpoint: str, folder: Path) -> None:
         self.folder = folder
@@ -107,21 +107,21 @@ class Deployed:
 
 
 def url(output: str) -> str:
-    """Return where Timers was deployed, as `make deploy` says it."""
+    """Return the URL in the output of `make deploy`."""
     found = re.search(r"Timers is deployed at (http\S+)", output)
     assert found, output
     return found[1]
 
 
 def report(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Print a figure, whatever pytest does with output."""
+    """Print a figure even if pytest captures output."""
     with capsys.disabled():
         print(f"\n{words}")  # noqa: T201
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack | None]:
-    """LocalStack of our own, or None if one is given."""
+    """Start LocalStack, or return None if AWS_ENDPOINT_URL is set."""
     if GIVEN:
         yield None
         return
@@ -147,7 +147,7 @@ def deployed(stack: Stack | None, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 class Receivers:
-    """A receiver for those who are to be answered, and one that holds the first that comes."""
+    """One receiver that responds at once, and one that holds its first request."""
 
     def __init__(self, block: ExitStack) -> None:
         host = ("host.docker.internal", "0.0.0.0") if GIVEN else ("127.0.0.1", "127.0.0.1")  # noqa: S104  # containers come by the bridge
@@ -178,7 +178,7 @@ def receivers() -> Iterator[Receivers]:
 def lost(stack: Stack | None, deployed: Deployed, receivers: Receivers) -> str | None:
     """Return the timer whose worker was killed while the receiver held its request.
 
-    It comes first, since it takes minutes until that is noticed.
+    It runs first, because reclaiming the timer takes minutes.
     """
     if stack is None:
         return None
@@ -194,14 +194,14 @@ def lost(stack: Stack | None, deployed: Deployed, receivers: Receivers) -> str |
 
 @pytest.fixture(scope="module", autouse=True)
 def far(deployed: Deployed, receivers: Receivers, lost: str | None) -> dict[str, Any]:
-    """Return a timer whose schedule goes off ahead of its deadline. It takes minutes, too."""
+    """Create a timer with a schedule. Its delivery also takes minutes."""
     return deployed.create(FAR, receivers.url(receivers.quick))
 
 
-def test_five_seconds(
+def test_delivers_a_timer_of_five_seconds(
     deployed: Deployed, receivers: Receivers, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Set a timer, watch it count down, get the webhook: not early, and soon."""
+    """A timer counts down, and its signed webhook arrives at the deadline or soon after."""
     answer = deployed.ask("POST", "/timers", {"seconds": 5, "url": receivers.url(receivers.quick)})
     timer = answer.json()
     assert answer.status_code == 201
@@ -225,9 +225,8 @@ def test_five_seconds(
     assert refused.status_code == 409
 
 
-def test_a_failure_is_retried_and_told(deployed: Deployed, receivers: Receivers) -> None:
-    """What was asked for is sent; a port where nobody listens is tried as often as the policy has
-    it, and then somebody is told."""
+def test_retries_failures_and_sends_on_failure(deployed: Deployed, receivers: Receivers) -> None:
+    """A failing webhook gets all attempts of its retry policy, then `on_failure` is called."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}/"
     body = {
@@ -251,8 +250,8 @@ def test_a_failure_is_retried_and_told(deployed: Deployed, receivers: Receivers)
     assert (again.status_code, again.json()["status"]) == (202, "scheduled")
 
 
-def test_a_cancelled_timer_never_arrives(deployed: Deployed, receivers: Receivers) -> None:
-    """Its message is on its way, and does nothing; its schedule is gone."""
+def test_cancelled_timer_is_not_sent(deployed: Deployed, receivers: Receivers) -> None:
+    """A cancel deletes the schedule, and the message in the queue has no effect."""
     timer = deployed.create(4, receivers.url(receivers.quick))
     assert f"{timer['id']}.1" in deployed.schedules()
     cancelled = deployed.ask("DELETE", f"/timers/{timer['id']}")
@@ -263,8 +262,8 @@ def test_a_cancelled_timer_never_arrives(deployed: Deployed, receivers: Receiver
     assert deployed.read(timer["id"])["status"] == "cancelled"
 
 
-def test_the_whole_api(deployed: Deployed, receivers: Receivers) -> None:
-    """Create with a key, change, fire, list, many at once, cancel: through the gateway."""
+def test_all_operations_work_through_the_gateway(deployed: Deployed, receivers: Receivers) -> None:
+    """Idempotent create, change, fire, list, bulk create and cancel work through the gateway."""
     hook = receivers.url(receivers.quick)
     body = {"delay": "1h30m", "url": hook, "label": "e2e", "metadata": {"order": "17"}}
     once = {"Idempotency-Key": "e2e-1"}
@@ -332,8 +331,10 @@ HOOK = "https://example.com/hook"
         ({"seconds": 5, "url": "http://10.0.0.1/"}, 400, "/url"),
     ],
 )
-def test_bad_input(deployed: Deployed, body: Any, status: int, pointer: str) -> None:
-    """What can't be understood or allowed is a problem that says where, through the gateway too."""
+def test_invalid_input_is_a_problem_with_a_pointer(
+    deployed: Deployed, body: Any, status: int, pointer: str
+) -> None:
+    """The gateway passes on the problem document of an invalid request."""
     answer = deployed.ask("POST", "/timers", body)
     assert answer.status_code == status
     assert answer.headers["Content-Type"] == "application/problem+json"
@@ -341,7 +342,7 @@ def test_bad_input(deployed: Deployed, body: Any, status: int, pointer: str) -> 
 
 
 def test_unknown_timer_and_wrong_type(deployed: Deployed) -> None:
-    """404 for what does not exist, 415 for a body that is not declared as JSON."""
+    """A missing timer is a 404, and a body without a JSON content type is a 415."""
     for answer, status in (
         (deployed.ask("GET", "/timers/nobody"), 404),
         (deployed.ask("DELETE", "/timers/nobody"), 404),
@@ -351,8 +352,8 @@ def test_unknown_timer_and_wrong_type(deployed: Deployed) -> None:
         assert answer.headers["Content-Type"] == "application/problem+json"
 
 
-def test_health(deployed: Deployed) -> None:
-    """The service says that it can store timers and ring for them."""
+def test_service_is_healthy(deployed: Deployed) -> None:
+    """The health check passes after a deployment."""
     answer = deployed.ask("GET", "/health")
     assert (answer.status_code, answer.json()) == (
         200,
@@ -360,8 +361,8 @@ def test_health(deployed: Deployed) -> None:
     )
 
 
-def test_api_docs(deployed: Deployed) -> None:
-    """Below the stage the page finds its parts and the API: a browser makes a timer with it."""
+def test_api_docs_work_below_the_stage(deployed: Deployed) -> None:
+    """In a browser, the page creates, reads and cancels a timer."""
     with chromium() as browser, opened(browser) as page:
         docs = ApiDocs(page, deployed.url)
         made = docs.try_out("create_timer", 201, body={"hours": 1, "url": "https://example.com/"})
@@ -370,9 +371,9 @@ def test_api_docs(deployed: Deployed) -> None:
 
 
 def test_functions_log_json_and_metrics(deployed: Deployed, stack: Stack | None) -> None:
-    """What the function wrote for the first timers: lines with their ids, metrics in EMF."""
+    """Functions log JSON lines with timer ids, and metrics in EMF."""
     if stack is None:
-        pytest.skip("The logs of a given LocalStack are not at hand.")
+        pytest.skip("The logs of an external LocalStack are not available.")
     written = stack.logs("timers-localstack-deliver").splitlines()
     lines = [json.loads(line) for line in written if line.startswith("{")]
     delivered = [line for line in lines if line.get("message") == "webhook delivered"]
@@ -404,9 +405,10 @@ def dev(deployed: Deployed) -> Iterator[tuple[str, str]]:
     deployed.make("destroy", "STAGE=dev")
 
 
-def test_a_stage_with_keys_wants_one(deployed: Deployed, dev: tuple[str, str]) -> None:
-    """Without a key the gateway answers 401, with one that counts for nothing 403; health is for
-    all."""
+def test_stage_with_keys_rejects_requests_without_one(
+    deployed: Deployed, dev: tuple[str, str]
+) -> None:
+    """The gateway responds 401 without a key and 403 to an invalid one; /health needs none."""
     where, _ = dev
     for path, method in (("/timers", "POST"), ("/timers/x", "GET"), ("/timers/x", "DELETE")):
         for headers, status in (({}, 401), ({"Authorization": "Bearer tmr_a_b"}, 403)):
@@ -416,8 +418,8 @@ def test_a_stage_with_keys_wants_one(deployed: Deployed, dev: tuple[str, str]) -
     assert (answer.status_code, answer.json()["auth"]) == (200, "keys")
 
 
-def test_who_was_not_authorized_is_refused(deployed: Deployed, dev: tuple[str, str]) -> None:
-    """What comes past the authorizer, as in an API that was set up by hand, the handler refuses."""
+def test_handler_rejects_unauthorized_events(deployed: Deployed, dev: tuple[str, str]) -> None:
+    """The handler responds 401 to an event that bypassed the authorizer."""
     event = {
         "resource": "/timers/{timer_id}",
         "path": "/timers/x",
@@ -436,7 +438,7 @@ def test_who_was_not_authorized_is_refused(deployed: Deployed, dev: tuple[str, s
 
 
 def set_from_console(console: Console, key: str, **fields: str) -> None:
-    """Open the console with a key, and set a timer in it."""
+    """Open the console with a key and create a timer."""
     console.page.get_by_label("API key").fill(key)
     console.press("Sign in")
     console.press("New timer")
@@ -445,9 +447,8 @@ def set_from_console(console: Console, key: str, **fields: str) -> None:
     console.is_headed(fields["label"])
 
 
-def test_console(deployed: Deployed, dev: tuple[str, str]) -> None:
-    """Below the stage, and with its key, a browser makes a timer, cancels it, and sees all of it;
-    with none it is asked for one."""
+def test_console_creates_and_cancels_timers(deployed: Deployed, dev: tuple[str, str]) -> None:
+    """In a browser, the console rejects an invalid key; with a valid one it manages timers."""
     where, key = dev
     with chromium() as browser, opened(browser, expected="403") as page:
         console = Console(page, where)
@@ -463,10 +464,10 @@ def test_console(deployed: Deployed, dev: tuple[str, str]) -> None:
         console.lists("to cancel")
 
 
-def test_console_to_the_delivery(
+def test_console_reschedules_and_fires_a_timer(
     deployed: Deployed, dev: tuple[str, str], receivers: Receivers
 ) -> None:
-    """There a timer gets another deadline, is fired ahead of it, and is seen to be delivered."""
+    """The console reschedules a timer, fires it early, and shows its delivery."""
     where, key = dev
     with chromium() as browser, opened(browser) as page:
         console = Console(page, where)
@@ -484,8 +485,8 @@ def test_console_to_the_delivery(
     assert [it.path for it in receivers.quick.arrivals].count("/fired") == 1
 
 
-def test_the_authorizer_knows_the_key(deployed: Deployed, dev: tuple[str, str]) -> None:
-    """The deployed authorizer lets the printed key pass, and one more until it is revoked."""
+def test_authorizer_accepts_valid_keys_only(deployed: Deployed, dev: tuple[str, str]) -> None:
+    """The deployed authorizer accepts new keys, and rejects revoked and unknown ones."""
     _, first = dev
     second = deployed.make("key", "STAGE=dev", "TENANT=acme", "ROLE=read").strip().splitlines()[-1]
     invoke = deployed.client("lambda").invoke
@@ -512,16 +513,16 @@ def test_the_authorizer_knows_the_key(deployed: Deployed, dev: tuple[str, str]) 
         assert statement[0]["Resource"] == []
 
 
-def test_throttle_is_set(deployed: Deployed, dev: tuple[str, str]) -> None:
-    """The stage takes as many requests as was said."""
+def test_deploy_sets_the_throttle(deployed: Deployed, dev: tuple[str, str]) -> None:
+    """The stage has the rate limit given by RATE."""
     api = deployed.client("apigateway")
     id = dev[0].split("/")[-2]
     (settings,) = api.get_stage(restApiId=id, stageName="api")["methodSettings"].values()
     assert settings["throttlingRateLimit"] == 50
 
 
-def test_redeploy(deployed: Deployed, dev: tuple[str, str]) -> None:
-    """Again, by `chalice deploy` alone, without its record, and whole: always the same API."""
+def test_redeploy_keeps_the_api(deployed: Deployed, dev: tuple[str, str]) -> None:
+    """A redeployment keeps the URL, also by plain `chalice deploy` or without its record."""
     where, _ = dev
     subprocess.run(
         [Path(sys.executable).with_name("chalice"), "deploy", "--stage", "dev"],
@@ -550,7 +551,7 @@ def test_far_timer_is_on_time(
     far: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Its schedule goes off early, somewhere in a minute; the webhook is on time all the same."""
+    """A webhook is on time although its schedule is only precise to a minute."""
     read = deployed.delivered(far["id"], FAR + 30)
     (attempt,) = read["attempts"]
     report(f"A timer of {FAR} s, schedules 60 s coarse: {attempt['lateness']:.2f} s late.", capsys)
@@ -559,10 +560,10 @@ def test_far_timer_is_on_time(
     assert arrival.at >= datetime.fromisoformat(far["fire_at"])
 
 
-def test_a_lost_worker_is_made_up_for(
+def test_reclaims_a_timer_of_a_killed_worker(
     deployed: Deployed, receivers: Receivers, lost: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The process was killed in the middle of its POST: sent again, and both are on record."""
+    """A webhook whose worker was killed is sent again, and both attempts are recorded."""
     if lost is None:
         pytest.skip(IN_DOCKER)
     read = deployed.delivered(lost, LOST)
@@ -573,13 +574,13 @@ def test_a_lost_worker_is_made_up_for(
     report(f"A webhook whose worker was killed: sent again after {again:.0f} s.", capsys)
 
 
-def test_schedules_that_went_off_are_gone(deployed: Deployed, far: dict[str, Any]) -> None:
-    """Nothing is left behind of a timer that is over."""
+def test_schedules_are_deleted_after_they_fire(deployed: Deployed, far: dict[str, Any]) -> None:
+    """The schedule of a delivered timer is deleted."""
     wait_until(lambda: f"{far['id']}.1" not in deployed.schedules(), 30)
 
 
-def test_destroy(deployed: Deployed, dev: tuple[str, str]) -> None:
-    """Nothing that was deployed is left, and it may be said twice."""
+def test_destroy_deletes_everything(deployed: Deployed, dev: tuple[str, str]) -> None:
+    """`make destroy` deletes all resources and may be repeated."""
     assert "timers-localstack is deleted." in deployed.make("destroy", "STAGE=localstack")
     functions = deployed.client("lambda").list_functions()["Functions"]
     assert [it for it in functions if it["FunctionName"].startswith("timers-localstack")] == []

@@ -1,4 +1,4 @@
-"""The emulated gateway reads an authorizer's policy as API Gateway does."""
+"""The emulated gateway evaluates an authorizer's policy as API Gateway does."""
 
 from typing import Any
 
@@ -30,6 +30,6 @@ ALL, NONE = statement("Allow", "*"), statement("Allow")
         ([statement("Deny", "GET/timers")], False),
     ],
 )
-def test_allows(statements: list[dict[str, Any]], is_allowed: bool) -> None:
-    """What no statement allows is refused, and what one denies, whatever the others say."""
+def test_evaluates_policies(statements: list[dict[str, Any]], is_allowed: bool) -> None:
+    """A request needs a statement that allows it, and no statement that denies it."""
     assert allows({"Statement": statements}, f"{API}/GET/timers") is is_allowed

@@ -1,7 +1,7 @@
-"""Run a module until whoever started it is gone: `leash.py MODULE ARGUMENT…`.
+"""Run a module and kill it when its parent process ends: `watchdog.py MODULE ARGUMENT…`.
 
-Standard input is a pipe of which only the starter holds the other end. However the starter ends,
-the kernel closes it, so that nothing stays behind, not even after a `kill -9`.
+Standard input is a pipe, and only the parent holds its other end. The kernel closes that end when
+the parent exits, even after a `kill -9`.
 """
 
 import os
@@ -11,12 +11,12 @@ import sys
 import threading
 
 
-def end_with_the_starter() -> None:
-    """Kill this process once standard input has ended."""
+def end_with_parent() -> None:
+    """Kill this process at the end of standard input."""
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-threading.Thread(target=end_with_the_starter, daemon=True).start()
+threading.Thread(target=end_with_parent, daemon=True).start()
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)

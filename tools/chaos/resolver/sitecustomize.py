@@ -1,6 +1,6 @@
-"""Python imports this by its name, where its folder is in PYTHONPATH, before any other code.
+"""Make name resolution fail while the file named by NO_NAMES exists, as if DNS were down.
 
-While there is a file as NO_NAMES says, no name can be resolved, as if no name server answered.
+Python imports `sitecustomize` before any other code if its folder is in PYTHONPATH.
 """
 
 import os

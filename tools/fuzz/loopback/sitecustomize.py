@@ -1,7 +1,6 @@
-"""Python imports this by its name, where its folder is in PYTHONPATH, before any other code.
+"""Block name look-ups and connections beyond loopback, whichever code makes them.
 
-No process that has it looks up a name or connects to anything but this machine, whatever code asks
-for it and whatever URL made it.
+Python imports `sitecustomize` before any other code if its folder is in PYTHONPATH.
 """
 
 import socket
@@ -18,7 +17,7 @@ def _stay(event: str, arguments: tuple[Any, ...]) -> None:
     else:
         return
     if not _is_here(host):
-        raise socket.gaierror(socket.EAI_NONAME, "Tests stay on this machine")
+        raise socket.gaierror(socket.EAI_NONAME, "Tests may use loopback only")
 
 
 def _is_here(host: object) -> bool:

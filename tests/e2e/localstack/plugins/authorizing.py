@@ -1,6 +1,6 @@
-"""API Gateway's authorizers: LocalStack stores which function each method has, but asks none.
+"""API Gateway's Lambda authorizers, which LocalStack stores but never calls.
 
-Those of stage localstack are still not asked: it is for LocalStack as it is.
+Stage localstack is exempt: people run it on a LocalStack without this extension.
 """
 
 import json
@@ -20,12 +20,12 @@ from tests.e2e.localstack.plugins.policy import allows
 
 @hooks.on_infra_start()
 def ask_authorizers() -> None:
-    """Have them asked for each request."""
+    """Call the authorizer of each request."""
     preprocess_request.append(_authorize)
 
 
 def _authorize(_: object, context: Any, response: object) -> None:
-    """Let a request on with what its method's authorizer says of it, or raise what AWS answers."""
+    """Add the authorizer's context to a request, or raise the error that AWS responds with."""
     method = context.resource_method
     if method["authorizationType"] != "CUSTOM":
         return
@@ -35,10 +35,10 @@ def _authorize(_: object, context: Any, response: object) -> None:
     token = context.invocation_request["headers"].get("Authorization")
     if not token:
         raise UnauthorizedError("Unauthorized")
-    said = _ask(context, authorizer["authorizerUri"], token)
-    if not allows(said["policyDocument"], _method_arn(context)):
+    decision = _ask(context, authorizer["authorizerUri"], token)
+    if not allows(decision["policyDocument"], _method_arn(context)):
         raise AccessDeniedError("User is not authorized to access this resource")
-    found = {**said.get("context", {}), "principalId": said["principalId"]}
+    found = {**decision.get("context", {}), "principalId": decision["principalId"]}
     context.context_variables["authorizer"] = found
 
 

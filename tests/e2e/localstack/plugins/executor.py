@@ -1,13 +1,12 @@
-"""Lambda functions for LocalStack as processes of this machine: no Docker is needed.
+"""A LocalStack executor that runs Lambda functions as local processes, without Docker.
 
-LocalStack says when an environment begins, what it is asked, and when it ends. Here an environment
-is a process that sees a copy of the bundle, a folder of its own for temporary files, and no
-variable of this machine. Two settings:
+LocalStack starts, invokes and stops execution environments. Here an environment is a process with a
+copy of the bundle, its own folder for temporary files, and no variables of this machine. Settings:
 
-    FUNCTION_PYTHON  a Python that has what the Lambda runtime has, and nothing else
-    FUNCTION_LOGS    folder for what the functions write: <function>/<begun at>.log
+    FUNCTION_PYTHON  a Python with the packages of the Lambda runtime only
+    FUNCTION_LOGS    the folder for the functions' logs: <function>/<start time in ns>.log
 
-The last argument of each process is the name of its function, for people and tests to find it by.
+The last argument of each process is the name of its function, so people and tests can find it.
 """
 
 import os
@@ -27,7 +26,7 @@ from tests.e2e.localstack.plugins.runtime_api import Invocation
 
 
 class ProcessExecutor(RuntimeExecutor):
-    """One environment: it answers one event at a time; LocalStack makes as many as it needs."""
+    """One execution environment, which handles one event at a time."""
 
     def __init__(self, id: str, function_version: FunctionVersion) -> None:
         super().__init__(id, function_version)
@@ -41,7 +40,7 @@ class ProcessExecutor(RuntimeExecutor):
 
     @classmethod
     def prepare_version(cls, function_version: FunctionVersion) -> None:
-        """Unpack the bundle."""
+        """Unpack the bundle before the first start."""
         function_version.config.code.prepare_for_execution()
 
     @classmethod
@@ -49,7 +48,7 @@ class ProcessExecutor(RuntimeExecutor):
         """Do nothing: LocalStack removes the bundle."""
 
     def start(self, env_vars: dict[str, object]) -> None:
-        """Begin, in a copy of the bundle: an update removes it while old events are answered."""
+        """Start in a copy of the bundle: an update removes the original while events still run."""
         task = self._folder / "task"
         shutil.copytree(self._config.code.get_unzipped_code_location(), task)
         self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +65,7 @@ class ProcessExecutor(RuntimeExecutor):
         self._running()
 
     def _running(self) -> FunctionProcess:
-        """Return the process; as on AWS, one that ended is started anew in the same environment."""
+        """Return the process. As on AWS, an ended process is restarted in the same environment."""
         if self._process is None or self._process.ended.done():
             try:
                 self._process = FunctionProcess(self._name, self._env, self._log)
@@ -75,7 +74,7 @@ class ProcessExecutor(RuntimeExecutor):
         return self._process
 
     def invoke(self, payload: dict[str, str]) -> InvocationResult:
-        """Return what the function answers to an event, with all that was written meanwhile."""
+        """Return the function's result for an event, with the log lines of this invocation."""
         with self._busy:
             process = self._running()
             id, seconds, began = payload["invoke-id"], self._config.timeout, time.time()
@@ -95,7 +94,7 @@ class ProcessExecutor(RuntimeExecutor):
             return InvocationResult(id, answer.document, answer.is_error, logs)
 
     def stop(self) -> None:
-        """End, but not before an event is answered: on AWS an update interrupts none."""
+        """Stop after the current event: on AWS an update interrupts no invocation."""
         Thread(target=self._end, daemon=True).start()
 
     def _end(self) -> None:
@@ -109,24 +108,24 @@ class ProcessExecutor(RuntimeExecutor):
             log.write(f"{line}\n")
 
     def get_logs(self) -> str:
-        """Return all that this environment wrote."""
+        """Return the whole log of this environment."""
         return self._log.read_text(errors="replace")
 
     def get_address(self) -> str:
-        """Return where LocalStack finds the environment."""
+        """Return the host on which LocalStack reaches the environment."""
         return "127.0.0.1"
 
     def get_endpoint_from_executor(self) -> str:
-        """Return where the environment finds LocalStack."""
+        """Return the host on which the environment reaches LocalStack."""
         return "127.0.0.1"
 
     def get_runtime_endpoint(self) -> str:
-        """Return nothing: this is for the runtime that LocalStack puts into a container."""
+        """Return an empty string: only LocalStack's container runtime uses this."""
         return ""
 
 
 class ProcessExecutorPlugin(RuntimeExecutorPlugin):
-    """What LAMBDA_RUNTIME_EXECUTOR=process selects."""
+    """Selected by LAMBDA_RUNTIME_EXECUTOR=process."""
 
     name = "process"
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from tests.e2e.localstack.plugins.runtime_api import Answer, Invocation, RuntimeApi
 
-LEASH = Path(__file__).parent.parent / "watchdog.py"
+WATCHDOG = Path(__file__).parent.parent / "watchdog.py"
 
 INIT_SECONDS = 10
-"""How long a process may take until it asks for its first event, as on AWS."""
+"""Seconds until a process must ask for its first event, as on AWS."""
 
 
 class InitFailed(Exception):
@@ -26,16 +26,16 @@ class InitFailed(Exception):
 
 
 class FunctionProcess:
-    """Answers events, one after the other; `ended` gets its exit status."""
+    """Handles one event at a time; `ended` gets its exit status."""
 
     def __init__(self, function: str, env: dict[str, str], log: Path) -> None:
-        """Start it, or raise InitFailed. What it writes is appended to the log."""
+        """Start the process, with its output appended to the log; raise InitFailed on failure."""
         self._api = RuntimeApi()
         self.ended: Future[int] = Future()
-        leashed = [os.environ["FUNCTION_PYTHON"], "-P", str(LEASH)]
+        watched = [os.environ["FUNCTION_PYTHON"], "-P", str(WATCHDOG)]
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [*leashed, "awslambdaric", env["_HANDLER"], function],
+                [*watched, "awslambdaric", env["_HANDLER"], function],
                 cwd=env["LAMBDA_TASK_ROOT"],
                 env={**env, "AWS_LAMBDA_RUNTIME_API": self._api.address},
                 stdin=subprocess.PIPE,
@@ -49,17 +49,17 @@ class FunctionProcess:
             raise InitFailed(initialized.document)
 
     def answer(self, invocation: Invocation, seconds: int) -> Answer:
-        """Return what the function answers; it is killed if that takes longer."""
+        """Return the function's result; kill the process after a timeout in seconds."""
         self._api.next.put(invocation)
         return self._within(seconds, invocation.answer)
 
     def end(self) -> None:
-        """Kill it, and wait until it is gone."""
+        """Kill the process and wait until it is gone."""
         self._process.kill()
         self.ended.result()
 
     def _within(self, seconds: int, answer: Future[Answer]) -> Answer:
-        """Return the answer, or else the error that Lambda reports."""
+        """Return the result, or the error that Lambda reports after a crash or a timeout."""
         either: list[Future[Any]] = [answer, self.ended]
         wait(either, seconds, FIRST_COMPLETED)
         if answer.done():

@@ -1,4 +1,4 @@
-"""LocalStack's server at the addresses of GATEWAY_LISTEN: its own listens on all interfaces."""
+"""A LocalStack server on GATEWAY_LISTEN only; the default listens on all interfaces."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ from twisted.internet.endpoints import TCP4ServerEndpoint
 
 
 class LoopbackServer(TwistedRuntimeServer):
-    """Plain HTTP only."""
+    """Serves plain HTTP, without TLS."""
 
     def register(self, gateway: Gateway, listen: list[Any], ssl_creds: object = None) -> None:
         """Serve the gateway at these addresses."""
-        aws_stack.CACHE_S3_HOSTNAME_DNS_STATUS = False  # or it asks the DNS for s3.127.0.0.1
+        aws_stack.CACHE_S3_HOSTNAME_DNS_STATUS = False  # otherwise it looks up s3.127.0.0.1
         for address in listen:
             endpoint = TCP4ServerEndpoint(reactor, address.port, interface=address.host)
             endpoint.listen(TwistedGateway(gateway))
 
 
 class LoopbackServerPlugin(RuntimeServerPlugin):
-    """What GATEWAY_SERVER=loopback selects."""
+    """Selected by GATEWAY_SERVER=loopback."""
 
     name = "loopback"
 

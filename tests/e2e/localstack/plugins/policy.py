@@ -1,11 +1,11 @@
-"""What an authorizer's policy says of a method. Pure, and without LocalStack."""
+"""Evaluate an authorizer's IAM policy. Pure, and without LocalStack."""
 
 from fnmatch import fnmatchcase
 from typing import Any
 
 
 def allows(policy: Any, arn: str) -> bool:
-    """Say whether a policy lets a request on: a statement allows it, and none denies it."""
+    """Return whether a statement allows the method's ARN and no statement denies it."""
     effects = {
         statement["Effect"]
         for statement in policy["Statement"]

@@ -1,4 +1,4 @@
-"""Two services of LocalStack's that are made in another way here."""
+"""Replacements for two LocalStack providers: DynamoDB and S3."""
 
 from collections.abc import Callable
 from threading import Lock
@@ -13,18 +13,18 @@ from localstack.services.s3.storage.ephemeral import EphemeralS3ObjectStore
 
 @aws_provider(api="dynamodb", name="moto")
 def dynamodb() -> Service:
-    """Return DynamoDB by moto: DynamoDB Local, which LocalStack starts, is not on PyPI."""
+    """Return DynamoDB on moto, as LocalStack's DynamoDB Local is not on PyPI."""
     return Service.for_provider(DynamodbApi(), dispatch_table_factory=_one_at_a_time)
 
 
 @aws_provider(api="s3", name="temporary")
 def s3() -> Service:
-    """Return S3 in a temporary folder of its own: LocalStack's is the same for all on a machine."""
+    """Return S3 in its own temporary folder; LocalStack's default folder is shared."""
     return Service.for_provider(S3Provider(EphemeralS3ObjectStore()))
 
 
 def _one_at_a_time(provider: DynamodbApi) -> dict[str, Callable[..., Any]]:
-    """Return moto's operations under one lock: moto checks a condition and writes in two steps."""
+    """Put moto's operations under one lock: moto's conditional writes are not atomic."""
     lock = Lock()
 
     def locked(operation: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Lambda's Runtime API: where the process of a function asks for its events and leaves its answers.
+"""Lambda's Runtime API: a function's process fetches events here and posts its results.
 
 https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html
 """
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Answer(NamedTuple):
-    """What a function returned, or the document of its error: JSON."""
+    """A function's result or its error, as a JSON document."""
 
     document: bytes
     is_error: bool
@@ -20,7 +20,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Invocation:
-    """An event with what the API's headers say of it, and what comes of it."""
+    """An event, the headers sent with it, and its future result."""
 
     headers: dict[str, str]
     event: bytes
@@ -28,10 +28,9 @@ class Invocation:
 
 
 class RuntimeApi(ThreadingHTTPServer):
-    """Serves one process, on a free loopback port.
+    """Serves one process on a free loopback port.
 
-    `initialized` is an empty answer once the process asks for an event, or the error that kept it
-    from doing so.
+    `initialized` is an empty result once the process asks for an event, or the error of its start.
     """
 
     def __init__(self) -> None:
@@ -43,10 +42,10 @@ class RuntimeApi(ThreadingHTTPServer):
         Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: a process that is killed breaks its connections off."""
+        """Ignore errors: a killed process breaks its connections."""
 
     def close(self) -> None:
-        """Serve no more; a request that still waits for an event gets none."""
+        """Stop serving; a pending request for an event ends without one."""
         self.next.put(None)
         self.shutdown()
         self.server_close()
@@ -58,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: RuntimeApi
 
     def do_GET(self) -> None:
-        """Give the next event, as soon as there is one."""
+        """Wait for the next event and send it."""
         if not self.server.initialized.done():
             self.server.initialized.set_result(Answer(b"", is_error=False))
         self.server.current = self.server.next.get()
@@ -66,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, self.server.current.event, self.server.current.headers)
 
     def do_POST(self) -> None:
-        """Take the answer to the current event, or the error of the start."""
+        """Receive the result of the current event, or the error of the start."""
         document = self.rfile.read(int(self.headers["Content-Length"]))
         current = self.server.current
         (current.answer if current else self.server.initialized).set_result(
