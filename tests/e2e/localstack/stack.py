@@ -52,7 +52,7 @@ class Stack:
             shutil.copytree(CATALOG, self._folder / "filesystem" / CATALOG.relative_to(VENV))
         with self._log.open("wb") as output:
             self.process = subprocess.Popen(
-                [f"{VENV}/bin/python", "-P", HERE / "leash.py", "localstack.runtime.main"],
+                [f"{VENV}/bin/python", "-P", HERE / "watchdog.py", "localstack.runtime.main"],
                 cwd=self._folder,
                 env=self._environment(),
                 stdin=subprocess.PIPE,
