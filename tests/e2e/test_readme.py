@@ -24,7 +24,7 @@ STARTS = [
 
 def first_curl() -> str:
     """Return the README's first shell block that calls curl."""
-    shell_blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    shell_blocks: list[str] = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     return next(block for block in shell_blocks if block.startswith("curl "))
 
 
