@@ -66,6 +66,7 @@ def _add_servers(commands: Any) -> None:
         details="Settings come from environment variables (docs/configuration.md lists them).",
     )
     serve.add_argument("--host", help="address to listen on (HOST, else 127.0.0.1)")
+    serve.add_argument("--port", help="port to listen on (PORT, else 8000)")
     demo = _add(
         commands,
         "demo",
@@ -73,7 +74,6 @@ def _add_servers(commands: Any) -> None:
         "cli.demo",
         details="Its data is deleted when the demo ends.",
     )
-    serve.add_argument("--port", help="port to listen on (PORT, else 8000)")
     demo.add_argument("--port", help="port to listen on (PORT, else any free one)")
 
 

@@ -502,7 +502,7 @@ def test_authorizer_accepts_valid_keys_only(deployed: Deployed, dev: tuple[str, 
     assert asked(second)["context"] == {"tenant": "acme", "role": "read"}
     id = second.split("_")[1]
     assert f"{id}  acme" in deployed.make("keys", "STAGE=dev")
-    assert f"Revoked key {id} of tenant acme." in deployed.make(
+    assert f"Revoked API key {id} of tenant acme." in deployed.make(
         "revoke", "STAGE=dev", f"KEY={second}"
     )
     stranger = api_keys.mint(
