@@ -112,13 +112,13 @@ define install
 @touch $@ $(2)
 endef
 
-$(VENV)/run.done: requirements-run.txt requirements.txt | $(BIN)/python
+$(VENV)/run.done: requirements-run.txt requirements.txt pyproject.toml | $(BIN)/python
 	$(call install,Timers)
 
-$(VENV)/deploy.done: requirements-deploy.txt requirements-run.txt requirements.txt | $(BIN)/python
+$(VENV)/deploy.done: requirements-deploy.txt requirements-run.txt requirements.txt pyproject.toml | $(BIN)/python
 	$(call install,deployments,$(VENV)/run.done)
 
-$(VENV)/dev.done: requirements-dev.txt requirements-deploy.txt requirements-run.txt requirements.txt | $(BIN)/python
+$(VENV)/dev.done: requirements-dev.txt requirements-deploy.txt requirements-run.txt requirements.txt pyproject.toml | $(BIN)/python
 	$(call install,tests,$(VENV)/deploy.done $(VENV)/run.done)
 
 # Checks the console's accessibility. Without npm, these tests are skipped.

@@ -17,10 +17,11 @@ COLUMNS = ("id", "tenant", "role", "created (UTC)")
 def run(options: argparse.Namespace) -> None:
     """Add, list or revoke; `add` prints the key and nothing else, so scripts can capture it."""
     stage = f" STAGE={options.stage}" if options.stage else ""
+    tenant = tenant_name(options.tenant) if options.action == "add" else ""
     with open_tenants(options.stage) as (keys, secrets):
         match options.action:
             case "add":
-                tenant, role = tenant_name(options.tenant), Role(options.role)
+                role = Role(options.role)
                 print(issue_key(keys, secrets, tenant, role, datetime.now(UTC)))
             case "list":
                 print(_table(keys.all()) or f"No API keys yet. `make key{stage}` creates one.")

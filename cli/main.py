@@ -14,6 +14,8 @@ from chalicelib import __version__
 from chalicelib.core.errors import CommandError, Unavailable
 from infra import stages
 
+OUR_PACKAGES = ("chalicelib", "cli", "infra", "standalone")
+
 ROLES = ("full", "read")
 """The values of `Role`, repeated here because importing it would load msgspec."""
 
@@ -26,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (CommandError, Unavailable) as error:
         sys.exit(str(error))
     except ModuleNotFoundError as missing:
+        if str(missing.name).partition(".")[0] in OUR_PACKAGES:
+            raise
         sys.exit(f"{missing.name} is missing: run `pip install -r requirements-deploy.txt`.")
 
 

@@ -81,7 +81,7 @@ def _bind(settings: Settings, store: SqliteTimerStore) -> Server:
         store.close()
         hint = ""
         if error.errno == errno.EADDRINUSE:
-            hint = " Choose another one, for example: `PORT=8001 make run`."
+            hint = " Set PORT to another one, or stop the process that uses it."
         sys.exit(
             f"Timers can't listen on port {settings.port} of {settings.host}:"
             f" {error.strerror}.{hint}"

@@ -144,6 +144,6 @@ def _anonymous_tenant(account: str) -> str | None:
     if auth != "keys":
         # Logged only: the other functions must not stop firing timers because of it.
         log.error(
-            "AUTH=none is not allowed on this stage: API keys are required", extra={"auth": auth}
+            "this AUTH is not allowed on this stage: API keys are required", extra={"auth": auth}
         )
     return None

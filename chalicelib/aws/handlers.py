@@ -104,5 +104,5 @@ def _about(body: str) -> dict[str, object]:
 
 
 def _ends_at(dependencies: Dependencies, context: Any) -> datetime:
-    left = timedelta(milliseconds=context.get_remaining_time_in_millis())
-    return dependencies.clock() + left
+    now = dependencies.clock()  # first, so that the result is early rather than late
+    return now + timedelta(milliseconds=context.get_remaining_time_in_millis())

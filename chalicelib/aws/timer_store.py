@@ -184,25 +184,27 @@ class DynamoTimerStore:
                 positions = {shard: position for shard, (_, position) in nexts if position}
         return sorted(found, key=lambda timer: (timer.wake_at, timer.id))[:limit]
 
-    def page(self, tenant: str, listing: TimerFilter, before: Cursor | None, limit: int) -> Page:
+    def page(self, tenant: str, filter: TimerFilter, after: Cursor | None, limit: int) -> Page:
         # The index has no status, so a filter by status reads as many items as one call returns.
-        most = limit if listing.status is None else max(limit, BATCH_GET_SIZE)
+        most = limit if filter.status is None else max(limit, BATCH_GET_SIZE)
         with ThreadPoolExecutor(LIST_SHARDS) as threads:
-            query = partial(self._listed, tenant, listing, _end(listing, before), most)
+            query = partial(self._listed, tenant, filter, _end(filter, after), most)
             shards = list(threads.map(query, range(LIST_SHARDS)))
         # A shard that was read in part may have unread entries below its last one.
         horizon = max(left_at for _, left_at in shards)
         entries = [entry for shard, _ in shards for entry in shard if entry >= horizon]
         entries = sorted(entries, reverse=True)
         next = entries[most - 1] if len(entries) > most else horizon
-        places = {_position(entry) for entry in entries[:most]}
+        places = {_cursor(entry) for entry in entries[:most]}
         read = self._read_all(list({place.id for place in places}))
         # The index may still have the old position of an id that was used again.
         found = [it for it in read if cursor_of(it) in places and it.tenant == tenant]
-        found = sorted(filter(listing.matches, found), key=cursor_of, reverse=True)
+        found = sorted(
+            (timer for timer in found if filter.matches(timer)), key=cursor_of, reverse=True
+        )
         if len(found) > limit:
             return Page(found[:limit], cursor_of(found[limit - 1]))
-        return Page(found, _position(next) if next else None)
+        return Page(found, _cursor(next) if next else None)
 
     def check(self) -> None:
         self.get("", "health")
@@ -230,7 +232,7 @@ class DynamoTimerStore:
         return [item["id"]["S"] for item in answer["Items"]], answer.get("LastEvaluatedKey")
 
     def _listed(
-        self, tenant: str, listing: TimerFilter, end: str, most: int, shard: int
+        self, tenant: str, filter: TimerFilter, end: str, most: int, shard: int
     ) -> tuple[list[str], str]:
         """Return a shard's entries before `end`, and the last one read, or "" at the shard's end.
 
@@ -239,9 +241,9 @@ class DynamoTimerStore:
         """
         request: dict[str, Any] = {"KeyConditionExpression": f"{IS_LISTED} AND {IS_BEHIND}"}
         values: dict[str, object] = {"listed": f"{tenant}#{shard}", "end": end}
-        if listing.label is not None:
+        if filter.label is not None:
             request["FilterExpression"] = HAS_THE_LABEL
-            values["label"] = listing.label
+            values["label"] = filter.label
             most = max(most, MAX_ENTRIES_SCANNED)
         with translated_errors():
             answer = self._client.query(
@@ -252,7 +254,7 @@ class DynamoTimerStore:
                 **request,
                 **placeholders("".join(request.values()), values),
             )
-        since = "" if listing.since is None else time_text(listing.since)
+        since = "" if filter.since is None else time_text(filter.since)
         entries = [item["created"]["S"] for item in answer["Items"]]
         left_at = answer["LastEvaluatedKey"]["created"]["S"] if "LastEvaluatedKey" in answer else ""
         return [entry for entry in entries if entry >= since], left_at if left_at >= since else ""
@@ -297,17 +299,17 @@ def _is_own_write(stored: "Item", timer: Timer) -> bool:
     return bool(stored) and _timer(stored) == timer
 
 
-def _end(listing: TimerFilter, before: Cursor | None) -> str:
+def _end(filter: TimerFilter, after: Cursor | None) -> str:
     """Return the upper bound, exclusive, of the entries to read from the index `listed`."""
-    until = time_text(listing.until or datetime.max.replace(tzinfo=UTC))
-    return until if before is None else min(until, _entry(before))
+    until = time_text(filter.until or datetime.max.replace(tzinfo=UTC))
+    return until if after is None else min(until, _entry(after))
 
 
 def _entry(at: Cursor) -> str:
     return f"{time_text(at.created_at)}#{at.id}"
 
 
-def _position(entry: str) -> Cursor:
+def _cursor(entry: str) -> Cursor:
     created_at, _, id = entry.partition("#")
     return Cursor(datetime.fromisoformat(created_at), id)
 

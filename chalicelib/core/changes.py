@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from chalicelib.core.errors import InvalidRequest
 from chalicelib.core.headers import check_headers
+from chalicelib.core.targets import split_url, with_any_id
 from chalicelib.core.timer import Timer, Webhook, webhook_fields
 
 MAX_WEBHOOK_BYTES = 64 * 1024
@@ -31,12 +32,18 @@ class WebhookChange(Struct, frozen=True, kw_only=True):
 
     def apply(self, webhook: Webhook) -> Webhook:
         """Return the changed webhook, or raise InvalidRequest if it exceeds a limit."""
+        self._check_urls()
         after = Webhook(**{**webhook_fields(webhook), **self.fields})
         media_type = self.content_type if "body" in self.fields else _content_type(webhook.headers)
         if after.body and media_type and _content_type(after.headers) is None:
             after = replace(after, headers={**after.headers, "Content-Type": media_type})
         _check(after)
         return after
+
+    def _check_urls(self) -> None:
+        for name in ("url", "on_failure"):
+            if (url := self.fields.get(name)) is not None:
+                split_url(with_any_id(url), f"/{name}")
 
 
 class Change(Struct, frozen=True, kw_only=True):

@@ -82,10 +82,7 @@ class Targets:
 
         `pointer` is the JSON pointer to the URL in the request.
         """
-        try:
-            host, port = split_url(url)
-        except InvalidRequest as error:
-            raise InvalidRequest(str(error), pointer) from None
+        host, port = split_url(url, pointer)
         address = _literal(host)
         if address is not None:
             may_be_allowed = self.allows(host, address, port)
@@ -99,7 +96,7 @@ class Targets:
             entry = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             raise InvalidRequest(
                 f"Webhooks to {host} on port {port} are not allowed."
-                f" Start Timers with ALLOWED_TARGETS={entry} to allow it.",
+                f" To allow them, the operator adds {entry} to ALLOWED_TARGETS.",
                 pointer,
             )
 
@@ -110,8 +107,23 @@ class Targets:
         return port in _DEFAULT_PORTS.values() and is_public(address)
 
 
-def split_url(url: str) -> tuple[str, int]:
-    """Return the host of a URL, in lower-case ASCII, and its port; raise InvalidRequest."""
+def with_any_id(url: str) -> str:
+    """Return a URL with `{id}` filled in as it is for a timer: all ids have the same form."""
+    return url.replace("{id}", "00000000-0000-7000-8000-000000000000")
+
+
+def split_url(url: str, pointer: str) -> tuple[str, int]:
+    """Return the host of a URL, in lower-case ASCII, and its port; raise InvalidRequest.
+
+    `pointer` is the JSON pointer to the URL in the request.
+    """
+    try:
+        return _split(url)
+    except InvalidRequest as error:
+        raise InvalidRequest(str(error), pointer) from None
+
+
+def _split(url: str) -> tuple[str, int]:
     if len(url) > MAX_URL_LENGTH:
         raise InvalidRequest(f"The URL is longer than {MAX_URL_LENGTH:,} characters.")
     if not url.isprintable() or " " in url or "\\" in url:

@@ -1,14 +1,14 @@
 """What owners ask for: create, read, change, cancel, fire and retry timers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from chalicelib.core.changes import Change
 from chalicelib.core.errors import KeyReused, ScheduleRefused, Unavailable
 from chalicelib.core.pagination import ListQuery, Page
-from chalicelib.core.targets import Targets
+from chalicelib.core.targets import Targets, with_any_id
 from chalicelib.core.timer import Timer, TimerSpec, keyed_id, new_timer, webhook_fields
 from chalicelib.service.concurrency import MapConcurrently, one_by_one
 from chalicelib.service.ports import Scheduler, Store
@@ -16,9 +16,6 @@ from chalicelib.service.transitions import MAX_RACES, Transitions, log_timer
 
 MAX_PAGES_READ = 10
 """Pages read from the store to fill one page of a list, when few timers match."""
-
-ANY_ID = "00000000-0000-7000-8000-000000000000"
-"""Stands in for `{id}` while a URL is checked: ids have the same length and alphabet."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -76,8 +73,15 @@ class Commands:
     def create_all(
         self, tenant: str, specs: Sequence[TimerSpec | Exception], now: datetime
     ) -> list[Created | Exception]:
-        """Create each timer; return the results in order. An error among `specs` stays as it is."""
-        return self._each(partial(self.create, tenant, now=now), specs)
+        """Create each timer; return the results in order. An error among `specs` stays as it is.
+
+        Their creation times are microseconds apart, so lists keep the order of the request.
+        """
+        numbered = [
+            spec if isinstance(spec, Exception) else (now + number * timedelta.resolution, spec)
+            for number, spec in enumerate(specs)
+        ]
+        return self._each(partial(self._create_numbered, tenant), numbered)
 
     def get(self, tenant: str, timer_id: str, now: datetime) -> Timer:
         """Return the tenant's timer, or raise TimerNotFound."""
@@ -112,8 +116,8 @@ class Commands:
 
     def change(self, tenant: str, timer_id: str, change: Change, now: datetime) -> Timer:
         """Change a waiting timer; a new deadline restarts it, with all attempts ahead."""
-        self._check_targets(change.webhook.fields)
-        before, after = self._transitions.apply(tenant, timer_id, change.apply, now)
+        apply = partial(self._apply, change)
+        before, after = self._transitions.apply(tenant, timer_id, apply, now)
         if change.deadline is not None:
             self._transitions.reschedule(before, after, now)
         log_timer("timer changed", after)
@@ -144,10 +148,18 @@ class Commands:
         self._store.check()
         self._scheduler.check()
 
+    def _create_numbered(self, tenant: str, numbered: tuple[datetime, TimerSpec]) -> Created:
+        now, spec = numbered
+        return self.create(tenant, spec, now)
+
+    def _apply(self, change: Change, timer: Timer, now: datetime) -> Timer:
+        self._check_targets(change.webhook.fields)
+        return change.apply(timer, now)
+
     def _check_targets(self, fields: Mapping[str, Any]) -> None:
         for name in ("url", "on_failure"):
             if (url := fields.get(name)) is not None:
-                self._targets.check_url(url.replace("{id}", ANY_ID), f"/{name}")
+                self._targets.check_url(with_any_id(url), f"/{name}")
 
     def _new(self, tenant: str, spec: TimerSpec, now: datetime) -> Timer:
         if (key := spec.idempotency_key) is None:

@@ -15,6 +15,7 @@ class MapConcurrently(Protocol):
     """Calls a function for each item, at the same time if it can.
 
     Returns when all calls are over: their results in order, or the Exception that a call raised.
+    A BaseException escapes.
     """
 
     def __call__(self, call: Callable[[T], R], items: Sequence[T], /) -> list[R | Exception]: ...

@@ -1,6 +1,5 @@
 """API keys and signing secrets of tenants: authenticate, issue, rotate."""
 
-from collections.abc import Callable
 from datetime import datetime
 from secrets import token_bytes
 
@@ -27,15 +26,14 @@ def issue_key(
     tenant: str,
     role: Role,
     now: datetime,
-    random_bytes: Callable[[int], bytes] = token_bytes,
 ) -> str:
     """Create an API key, store its hash, and return the key's text, which is stored nowhere.
 
     The tenant gets a signing secret first. A crash in between leaves a secret without a key,
     never a key whose webhooks are unsigned. Raises Unavailable.
     """
-    ensure_secret(secrets, tenant, random_bytes(signing.SECRET_ENTROPY))
-    text, key = api_keys.mint(tenant, role, now, random_bytes(api_keys.KEY_ENTROPY))
+    ensure_secret(secrets, tenant, token_bytes(signing.SECRET_ENTROPY))
+    text, key = api_keys.mint(tenant, role, now, token_bytes(api_keys.KEY_ENTROPY))
     keys.add(key)
     return text
 

@@ -163,7 +163,7 @@ class Transport:
             # A receiver that does not read the body would take it for the next request.
             headers = headers | {"Connection": "close"}
         request = _prepared(method, url, headers, body)
-        response = self._post(request, time.monotonic() + timeout)
+        response = self._send(request, time.monotonic() + timeout)
         try:
             return Response(
                 response.status_code, response.raw.headers, _beginning(response.raw, max_body)
@@ -171,11 +171,7 @@ class Transport:
         finally:
             response.close()
 
-    def close(self) -> None:
-        """Close all idle connections."""
-        self._adapter.close()
-
-    def _post(self, request: requests.PreparedRequest, ends_at: float) -> requests.Response:
+    def _send(self, request: requests.PreparedRequest, ends_at: float) -> requests.Response:
         try:
             return self._adapter.post(request, ends_at)
         except _ConnectionDropped:

@@ -3,6 +3,7 @@
 import json
 import re
 
+from infra import stages
 from tests.support.processes import ROOT
 
 
@@ -43,6 +44,12 @@ def test_every_setting_of_a_stage_is_read() -> None:
     names = {name for scope in scopes for name in scope["environment_variables"]}
     assert names - settings("chalicelib/aws/bootstrap.py") == {"RES_OPTIONS"}  # glibc reads it
     assert not [name for name in names if f"`{name}`" not in documents()]
+
+
+def test_the_command_knows_every_stage() -> None:
+    """`timers` offers the stages of config.json, without reading that file."""
+    config = json.loads(source(".chalice/config.json"))
+    assert set(stages.STAGES) == set(config["stages"])
 
 
 def test_every_make_target_is_documented() -> None:

@@ -441,3 +441,18 @@ def test_any_text_is_a_cursor_or_rejected(text: str) -> None:
 def test_no_cursor_at_the_end() -> None:
     """The end of a list has no cursor."""
     assert requests.encode_cursor(None) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"delay": 1, "fire_at": "2027-01-31T09:00:00Z"},
+        {"delay": 1, "headers": {"Host": "x"}},
+        {"delay": 1, "method": "GET", "body": "text"},
+    ],
+)
+@pytest.mark.parametrize("url", ["ftp://x", "http://localhost/" + "x" * 70_000])
+def test_an_invalid_url_is_the_first_fault(url: str, fields: dict[str, Any]) -> None:
+    """An invalid URL is named before any other fault of the request."""
+    assert refusal(**{**fields, "url": url})[1] == "/url"

@@ -185,7 +185,7 @@ def test_invalid_bodies(api_on_fakes: Api, body: bytes, pointer: str, fragment: 
         ("http://localhost/\u202e", "control character"),
         ("http://localhost\\@example.com/", "backslash"),
         ("http://localhost/" + "a" * MAX_URL_LENGTH, "longer than 2,048 characters"),
-        ("http://10.0.0.1/", "are not allowed. Start Timers with ALLOWED_TARGETS=10.0.0.1:80"),
+        ("http://10.0.0.1/", "are not allowed. To allow them, the operator adds 10.0.0.1:80"),
         ("http://169.254.169.254/latest/meta-data", "are not allowed"),
     ],
 )

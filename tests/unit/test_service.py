@@ -26,9 +26,11 @@ from chalicelib.core.timer import (
     RetryPolicy,
     Status,
     Timer,
+    TimerSpec,
     Wakeup,
     Webhook,
 )
+from chalicelib.service.commands import Created
 from chalicelib.service.worker import (
     LEASE_MARGIN,
     MAX_EARLY_WAIT,
@@ -788,3 +790,18 @@ def test_a_change_accepts_urls_that_it_leaves_alone(world: World) -> None:
     timer = world.create()
     world.store.timers[timer.id] = replace(timer, url="http://10.0.0.1/")
     assert world.service.change(DEFAULT_TENANT, timer.id, label="x").label == "x"
+
+
+def test_lists_keep_the_order_of_a_batch(world: World) -> None:
+    """The timers of a batch have different creation times, in the order of the request."""
+    spec = TimerSpec(webhook=Webhook(url=URL), deadline=world.clock.now + MINUTE)
+    results = world.service.create_all(DEFAULT_TENANT, [spec] * 20)
+    ids = [it.timer.id for it in results if isinstance(it, Created)]
+    page = world.service.page(DEFAULT_TENANT, TimerFilter(), None, 50)
+    assert [timer.id for timer in page.timers] == ids[::-1]
+
+
+def test_a_change_of_an_unknown_timer_is_not_found(world: World) -> None:
+    """The timer is looked up before the target of the change is checked."""
+    with pytest.raises(TimerNotFound):
+        world.service.change(DEFAULT_TENANT, "nobody", url="http://10.0.0.1/")

@@ -134,7 +134,7 @@ def test_any_text_is_parsed_or_raises_command_error(text: str) -> None:
 def test_accepts_public_urls(url: str, host: str, port: int) -> None:
     """Names and public addresses are allowed over http and https on ports 80 and 443."""
     NO_ENTRIES.check_url(url, "/url")
-    assert split_url(url) == (host, port)
+    assert split_url(url, "/url") == (host, port)
 
 
 SCHEME = "The URL must begin with http:// or https://."
@@ -299,9 +299,9 @@ def test_rejects_inner_hosts(host: str) -> None:
 
 @pytest.mark.parametrize("host", [*INNER_HOSTS, "backend"])
 def test_error_names_the_entry_that_allows_the_url(host: str) -> None:
-    """ALLOWED_TARGETS as the error suggests it allows exactly this host and port."""
+    """The entry that the error names allows exactly this host and port."""
     url = f"http://{host}:3000/hook"
-    (suggested,) = re.findall(r"ALLOWED_TARGETS=(\S+) to allow it", str(refusal(url)))
+    (suggested,) = re.findall(r"adds (\S+) to ALLOWED_TARGETS", str(refusal(url)))
     Targets.parse(suggested).check_url(url, "/url")
     assert refusal(f"http://{host}:3001/hook", Targets.parse(suggested))
 

@@ -55,7 +55,7 @@ class Deployed:
         self.client: Callable[[Any], Any] = lambda name: session.client(name, endpoint_url=endpoint)
         for name in ("app.py", "Makefile", "chalicelib", "standalone", "cli", ".chalice", "infra"):
             subprocess.run(["cp", "-pr", ROOT / name, folder], check=True)
-        for path in ROOT.glob("requirements*.txt"):
+        for path in [ROOT / "pyproject.toml", *ROOT.glob("requirements*.txt")]:
             subprocess.run(["cp", "-p", path, folder], check=True)
         subprocess.run(["rm", "-rf", folder / ".chalice/deployed"], check=True)
 
