@@ -171,6 +171,10 @@ class Transport:
         finally:
             response.close()
 
+    def close(self) -> None:
+        """Close all idle connections."""
+        self._adapter.close()
+
     def _send(self, request: requests.PreparedRequest, ends_at: float) -> requests.Response:
         try:
             return self._adapter.post(request, ends_at)
