@@ -7,13 +7,14 @@ TIMERS = $(BIN)/python -m cli
 LOCALSTACK := .localstack
 BENCH := .bench
 AXE := $(VENV)/node_modules/axe-core
+E2E = $(VENV)/dev.done $(LOCALSTACK)/runtime.done $(if $(AWS_ENDPOINT_URL),,$(LOCALSTACK)/done)
 COMPOSE := docker compose -f docker-compose.localstack.yml
 
 # $(call options,STAGE TENANT) is --stage "dev" --tenant "acme", for the variables that are set.
 options = $(foreach name,$(1),$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) "$($(name))"))
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-fast check fuzz chaos e2e simulate bench soak bench-lambda deploy destroy key keys revoke secrets localstack localstack-down openapi screenshot clean require-stage require-key
+.PHONY: help run demo setup test test-fast check fuzz chaos e2e simulate bench soak bench-lambda deploy destroy key keys revoke secrets localstack localstack-down openapi screenshot clean require-stage require-key
 
 help:  ## list these commands
 	@awk -F ':.*##  *' '/^[a-z0-9-]+:.*##/ {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -23,6 +24,8 @@ run: $(VENV)/run.done  ## serve Timers on http://127.0.0.1:8000 (settings: PORT,
 
 demo: $(VENV)/run.done  ## serve a scratch database with a few timers (PORT)
 	@exec $(TIMERS) demo
+
+setup: $(E2E) $(AXE)  ## install everything that the tests need
 
 test: $(VENV)/dev.done $(AXE)  ## run all tests, except those on LocalStack
 	$(BIN)/python -m pytest -m 'not e2e' -n 2 --dist loadfile
@@ -43,7 +46,7 @@ fuzz: $(VENV)/dev.done  ## send the server random requests and check its respons
 chaos: $(VENV)/dev.done  ## kill and disturb Timers, and write docs/reliability.md (KILLS, STORMS, SEED)
 	@$(BIN)/python -m tools.chaos $(call options,KILLS STORMS SEED)
 
-e2e: $(VENV)/dev.done $(LOCALSTACK)/runtime.done $(if $(AWS_ENDPOINT_URL),,$(LOCALSTACK)/done)  ## test a deployment on LocalStack (AWS_ENDPOINT_URL of a running one)
+e2e: $(E2E)  ## test a deployment on LocalStack (AWS_ENDPOINT_URL of a running one)
 	$(BIN)/python -m pytest tests/e2e/localstack
 
 simulate: $(VENV)/dev.done  ## run the AWS engine in simulated time, and print its lateness

@@ -16,8 +16,6 @@ from tests.support.browser import Console, barriers, chromium, opened
 from tests.support.processes import ROOT, Standalone, tenants, wait_until
 from tools.screenshot import PICTURE, take
 
-pytestmark = pytest.mark.e2e
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:

@@ -114,7 +114,6 @@ def test_trailing_slash_redirects(api_on_fakes: Api, page: str) -> None:
     assert (response.status_code, response.headers["Location"]) == (308, f"../{page}")
 
 
-@pytest.mark.e2e
 def test_api_docs_send_requests(tmp_path: Path) -> None:
     """The page lists every operation. With an API key, "Try it out" creates and reads a timer."""
     database = tmp_path / "timers.db"
@@ -129,7 +128,6 @@ def test_api_docs_send_requests(tmp_path: Path) -> None:
         assert docs.try_out("list_timers", 200)["timers"][0]["id"] == timer["id"]
 
 
-@pytest.mark.e2e
 def test_api_docs_fit_a_phone(tmp_path: Path) -> None:
     """A width of 390 pixels needs no horizontal scrolling."""
     with (
