@@ -15,8 +15,7 @@ from typing import Any
 import msgspec
 
 from chalicelib.core.errors import CommandError
-from chalicelib.core.pagination import Cursor as ListPosition
-from chalicelib.core.pagination import Page, TimerFilter, cursor_of
+from chalicelib.core.pagination import Cursor, Page, TimerFilter, cursor_of
 from chalicelib.core.timer import Status, Timer, Wakeup, host_of
 from standalone.greenlets import run_in_thread
 from standalone.sqlite.connection import connect, lock, translated_errors
@@ -122,26 +121,22 @@ class SqliteTimerStore:
         sql = "SELECT timer FROM timers WHERE wake_at < ? ORDER BY wake_at, id LIMIT ?"
         return [_decode(row[0]) for row in self._read(sql, (to_micros(before), limit))]
 
-    def page(
-        self, tenant: str, listing: TimerFilter, before: ListPosition | None, limit: int
-    ) -> Page:
-        return run_in_thread(lambda: self._page(tenant, listing, before, limit))
+    def page(self, tenant: str, filter: TimerFilter, after: Cursor | None, limit: int) -> Page:
+        return run_in_thread(lambda: self._page(tenant, filter, after, limit))
 
-    def _page(
-        self, tenant: str, listing: TimerFilter, before: ListPosition | None, limit: int
-    ) -> Page:
-        top, bottom = _bounds(listing, before)
+    def _page(self, tenant: str, filter: TimerFilter, after: Cursor | None, limit: int) -> Page:
+        top, bottom = _bounds(filter, after)
         # Fix the last row to scan first: changes between the two queries then skip no timer.
         last_scanned = self._read(_LAST_SCANNED, (tenant, *top, *bottom, MAX_ROWS_SCANNED - 1))
         bottom = last_scanned[0] if last_scanned else bottom
-        wanted = (tenant, *top, *bottom, listing.label, listing.status)
-        rows = self._read(_PAGE, (*wanted, limit + 1))
-        found = [_decode(row[0]) for row in rows[:limit]]
+        conditions = (tenant, *top, *bottom, filter.label, filter.status)
+        rows = self._read(_PAGE, (*conditions, limit + 1))
+        timers = [_decode(row[0]) for row in rows[:limit]]
         if len(rows) > limit:
-            return Page(found, cursor_of(found[-1]))
+            return Page(timers, cursor_of(timers[-1]))
         if last_scanned:
-            return Page(found, ListPosition(from_micros(bottom[0]), bottom[1]))
-        return Page(found, None)
+            return Page(timers, Cursor(from_micros(bottom[0]), bottom[1]))
+        return Page(timers, None)
 
     def check(self) -> None:
         """Make a write: it raises Unavailable if the disk is full or the file is read-only."""
@@ -157,7 +152,7 @@ class SqliteTimerStore:
         ]
 
     def claimed(self) -> list[Timer]:
-        """Return the claimed timers. At start, a dead process was sending them."""
+        """Return the claimed timers; at start, a dead process was sending these."""
         return [_decode(row[0]) for row in self._read(_CLAIMED, (Status.DELIVERING,))]
 
     def requeued_by_sweep(self, limit: int) -> list[Timer]:
@@ -169,7 +164,7 @@ class SqliteTimerStore:
         return [_decode(row[0]) for row in self._read(sql, (limit,))]
 
     def purge(self, now: datetime, limit: int = 5000) -> int:
-        """Delete timers whose TTL ended before `now`; return how many."""
+        """Delete timers whose retention ended before `now`; return how many."""
         sql = "DELETE FROM timers WHERE id IN (SELECT id FROM timers WHERE expires_at < ? LIMIT ?)"
         bounds = (to_micros(now), limit)
         return self._writer.call(lambda db: db.execute(sql, bounds).rowcount, durable=False)
@@ -221,15 +216,13 @@ def _replace(db: sqlite3.Connection, timer: Timer) -> bool:
     return db.execute(sql, (*_row(timer), timer.tenant, timer.version - 1)).rowcount == 1
 
 
-def _bounds(
-    listing: TimerFilter, before: ListPosition | None
-) -> tuple[tuple[int, str], tuple[int, str]]:
+def _bounds(filter: TimerFilter, after: Cursor | None) -> tuple[tuple[int, str], tuple[int, str]]:
     """Return the bounds of (`created_at`, id): the exclusive upper and the inclusive lower one."""
     top, bottom = (2**63 - 1, ""), (-(2**63), "")
-    if before is not None:
-        top = (to_micros(before.created_at), before.id)
-    if listing.until is not None:
-        top = min(top, (to_micros(listing.until), ""))
-    if listing.since is not None:
-        bottom = (to_micros(listing.since), "")
+    if after is not None:
+        top = (to_micros(after.created_at), after.id)
+    if filter.until is not None:
+        top = min(top, (to_micros(filter.until), ""))
+    if filter.since is not None:
+        bottom = (to_micros(filter.since), "")
     return top, bottom

@@ -627,7 +627,7 @@ def test_unexpected_errors(
         if not name.startswith("_"):
             monkeypatch.setattr(Commands, name, broken)
     answer = api_on_fakes.ask(method, path, BODIES.get((method, path), b""), JSON)
-    assert refused(answer, 500)["detail"] == "The service has a fault."
+    assert refused(answer, 500)["detail"] == "An internal error occurred."
     assert b"secret" not in answer.body
     assert [record.getMessage() for record in caplog.records] == ["view crashed"]
     assert "secret" in caplog.text
