@@ -2,8 +2,8 @@
 
 Only the next wake-ups are in memory, at most twice `HEAP_LIMIT`; the rest wait in the store. The
 horizon is the border: wake-ups up to it are in the heap, later ones are read when the heap runs
-low. To miss no timer: raise the horizon before reading, and compare a new timer with it after its
-commit. A timer may be seen twice, never zero times.
+low. To miss no timer, a refill raises the horizon before it reads, and a new timer is compared with
+the horizon after its commit. A timer may be seen twice, never zero times.
 """
 
 import heapq
@@ -27,7 +27,7 @@ HEAP_LIMIT = 20_000
 """The most wake-ups that one refill reads into memory."""
 
 MAX_SENDERS = 128
-"""The most webhooks that are sent at the same time."""
+"""The most webhooks that are sent at one time."""
 
 MAX_WAIT = 1.0
 """Seconds after which the clock is read again: it may be stepped, or the machine may sleep."""
@@ -78,7 +78,7 @@ class HeapScheduler:
     ) -> None:
         """Start the threads: call `deliver(wakeup, lease_until)` for due timers, in greenlets.
 
-        Call `upkeep` regularly, and soon again if it returns True (there was something to do).
+        Call `upkeep` regularly, and again soon if it returns True (there was something to do).
         """
         self._deliver, self._upkeep = deliver, upkeep
         self.refill()
@@ -220,10 +220,10 @@ class HeapScheduler:
                 self._stopping.wait(MAX_WAIT)
 
     def _sweep_regularly(self) -> None:
-        found = False
-        while not self._stopping.wait(MAX_WAIT if found else SWEEP_INTERVAL):
+        had_work = False
+        while not self._stopping.wait(MAX_WAIT if had_work else SWEEP_INTERVAL):
             try:
-                found = self._upkeep()
+                had_work = self._upkeep()
             except Unavailable as error:
                 log.warning("sweep postponed", extra={"error": str(error)})
             except Exception:
