@@ -31,7 +31,7 @@ from infra.stack import Stack
 from infra.stages import ROOT
 
 DEFAULT_RATE, DEFAULT_BURST = 500, 1000
-"""The API's first limits: requests per second, and requests at once. It rejects others with 429."""
+"""The API's initial limits: requests per second, and requests at once. Others get 429."""
 
 POLL_INTERVAL = 3
 """Seconds between two checks of a resource that is changing."""

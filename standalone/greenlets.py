@@ -27,7 +27,7 @@ SHUTDOWN_TIMEOUT = 5
 """Seconds that requests under way have to finish at shutdown."""
 
 MAX_BLOCKING_THREADS = 64
-"""The most blocking calls at one time, each in a thread."""
+"""The most concurrent blocking calls, each in a thread."""
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -15,8 +15,8 @@ BURST_SECONDS = 2
 MAX_RATE = 100_000
 """Requests per second, far more than one process can handle."""
 
-MIN_BUCKETS_PURGED = 1000
-"""Full buckets are removed only when there are more buckets than this."""
+PURGE_THRESHOLD = 1000
+"""The number of buckets above which the full ones are removed."""
 
 _SECOND = 1_000_000_000
 
@@ -33,7 +33,7 @@ class RateLimiter:
         self._bucket = BURST_SECONDS * rate * self._token
         self._clock = clock
         self._full_at: dict[str, int] = {}
-        self._purge_above = MIN_BUCKETS_PURGED
+        self._purge_above = PURGE_THRESHOLD
         self._lock = threading.Lock()
 
     def take(self, caller: str) -> bool:
@@ -51,4 +51,4 @@ class RateLimiter:
     def _remove_full_buckets(self, now: int) -> None:
         self._full_at = {caller: at for caller, at in self._full_at.items() if at > now}
         # Twice as many as are left: otherwise each new caller would cause a purge.
-        self._purge_above = max(MIN_BUCKETS_PURGED, 2 * len(self._full_at))
+        self._purge_above = max(PURGE_THRESHOLD, 2 * len(self._full_at))

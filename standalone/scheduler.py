@@ -27,7 +27,7 @@ HEAP_LIMIT = 20_000
 """The most wake-ups that one refill reads into memory."""
 
 MAX_SENDERS = 128
-"""The most webhooks that are sent at one time."""
+"""The most webhooks that are sent concurrently."""
 
 MAX_WAIT = 1.0
 """Seconds after which the clock is read again: it may be stepped, or the machine may sleep."""

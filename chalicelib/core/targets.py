@@ -26,7 +26,7 @@ Network = IPv4Network | IPv6Network
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
-# Networks that are not public, although some Python version's `is_global` says so.
+# Networks that are not public, although `is_global` of some Python versions says they are.
 _NOT_PUBLIC = tuple(
     ip_network(network)
     for network in (

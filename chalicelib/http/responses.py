@@ -167,7 +167,7 @@ def results(items: Sequence[Created | Timer | Exception], now: datetime) -> Resp
 
 
 def healthy(anonymous: str | None, receiver: str | None) -> Response:
-    """Return the health, and what a client must know before other requests: 200."""
+    """Return the service's health, and what a client must know to use it: 200."""
     auth: Literal["none", "keys"] = "keys" if anonymous is None else "none"
     return _json(Health(auth=auth, receiver=receiver), HTTPStatus.OK, {})
 

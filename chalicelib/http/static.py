@@ -15,7 +15,7 @@ _MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
 }
-"""Only these types are served, and not the licences in the same folders."""
+"""Only these types are served, so the licences in the same folders are not."""
 
 _HEADERS: Headers = {
     # A page can contact only its own host, and can't be framed.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs.type_defs import MessageAttributeValueTypeDef
 
 MAX_BACKOFF = timedelta(minutes=1)
-"""The longest wait between two attempts of a schedule. AWS waits longer."""
+"""The longest wait between two attempts of a schedule: shorter than on AWS."""
 
 SHUTDOWN_GRACE = 0.5
 """Seconds that a running call gets after a stop signal."""

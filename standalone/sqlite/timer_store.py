@@ -152,7 +152,7 @@ class SqliteTimerStore:
         ]
 
     def claimed(self) -> list[Timer]:
-        """Return the claimed timers; at start, a dead process was sending these."""
+        """Return the claimed timers. At start, a dead process was sending them."""
         return [_decode(row[0]) for row in self._read(_CLAIMED, (Status.DELIVERING,))]
 
     def requeued_by_sweep(self, limit: int) -> list[Timer]:
