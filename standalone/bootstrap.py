@@ -151,7 +151,7 @@ class Runner:
         os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:2")
         secrets_of = SecretsCache(self._store.secrets.of, now, SECRETS_TTL).of
         return WebhookSender(
-            self._settings.targets, secrets_of=secrets_of, waiting=self._scheduler.loop
+            self._settings.targets, secrets_of=secrets_of, waiting=self._scheduler.hub
         )
 
     def _install(self) -> None:

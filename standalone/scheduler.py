@@ -67,7 +67,7 @@ class HeapScheduler:
         self._horizon = _BEGINNING
         self._changed = threading.Condition()
         self._due = FairQueue(MAX_SENDERS)
-        self.loop = Hub()
+        self.hub = Hub()
         self._stopping = threading.Event()
         self._low = threading.Event()
         self._alive_at = time.monotonic()
@@ -94,7 +94,7 @@ class HeapScheduler:
         with self._changed:
             self._changed.notify_all()
         self._due.close()
-        self.loop.dispatcher.call_soon(self._beat)  # wakes the loop, which sees that it is over
+        self.hub.dispatcher.call_soon(self._beat)  # the hub ends when all senders are free
         for thread in self._threads:
             thread.join()
 
@@ -165,17 +165,17 @@ class HeapScheduler:
             if self._heap and self._heap[0] is not first:
                 self._changed.notify_all()
 
-    def _start_thread(self, loop: Callable[[], None], name: str) -> None:
-        thread = threading.Thread(target=loop, name=name, daemon=True)
+    def _start_thread(self, target: Callable[[], None], name: str) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
 
     def _run_senders(self) -> None:
-        self.loop.run(self._due.is_over)
+        self.hub.run(self._due.is_over)
 
     def _release_due(self) -> None:
         while not self._stopping.is_set():
-            self.loop.dispatcher.call_soon(self._beat)  # a heartbeat needs both threads
+            self.hub.dispatcher.call_soon(self._beat)  # a heartbeat needs both threads
             if self._due.has_room_again():
                 self._reread_all()
             if self._due.size >= HEAP_LIMIT:
@@ -187,14 +187,14 @@ class HeapScheduler:
                     self._changed.wait(seconds)
             if due:
                 self._due.put(due)
-                self.loop.dispatcher.call_soon(self._start_sends)
+                self.hub.dispatcher.call_soon(self._start_sends)
 
     def _beat(self) -> None:
         self._alive_at = time.monotonic()
 
     def _start_sends(self) -> None:
         while (wakeup := self._due.take()) is not None:
-            self.loop.dispatcher.start(partial(self._send, wakeup))
+            self.hub.dispatcher.start(partial(self._send, wakeup))
 
     def _send(self, wakeup: Wakeup) -> None:
         try:

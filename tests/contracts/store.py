@@ -291,7 +291,7 @@ class StoreContract:
         store.check()
 
     def expire(self, store: Store, now: object) -> None:
-        """Delete expired timers, if the store needs to be told."""
+        """Delete expired timers, unless the store does so by itself."""
 
     @staticmethod
     def _end(store: Store, timer: Timer, end: Status) -> Timer:
