@@ -49,16 +49,16 @@ chaos: $(VENV)/dev.done  ## kill and disturb Timers, and write docs/reliability.
 e2e: $(E2E)  ## test a deployment on LocalStack (AWS_ENDPOINT_URL of a running one)
 	$(BIN)/python -m pytest tests/e2e/localstack
 
-simulate: $(VENV)/dev.done  ## run the AWS engine in simulated time, and print its lateness
+simulate: $(VENV)/dev.done  ## simulate Timers on AWS, and print the lateness of its webhooks
 	$(BIN)/python -m tools.simulation
 
-bench: $(BENCH)/done  ## compare Timers with Celery and BullMQ in docs/benchmarks.md (ROUNDS)
+bench: $(BENCH)/done  ## compare Timers with Celery and BullMQ, for docs/benchmarks.md (ROUNDS)
 	@$(BENCH)/venv/bin/python -m bench $(call options,ROUNDS)
 
 soak: $(BENCH)/done  ## serve for half an hour, and check memory, files and latency (MINUTES, RATE)
 	@$(BENCH)/venv/bin/python -m bench.soak $(call options,MINUTES RATE)
 
-bench-lambda: $(VENV)/dev.done $(LOCALSTACK)/runtime.done  ## measure the Lambda functions in docs/benchmarks.md
+bench-lambda: $(VENV)/dev.done $(LOCALSTACK)/runtime.done  ## measure the Lambda functions, for docs/benchmarks.md
 	$(BIN)/python -m bench.cold_start
 
 deploy: require-stage $(VENV)/deploy.done  ## create or update a stage on AWS (STAGE=dev, TOPIC, RATE, BURST, POLLERS)

@@ -28,7 +28,7 @@ app = Chalice(app_name="timers", configure_logs=False)
 
 
 class Call(NamedTuple):
-    """A request about timers: everything that its view needs, looked up once."""
+    """A request about timers, with its tenant, its time and the commands that serve it."""
 
     request: Request
     tenant: str
@@ -37,7 +37,7 @@ class Call(NamedTuple):
 
 
 def for_role(role: Role) -> Callable[[Callable[..., Response]], Callable[..., Response]]:
-    """Decorate a view that takes a Call from a client with this role."""
+    """Decorate a view that needs this role: pass it a Call, and return its errors as problems."""
 
     def decorate(view: Callable[..., Response]) -> Callable[..., Response]:
         @wraps(view)
@@ -56,7 +56,7 @@ def finish(event: Request, get_response: Callable[[Request], Response]) -> Respo
 
 @app.authorizer(name="authorizer", ttl_seconds=60)
 def authorizer(request: AuthRequest) -> AuthResponse:
-    """Does this request carry a valid API key?"""
+    """Tell API Gateway whether the request has a valid API key."""
     return handlers.authorize(current_at(request.method_arn), request.token)
 
 
@@ -99,20 +99,20 @@ def retry_timers(call: Call) -> Response:
 @app.route("/timers/{timer_id}", methods=["GET"], authorizer=authorizer)
 @for_role(Role.READ)
 def read_timer(call: Call, timer_id: str) -> Response:
-    return responses.shown(call.commands.get(call.tenant, timer_id, call.now), call.now)
+    return responses.ok(call.commands.get(call.tenant, timer_id, call.now), call.now)
 
 
 @app.route("/timers/{timer_id}", methods=["PATCH"], authorizer=authorizer)
 @for_role(Role.FULL)
 def change_timer(call: Call, timer_id: str) -> Response:
     change = requests.timer_change(call.request, call.now)
-    return responses.shown(call.commands.change(call.tenant, timer_id, change, call.now), call.now)
+    return responses.ok(call.commands.change(call.tenant, timer_id, change, call.now), call.now)
 
 
 @app.route("/timers/{timer_id}", methods=["DELETE"], authorizer=authorizer)
 @for_role(Role.FULL)
 def cancel_timer(call: Call, timer_id: str) -> Response:
-    return responses.shown(call.commands.cancel(call.tenant, timer_id, call.now), call.now)
+    return responses.ok(call.commands.cancel(call.tenant, timer_id, call.now), call.now)
 
 
 @app.route("/timers/{timer_id}/fire", methods=["POST"], authorizer=authorizer)
@@ -167,13 +167,13 @@ def console_file(name: str) -> Response:
 
 @app.lambda_function(name="fire")
 def fire(event: Any, context: Any) -> None:
-    """Handle a schedule of EventBridge Scheduler."""
+    """Handle a schedule that fired."""
     handlers.fire(current(context), event)
 
 
 @app.on_sqs_message(queue=STAGE_NAME, batch_size=10, name="deliver")
 def deliver(event: SQSEvent) -> None:
-    """Handle up to ten messages of timers that are due."""
+    """Deliver up to ten wake-ups from the queue."""
     handlers.deliver(current(event.context), event, event.context)
 
 

@@ -1,4 +1,4 @@
-"""Where app.py finds the service behind it: on AWS, or whatever a server installed."""
+"""The dependencies of app.py: those on AWS, or those that a server installed."""
 
 import secrets
 from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Dependencies:
-    """What the views and the Lambda handlers work with."""
+    """The objects that the views and the Lambda handlers use."""
 
     commands: Commands
     worker: Worker
@@ -39,7 +39,7 @@ _installed: Dependencies | None = None
 
 
 def install(dependencies: Dependencies) -> None:
-    """Make app.py use these instead of those on AWS."""
+    """Make app.py use these dependencies instead of those on AWS."""
     global _installed  # noqa: PLW0603  # one application in a process, as in Chalice
     _installed = dependencies
 
@@ -47,7 +47,7 @@ def install(dependencies: Dependencies) -> None:
 def current(context: Any) -> Dependencies:
     """Return the dependencies for a Lambda invocation, or raise NotConfigured.
 
-    Log lines that follow carry the invocation's id.
+    Later log lines have the invocation's id.
     """
     dependencies = current_at(getattr(context, "invoked_function_arn", ""))
     if dependencies.log_lines is not None:
@@ -65,7 +65,7 @@ def current_at(arn: str) -> Dependencies:
 
 
 def now() -> datetime:
-    """Return the wall time."""
+    """Return the wall time, in UTC."""
     return datetime.now(UTC)
 
 

@@ -1,1 +1,1 @@
-"""The `timers` command, for the people who run a Timers server."""
+"""The `timers` command, for operators."""

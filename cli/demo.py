@@ -26,12 +26,12 @@ REFUSING_URL = "http://127.0.0.1:9/"
 def timers(receiver: str) -> list[dict[str, Any]]:
     """Return the specs for POST /timers; `receiver` is the built-in receiver's URL."""
     invoice = {"invoice": 4711, "total": "12.50"}
-    few = {"max_attempts": 4, "initial_delay": 5, "max_delay": 20}
+    few_attempts = {"max_attempts": 4, "initial_delay": 5, "max_delay": 20}
     return [
         {"seconds": 5, "url": f"{receiver}welcome", "label": "welcome"},
         {"seconds": 10, "url": f"{receiver}invoices/{{id}}", "label": "invoice", "body": invoice},
         {"seconds": 15, "url": f"{receiver}reminder", "label": "reminder"},
-        {"seconds": 3, "url": REFUSING_URL, "retry": few, "label": "retries, then fails"},
+        {"seconds": 3, "url": REFUSING_URL, "retry": few_attempts, "label": "retries, then fails"},
         {
             "seconds": 8,
             "url": f"{receiver.removesuffix('_receiver/')}nothing-there",

@@ -84,16 +84,16 @@ def _add_servers(commands: Any) -> None:
 def _add_tenant_commands(commands: Any) -> None:
     stage, tenant = _stage_option(), _tenant_option()
     keys = commands.add_parser(
-        "keys", help="manage API keys", description="Manage the API keys that open the API."
+        "keys", help="manage API keys", description="Create, list and revoke API keys."
     )
     actions = _subcommands(keys)
     add = _add(actions, "add", "create an API key and print it once", "cli.keys",
                parents=[stage, tenant])  # fmt: skip
     add.add_argument("--role", choices=ROLES, default="full", help="default: %(default)s")
-    show = _add(actions, "list", "list the API keys", "cli.keys", parents=[stage])
+    list_keys = _add(actions, "list", "list the API keys", "cli.keys", parents=[stage])
     revoke = _add(actions, "revoke", "disable an API key", "cli.keys", parents=[stage])
     revoke.add_argument("key", metavar="KEY", help="the key's id as listed, or the whole key")
-    for command, action in ((add, "add"), (show, "list"), (revoke, "revoke")):
+    for command, action in ((add, "add"), (list_keys, "list"), (revoke, "revoke")):
         command.set_defaults(action=action)
     secrets = _add(
         commands,
@@ -119,7 +119,7 @@ def _stage_option() -> argparse.ArgumentParser:
 
 def _tenant_option() -> argparse.ArgumentParser:
     parent = argparse.ArgumentParser(add_help=False)
-    parent.add_argument("--tenant", help="tenant name; without it: default")
+    parent.add_argument("--tenant", help="tenant name; `default` if left out")
     return parent
 
 
@@ -129,7 +129,7 @@ def _add_deployment(commands: Any) -> None:
         "deploy",
         "create or update a stage on AWS",
         "cli.deploy",
-        details="An option that is not given keeps the stage's current setting.",
+        details="Without an option, the stage keeps its current setting.",
     )
     destroy = _add(commands, "destroy", "delete a stage and all of its timers", "cli.deploy")
     for command, destroys in ((deploy, False), (destroy, True)):

@@ -16,7 +16,7 @@ from standalone.sqlite.tenants import tenants_in
 
 @contextmanager
 def open_tenants(stage: str | None) -> Iterator[tuple[ApiKeys, Secrets]]:
-    """Give the API keys and signing secrets of a stage, or without one those in TIMERS_DB.
+    """Yield the API keys and signing secrets of a stage, or without a stage those in TIMERS_DB.
 
     The local database may be in use by a server, which reads it afresh each time.
     Raises CommandError or Unavailable.

@@ -1,6 +1,6 @@
 """Builds the Lambda bundle: a copy of the checkout with its libraries, all compiled.
 
-A function can't write where its code lies, so a module without a .pyc is compiled again in every
+A function can't write to its code's folder, so a module without a .pyc is compiled again in every
 cold start. `chalice deploy` ships chalicelib/ whole, and merges vendor/ into the bundle's root:
 
     app.py, chalicelib/       copied; chalicelib/ gets its .pyc files

@@ -1,7 +1,7 @@
-"""The ids that Chalice must remember between two deployments of a stage.
+"""The ids of a stage's resources, which Chalice needs from one deployment to the next.
 
 Chalice reads and writes `.chalice/deployed/<stage>.json` in the checkout. The stage's own copy
-lies in the SSM parameter `/timers/<stage>/deployed`, so any machine can update the stage.
+is in the SSM parameter `/timers/<stage>/deployed`, so any machine can update the stage.
 """
 
 import json
@@ -29,18 +29,18 @@ class ChaliceState:
     def fetch(self) -> bool:
         """Copy the state from SSM into the checkout; return whether there is a usable one."""
         with ignoring("ParameterNotFound"):
-            found = self._clients["ssm"].get_parameter(Name=self._parameter)
-            self._write(found["Parameter"]["Value"])
+            response = self._clients["ssm"].get_parameter(Name=self._parameter)
+            self._write(response["Parameter"]["Value"])
             return True
         return self._file.exists() and self._is_complete(self._file.read_text())
 
     def rebuild(self) -> None:
-        """Write a state from what the account holds, for a deployment that left none.
+        """Write a state from the account's resources, because the last deployment left none.
 
         Chalice finds its resources by name, except for the API and the queue's subscription.
         """
-        found = [*self._find_api(), *self._find_subscription()]
-        state = {"resources": found, "schema_version": "2.0", "backend": "api"}
+        resources = [*self._find_api(), *self._find_subscription()]
+        state = {"resources": resources, "schema_version": "2.0", "backend": "api"}
         self._write(json.dumps(state))
 
     def save(self) -> None:

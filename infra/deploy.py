@@ -31,7 +31,7 @@ from infra.stack import Stack
 from infra.stages import ROOT
 
 DEFAULT_RATE, DEFAULT_BURST = 500, 1000
-"""Requests per second, and at once, that the API accepts at first; it answers others with 429."""
+"""The API's initial limits: requests per second, and requests at once. Others get 429."""
 
 POLL_INTERVAL = 3
 """Seconds between two checks of a resource that is changing."""
@@ -84,7 +84,7 @@ class Deployment:
             self._chalice("delete", self._root)
         elif self._has_functions():
             raise CommandError(
-                "An earlier command was interrupted, and its Lambda functions are in no record."
+                "An earlier command was interrupted before it could record its Lambda functions."
                 f" Run `make deploy STAGE={self._stage}` once more, then destroy the stage."
             )
         self._state.forget()
@@ -107,8 +107,8 @@ class Deployment:
         )
         if finished.returncode:
             raise CommandError(
-                f"`chalice {command}` failed; its output is above. If it misses something that an"
-                f" earlier command deleted, `make deploy STAGE={self._stage}` restores it."
+                f"`chalice {command}` failed; its output is above. If an earlier command deleted"
+                f" something that it needs, `make deploy STAGE={self._stage}` restores it."
             )
 
     def _first_key(self) -> str | None:
@@ -137,8 +137,8 @@ class Deployment:
         )
 
     def _allow_recursion(self) -> None:
-        # `deliver` puts messages that are not due yet back on its queue. Lambda would take that
-        # for a loop, and drop them.
+        # `deliver` puts messages that are not due yet back on its queue. Lambda would take this
+        # for a loop and drop them.
         self._clients["lambda"].put_function_recursion_config(
             FunctionName=f"{self._name}-deliver", RecursiveLoop="Allow"
         )

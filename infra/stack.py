@@ -100,8 +100,8 @@ class Stack:
 
     def _describe(self) -> dict[str, Any] | None:
         with ignoring("does not exist"):
-            found = self._client.describe_stacks(StackName=self.name)
-            return dict(found["Stacks"][0])
+            response = self._client.describe_stacks(StackName=self.name)
+            return dict(response["Stacks"][0])
         return None
 
     def _settled(self) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ ON_LOCALSTACK = {
 
 @contextmanager
 def aws_session(stage: str) -> Iterator["boto3.Session"]:
-    """Give a session for a stage's account; AWS errors in the block become a CommandError."""
+    """Yield a session for a stage's account; AWS errors in the block become a CommandError."""
     # Imported here because `make run` does not install boto3.
     import boto3  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Checks API keys and rates before the views run, as API Gateway does on AWS."""
+"""Checks API keys and rate limits before the views run, as API Gateway does on AWS."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from standalone.rate_limit import RateLimiter
 class ApiKeyAuthorizer(LocalGatewayAuthorizer):
     """The authorizer of Chalice's local gateway, for the routes that need a key on AWS.
 
-    Without `keys` every request passes; such a server answers to local hosts only.
+    Without `keys` every request passes, but the server then answers to local hosts only.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ApiKeyAuthorizer(LocalGatewayAuthorizer):
         return lambda_event, lambda_context
 
     def admit(self, headers: Mapping[str, str]) -> ApiKey | None:
-        """Take a token of the caller's rate; return the key, None on a server without keys.
+        """Take a token from the caller's bucket; return the API key, None on a server without keys.
 
         Raise Unauthenticated, TooManyRequests, Unavailable.
         """

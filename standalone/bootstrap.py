@@ -45,10 +45,10 @@ MAX_SWEEP = timedelta(seconds=10)
 """How long one sweep may take; other work waits for the same thread."""
 
 SECRETS_TTL = timedelta(seconds=1)
-"""How long signing secrets are cached, and so how long a retired one may still sign."""
+"""How long signing secrets are cached: a retired one may sign for this long."""
 
 MAX_OPEN_FILES = 4096
-"""The limit of open files that this process asks the system for."""
+"""The number of open files that this process asks the system to allow."""
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
@@ -70,7 +70,7 @@ def main() -> None:
     with log_lines.attached():
         try:
             Runner(settings, store, server, stop).run()
-        except Unavailable as error:  # from the start: later ones are handled where they occur
+        except Unavailable as error:  # at start only: later ones are handled where they occur
             sys.exit(str(error))
 
 
@@ -115,7 +115,7 @@ class Runner:
         self._http = threading.Thread(target=self._serve, name="http", daemon=True)
 
     def run(self) -> None:
-        """Recover what an earlier process left, serve until `stop`, then finish what has begun."""
+        """Recover an earlier process's timers, serve until `stop`, then finish work in progress."""
         self._install()
         self._recover()
         self._scheduler.start(self._worker.deliver, self._upkeep)
@@ -147,11 +147,11 @@ class Runner:
         )
 
     def _build_sender(self) -> WebhookSender:
-        # No deadline of ours can interrupt glibc's resolver, so it gets shorter ones of its own.
+        # No deadline of ours can interrupt glibc's resolver, so it gets short timeouts of its own.
         os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:2")
         secrets_of = SecretsCache(self._store.secrets.of, now, SECRETS_TTL).of
         return WebhookSender(
-            self._settings.targets, secrets_of=secrets_of, waiting=self._scheduler.loop
+            self._settings.targets, secrets_of=secrets_of, waiting=self._scheduler.hub
         )
 
     def _install(self) -> None:
@@ -178,7 +178,7 @@ class Runner:
             raise Unavailable("Timers is stopping.")
 
     def _upkeep(self) -> bool:
-        """Sweep and purge; return whether either found something."""
+        """Sweep and purge; return whether either had something to do."""
         swept = self._worker.sweep(now() + MAX_SWEEP)
         # The store keeps every timer for RETENTION; a shorter one purges that much ahead.
         return swept + self._store.purge(now() + RETENTION - self._settings.retention) > 0
@@ -186,7 +186,7 @@ class Runner:
     def _serve(self) -> None:
         try:
             self._server.run()
-        except Exception:  # whatever it is, the process has to stop
+        except Exception:  # after any crash the process must stop
             log.exception("http server crashed")
         finally:
             self._stop.set()
@@ -232,7 +232,7 @@ def _greeting(settings: Settings, url: str, has_keys: bool) -> str:
     body = f'{{"seconds": 5, "url": "{target}"}}'
     return (
         f"Timers is ready at {url}. The console is at {url}/console.{_listens_on(settings)}{notes}"
-        f" Set a timer of 5 seconds{watch}:\n"
+        f" Set a timer for 5 seconds{watch}:\n"
         f"  curl {url}/timers{header} -H 'content-type: application/json' -d '{body}'"
     )
 
@@ -252,7 +252,7 @@ def _url(host: str, port: int) -> str:
 
 
 def _print(text: str) -> None:
-    # A closed terminal, or one without these letters, must not prevent a clean stop.
+    # A closed terminal, or one that can't show these characters, must not prevent a clean stop.
     with suppress(OSError, UnicodeError):
         print(text, flush=True)
 
@@ -260,6 +260,6 @@ def _print(text: str) -> None:
 def _raise_file_limit() -> None:
     # Each connection and each webhook is a file. Some systems allow 256: too few for a burst.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -27,7 +27,7 @@ SHUTDOWN_TIMEOUT = 5
 """Seconds that requests under way have to finish at shutdown."""
 
 MAX_BLOCKING_THREADS = 64
-"""The most blocking calls at the same time, each in a thread."""
+"""The most concurrent blocking calls, each in a thread."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -213,7 +213,7 @@ def run_in_thread(call: Callable[[], T]) -> T:
 def gather(
     call: Callable[[T], R], items: Sequence[T], /, *, elsewhere: MapConcurrently
 ) -> list[R | Exception]:
-    """Call for each item at the same time; return the results, or the exception of each.
+    """Call for each item concurrently; return the result of each, or its exception.
 
     In a greenlet each call gets its own greenlet; in any other thread `elsewhere` makes the calls.
     """

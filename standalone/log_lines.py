@@ -20,14 +20,14 @@ FLUSH_INTERVAL = 0.02
 def attached() -> Iterator[None]:
     """Print log events to standard output inside this context.
 
-    One thread writes many lines at once. When a hundred threads wrote a line each, the server did a
-    tenth of its work; and every write releases the interpreter lock.
+    One thread writes many lines at once, because every write releases the interpreter lock: when a
+    hundred threads wrote their own lines, the server handled a tenth of the requests.
     """
     lines = _BufferedHandler(sys.stdout)
     lines.setFormatter(_LineFormatter())
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     logging.basicConfig(level=logging.INFO, handlers=[_InProcessHandler(records)])
-    # At WARNING it logs its length for every burst.
+    # It would log a warning at every burst.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     listener = _Listener(records, lines)
     listener.start()
@@ -79,7 +79,7 @@ class _InProcessHandler(QueueHandler):
 
 class _LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        at = datetime.fromtimestamp(record.created)  # noqa: DTZ006  # the reader's own clock
+        at = datetime.fromtimestamp(record.created)  # noqa: DTZ006  # in local time
         line = f"{at:%H:%M:%S}.{at.microsecond // 1000:03} {_text(record)}"
         # Paths and errors come from outside: they must not move the cursor.
         line = line if line.isprintable() else ascii(line)[1:-1]

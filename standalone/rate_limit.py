@@ -1,6 +1,6 @@
 """Rate limits by GCRA: a token bucket per caller, stored as the time at which it will be full.
 
-Taking a token moves that time ahead by the time in which one token comes back.
+Taking a token moves that time forward by the time that one token takes to refill.
 """
 
 import threading
@@ -13,10 +13,10 @@ BURST_SECONDS = 2
 """A full bucket holds the tokens of this many seconds, as on AWS."""
 
 MAX_RATE = 100_000
-"""Requests per second, far beyond what one process can answer."""
+"""Requests per second, far more than one process can handle."""
 
-MIN_BUCKETS_SWEPT = 1000
-"""Up to this many buckets are kept without removing the full ones."""
+PURGE_THRESHOLD = 1000
+"""The number of buckets above which the full ones are removed."""
 
 _SECOND = 1_000_000_000
 
@@ -33,7 +33,7 @@ class RateLimiter:
         self._bucket = BURST_SECONDS * rate * self._token
         self._clock = clock
         self._full_at: dict[str, int] = {}
-        self._sweep_above = MIN_BUCKETS_SWEPT
+        self._purge_above = PURGE_THRESHOLD
         self._lock = threading.Lock()
 
     def take(self, caller: str) -> bool:
@@ -44,11 +44,11 @@ class RateLimiter:
             if full_at > now + self._bucket:
                 return False
             self._full_at[caller] = full_at
-            if len(self._full_at) > self._sweep_above:
+            if len(self._full_at) > self._purge_above:
                 self._remove_full_buckets(now)
             return True
 
     def _remove_full_buckets(self, now: int) -> None:
         self._full_at = {caller: at for caller, at in self._full_at.items() if at > now}
-        # Twice as many as are left: otherwise each new caller would cause a sweep.
-        self._sweep_above = max(MIN_BUCKETS_SWEPT, 2 * len(self._full_at))
+        # Twice as many as are left: otherwise each new caller would cause a purge.
+        self._purge_above = max(PURGE_THRESHOLD, 2 * len(self._full_at))

@@ -23,7 +23,7 @@ MAX_ARRIVALS = 100
 """How many requests are kept."""
 
 MAX_BODY_KEPT = 128 * 1024
-"""Largest body that is kept, in bytes. Timers sends none that is larger."""
+"""Largest body that is kept, in bytes. Timers sends no larger ones."""
 
 MAX_BODY_SHOWN = 2048
 """Bytes of a body that the list shows. The signature covers the whole body."""
@@ -61,7 +61,7 @@ class Receiver:
         self._latest: deque[tuple[Arrival, bytes]] = deque(maxlen=MAX_ARRIVALS)
 
     def take(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Response:
-        """Keep a request, log it and answer 204."""
+        """Keep a request, log it and return 204."""
         now = self._clock()
         lateness = _lateness(headers.get("timer-scheduled-at", ""), now)
         kept = body if len(body) <= MAX_BODY_KEPT else b""
@@ -86,8 +86,8 @@ class Receiver:
         """
         secrets = self._secrets_of(tenant)
         latest = [_verified(*kept, secrets) for kept in reversed(self._latest)]
-        shown = [it for it in latest if it.signature == "valid" or not signed_only]
-        text = msgspec.json.encode({"arrivals": shown}).decode()
+        listed = [it for it in latest if it.signature == "valid" or not signed_only]
+        text = msgspec.json.encode({"arrivals": listed}).decode()
         return Response(body=text, headers={"Content-Type": "application/json"})
 
 
@@ -99,7 +99,7 @@ def _lateness(scheduled_at: str, now: datetime) -> float | None:
 
 
 def _mask(name: str, value: str) -> str:
-    """Mask a header as a timer's view does, except for the signature."""
+    """Mask a header as the API does in timers, but not the signature."""
     return value if name == "webhook-signature" else mask(name, value)
 
 

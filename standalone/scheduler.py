@@ -2,8 +2,8 @@
 
 Only the next wake-ups are in memory, at most twice `HEAP_LIMIT`; the rest wait in the store. The
 horizon is the border: wake-ups up to it are in the heap, later ones are read when the heap runs
-low. To miss no timer: raise the horizon before reading, and compare a new timer with it after its
-commit. A timer may be seen twice, never zero times.
+low. To miss no timer, a refill raises the horizon before it reads, and a new timer is compared with
+the horizon after its commit. A timer may be seen twice, never zero times.
 """
 
 import heapq
@@ -27,7 +27,7 @@ HEAP_LIMIT = 20_000
 """The most wake-ups that one refill reads into memory."""
 
 MAX_SENDERS = 128
-"""The most webhooks that are sent at the same time."""
+"""The most webhooks that are sent concurrently."""
 
 MAX_WAIT = 1.0
 """Seconds after which the clock is read again: it may be stepped, or the machine may sleep."""
@@ -67,7 +67,7 @@ class HeapScheduler:
         self._horizon = _BEGINNING
         self._changed = threading.Condition()
         self._due = FairQueue(MAX_SENDERS)
-        self.loop = Hub()
+        self.hub = Hub()
         self._stopping = threading.Event()
         self._low = threading.Event()
         self._alive_at = time.monotonic()
@@ -78,7 +78,7 @@ class HeapScheduler:
     ) -> None:
         """Start the threads: call `deliver(wakeup, lease_until)` for due timers, in greenlets.
 
-        Call `upkeep` regularly, and soon again if it returns True (there was something to do).
+        Call `upkeep` regularly, and again soon if it returns True (there was something to do).
         """
         self._deliver, self._upkeep = deliver, upkeep
         self.refill()
@@ -94,7 +94,7 @@ class HeapScheduler:
         with self._changed:
             self._changed.notify_all()
         self._due.close()
-        self.loop.dispatcher.call_soon(self._beat)  # wakes the loop, which sees that it is over
+        self.hub.dispatcher.call_soon(self._beat)  # the hub ends when all senders are free
         for thread in self._threads:
             thread.join()
 
@@ -165,17 +165,17 @@ class HeapScheduler:
             if self._heap and self._heap[0] is not first:
                 self._changed.notify_all()
 
-    def _start_thread(self, loop: Callable[[], None], name: str) -> None:
-        thread = threading.Thread(target=loop, name=name, daemon=True)
+    def _start_thread(self, target: Callable[[], None], name: str) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
 
     def _run_senders(self) -> None:
-        self.loop.run(self._due.is_over)
+        self.hub.run(self._due.is_over)
 
     def _release_due(self) -> None:
         while not self._stopping.is_set():
-            self.loop.dispatcher.call_soon(self._beat)  # a heartbeat needs both threads
+            self.hub.dispatcher.call_soon(self._beat)  # a heartbeat needs both threads
             if self._due.has_room_again():
                 self._reread_all()
             if self._due.size >= HEAP_LIMIT:
@@ -187,14 +187,14 @@ class HeapScheduler:
                     self._changed.wait(seconds)
             if due:
                 self._due.put(due)
-                self.loop.dispatcher.call_soon(self._start_sends)
+                self.hub.dispatcher.call_soon(self._start_sends)
 
     def _beat(self) -> None:
         self._alive_at = time.monotonic()
 
     def _start_sends(self) -> None:
         while (wakeup := self._due.take()) is not None:
-            self.loop.dispatcher.start(partial(self._send, wakeup))
+            self.hub.dispatcher.start(partial(self._send, wakeup))
 
     def _send(self, wakeup: Wakeup) -> None:
         try:
@@ -220,10 +220,10 @@ class HeapScheduler:
                 self._stopping.wait(MAX_WAIT)
 
     def _sweep_regularly(self) -> None:
-        found = False
-        while not self._stopping.wait(MAX_WAIT if found else SWEEP_INTERVAL):
+        had_work = False
+        while not self._stopping.wait(MAX_WAIT if had_work else SWEEP_INTERVAL):
             try:
-                found = self._upkeep()
+                had_work = self._upkeep()
             except Unavailable as error:
                 log.warning("sweep postponed", extra={"error": str(error)})
             except Exception:

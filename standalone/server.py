@@ -36,19 +36,19 @@ from standalone.rate_limit import RateLimiter
 from standalone.receiver import RECEIVER_PATH, Receiver
 
 MAX_CONNECTIONS = 500
-"""Connections open at once. Each is a file; the database and webhooks need files as well."""
+"""Connections open at once. Each takes a file descriptor, as do the database and webhooks."""
 
 MAX_HEADER_BYTES = 10 * 1024
 """As on API Gateway. A small limit matters: waitress parses runs of spaces in quadratic time."""
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
-"""Bytes that are read at most, as on API Gateway; the views have lower limits."""
+"""The most bytes that are read, as on API Gateway; the views have lower limits."""
 
 IDLE_TIMEOUT = 30
 """Seconds after which an idle connection is closed."""
 
 REQUEST_TIMEOUT = 30
-"""Seconds in which a request must arrive completely."""
+"""Seconds within which a request must arrive completely."""
 
 SEND_BUFFER_BYTES = 64 * 1024
 """Bytes of a response that are collected before the first are sent."""
@@ -57,7 +57,7 @@ CLOCK_STEP = 1
 """Seconds that the wall clock must jump to count as stepped."""
 
 _LOCAL_AUTHORITY = re.compile(r"(127\.0\.0\.1|(?i:localhost)|\[::1])(:[0-9]{1,5})?")
-"""`LOCAL_HOSTS` with an optional port. Not by urlsplit: it finds ::1 in `evil[::1]`."""
+"""`LOCAL_HOSTS` with an optional port. urlsplit would find ::1 in `evil[::1]`."""
 
 _OTHER_HOST = (
     "This server answers to 127.0.0.1, ::1 and localhost only."
@@ -84,7 +84,7 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
 
 
 class _ErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
-    """Answers requests that waitress itself refuses, in the form of our errors."""
+    """Responds to requests that waitress itself rejects, in the form of our errors."""
 
     def execute(self) -> None:
         error = self.request.error
@@ -177,7 +177,7 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
             )
         except ValueError:
             raise OSError(errno.EADDRNOTAVAIL, "This host name has no address") from None
-        self.adj.send_bytes = SEND_BUFFER_BYTES  # as an argument it is deprecated
+        self.adj.send_bytes = SEND_BUFFER_BYTES  # deprecated as an argument
         self._wall_offset = time.time() - time.monotonic()
         self._next_maintenance = 0.0
 
@@ -194,8 +194,8 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
         return bool(super().readable())
 
     def _adjust_to_clock(self, now: float, wall_offset: float) -> None:
-        # waitress measures by wall time. A clock stepped forward would cut off requests, one
-        # stepped back would keep idle connections. So a step restarts all time limits.
+        # waitress measures wall time. A step forward would cut off requests, and a step back would
+        # keep idle connections open. So a step restarts all time limits.
         if abs(wall_offset - self._wall_offset) >= CLOCK_STEP:
             self._wall_offset = wall_offset
             for channel in self.active_channels.values():
@@ -223,7 +223,7 @@ class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
         self.task_dispatcher.run()
 
     def finish(self) -> None:
-        """Answer the requests in progress, then stop serving."""
+        """Finish the requests in progress, then stop serving."""
         # If some are still unfinished, `run` goes on: they would write to closed connections.
         self.finished = self.task_dispatcher.shutdown()
 
@@ -268,12 +268,12 @@ class Application:
         self._matcher = RouteMatcher(list(app.routes))
         self._authorizer = ApiKeyAuthorizer(app, keys, limit)
         self._gateway = LocalGateway(app, Config())
-        self._gateway._authorizer = self._authorizer  # noqa: SLF001  # the gateway takes no other
+        self._gateway._authorizer = self._authorizer  # noqa: SLF001  # it can't be passed in
         self._receiver = receiver
         self._is_local = keys is None
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer one request, as WSGI defines it."""
+        """Handle one request, as WSGI defines it."""
         response = self._handle(environ)
         body = response["body"] or ""
         content = base64.b64decode(body) if response.get("isBase64Encoded") else body.encode()
@@ -348,9 +348,9 @@ def _headers(environ: Environ) -> dict[str, str]:
 
 
 def _refusal(environ: Environ) -> Response | None:
-    """Return the response to a request that names another host or comes from another's page.
+    """Return the response to a request that names another host or comes from another host's page.
 
-    It stops DNS rebinding and cross-site requests.
+    Return None for other requests. This stops DNS rebinding and cross-site requests.
     """
     target, separator, rest = environ["REQUEST_URI"].partition("://")
     authorities = [environ.get("HTTP_HOST", "")]

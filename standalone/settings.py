@@ -13,14 +13,14 @@ from standalone.rate_limit import DEFAULT_RATE, MAX_RATE
 from standalone.sqlite.connection import DEFAULT_DATABASE
 
 LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
-"""The hosts that a server without keys may listen on and answers to: loopback only."""
+"""The only hosts that a server without keys listens on and answers to: loopback."""
 
 MAX_PORT = 65535
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What an operator can configure; README.md documents the variables."""
+    """The operator's settings; docs/configuration.md documents the variables."""
 
     host: str
     port: int
@@ -30,7 +30,7 @@ class Settings:
     keys: bool = False
     """Whether requests need an API key."""
     rate: int = 0
-    """Requests per second for each key, or for all requests together without keys; 0: no limit."""
+    """Requests per second: for each key, or without keys for all together; 0 for no limit."""
     retention: timedelta = RETENTION
     """How long finished timers are kept, at most `timer.RETENTION`."""
 

@@ -1,6 +1,6 @@
 """Composition root on AWS.
 
-All resources are named after the stage; account and region are those of the function that runs.
+All resources are named after the stage. Account and region are those of the running function.
 Clients are created when a request first needs them, because creating one takes longer than using
 it.
 """
@@ -39,8 +39,8 @@ CLIENT_SETTINGS = {
     "retries": {"mode": "standard", "total_max_attempts": 3},
     "max_pool_connections": 40,
 }
-"""Seconds. A call with all its retries takes at most 10 s: API Gateway waits for 29 s, and a worker
-stops trying to record an outcome 10 s before its end."""
+"""Timeouts in seconds. A call with all its retries takes at most 10 s: API Gateway waits for 29 s,
+and a worker stops trying to record an outcome 10 s before its end."""
 
 LOCALSTACK_ACCOUNT = "000000000000"
 """LocalStack's account; no AWS account has this number."""
@@ -87,7 +87,7 @@ def _lazy(create: Callable[[], T]) -> Callable[[], T]:
 
 @cache
 def _dependencies(partition: str, region: str, account: str) -> Dependencies:
-    # Not at the top: importing the application must not load what a request may not need.
+    # Not at the top: importing app.py must not load what some requests don't need.
     import botocore.session  # noqa: PLC0415  # boto3 would add 12 ms and nothing that is used
     from botocore.config import Config  # noqa: PLC0415
 
@@ -109,7 +109,7 @@ def _dependencies(partition: str, region: str, account: str) -> Dependencies:
         dead_letter_arn=f"arn:{partition}:sqs:{region}:{account}:{STAGE_NAME}-dead",
     )
     queue = MessageQueue(_lazy(partial(client, "sqs")), f"{account}/{STAGE_NAME}", now)
-    # LocalStack's stage lowers it, so that both tiers show within minutes.
+    # Stage localstack lowers it, so that early schedules are used within minutes.
     near = timedelta(seconds=int(os.environ.get("NEAR", SQS_MAX_DELAY.total_seconds())))
     eventbridge = _lazy(partial(client, "scheduler"))
     scheduler = AwsScheduler(eventbridge, queue, addresses, now, near=near)

@@ -53,7 +53,7 @@ def write_if(
     values: dict[str, object] | None = None,
     **request: Any,
 ) -> "Item | None":
-    """Make a write on the condition that all clauses hold; return None if it was made.
+    """Make a write if all clauses hold; return None if it was made.
 
     Otherwise return the stored item that failed the condition, or {} if there is none.
     """
@@ -72,8 +72,8 @@ def placeholders(expressions: str, values: dict[str, object]) -> dict[str, Any]:
     """Return the request's parameters that define each `#name` and `:value` of the expressions."""
     names = {f"#{name}": name for name in re.findall(r"#(\w+)", expressions)}
     attributes = {f":{name}": attribute(value) for name, value in values.items()}
-    found: dict[str, Any] = {"ExpressionAttributeNames": names}
-    return found | ({"ExpressionAttributeValues": attributes} if attributes else {})
+    parameters: dict[str, Any] = {"ExpressionAttributeNames": names}
+    return parameters | ({"ExpressionAttributeValues": attributes} if attributes else {})
 
 
 def attribute(value: object) -> "AttributeValueTypeDef":

@@ -1,4 +1,4 @@
-"""Errors of EventBridge Scheduler and SQS, as errors of ours."""
+"""Translates the errors of EventBridge Scheduler and SQS into the domain's."""
 
 import re
 from collections.abc import Iterator

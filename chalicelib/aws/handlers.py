@@ -1,4 +1,4 @@
-"""The events of the Lambda functions other than the API, and the time that each has."""
+"""The handlers of the Lambda functions other than the API, within their time limits."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ from chalicelib.service.worker import Worker
 log = logging.getLogger(__name__)
 
 SWEEP_RESERVE = timedelta(seconds=15)
-"""The sweep begins no batch within this time before the invocation ends."""
+"""The sweep starts no batch within this time before the invocation ends."""
 
 
 class Record(Protocol):

@@ -53,7 +53,7 @@ class JsonLines(LambdaPowertoolsFormatter):
 class _Metrics(logging.Formatter):
     """Lines in CloudWatch's embedded metric format.
 
-    Each is written at once: metrics kept for the end of an invocation are lost if it dies.
+    Each is written at once: metrics collected until the end of an invocation are lost if it dies.
     """
 
     def __init__(self, name: str) -> None:
@@ -87,12 +87,12 @@ def _measurements(record: logging.LogRecord) -> list[tuple[str, str, float]]:
         return [("Unserved", "Count", 1)]
     if not isinstance(timer, Timer):
         return []
-    found: list[tuple[str, str, float]] = []
+    measurements: list[tuple[str, str, float]] = []
     if event in _ATTEMPTS:
-        found.append(("Lateness", "Seconds", timer.attempts[-1].lateness))
+        measurements.append(("Lateness", "Seconds", timer.attempts[-1].lateness))
     if event == "timer requeued":
-        found.append(("Overdue", "Count", 1))
+        measurements.append(("Overdue", "Count", 1))
     ended = {Status.DELIVERED: "Delivered", Status.FAILED: "Failed"}.get(timer.status)
     if ended and event in (*_ATTEMPTS, "timer reclaimed"):
-        found.append((ended, "Count", 1))
-    return found
+        measurements.append((ended, "Count", 1))
+    return measurements

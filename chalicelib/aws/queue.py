@@ -21,13 +21,13 @@ MAX_BATCH_SIZE = 10
 """SQS's limit of messages in one call."""
 
 MAX_WAKEUP_LENGTH = 8192
-"""Characters of an encoded wake-up: far above the usual, far below the Scheduler's limit."""
+"""Characters of an encoded wake-up: far more than usual, far below EventBridge's limit."""
 
 
 class MessageQueue:
     """A stage's queue.
 
-    `client` returns the client, which it makes at its first call. `path` is the path of the
+    `client` creates the client at its first call, and returns it. `path` is the path of the
     queue's URL, `<account>/<name>`.
     """
 
@@ -52,8 +52,8 @@ class MessageQueue:
             for n, wakeup in enumerate(wakeups)
         ]
         with translated_errors():
-            answer = self._client().send_message_batch(QueueUrl=self.url(), Entries=entries)
-        for failed in answer.get("Failed", []):
+            response = self._client().send_message_batch(QueueUrl=self.url(), Entries=entries)
+        for failed in response.get("Failed", []):
             raise Unavailable(f"SQS did not accept a message: {failed['Code']}.")
 
     def delete(self, receipt_handles: Sequence[str]) -> None:
@@ -67,10 +67,10 @@ class MessageQueue:
     def depth(self) -> int:
         """Return the number of visible messages; SQS's figure may be a minute old."""
         with translated_errors():
-            answer = self._client().get_queue_attributes(
+            response = self._client().get_queue_attributes(
                 QueueUrl=self.url(), AttributeNames=["ApproximateNumberOfMessages"]
             )
-        return int(answer["Attributes"]["ApproximateNumberOfMessages"])
+        return int(response["Attributes"]["ApproximateNumberOfMessages"])
 
     def url(self) -> str:
         """Return the queue's URL at the client's endpoint, which differs on LocalStack."""

@@ -5,7 +5,7 @@ message to the second, but for 15 minutes at most. Together:
 
     due in more than 15 min   early schedule ──► fire ──► delayed message ──► deliver
     due within 15 min         delayed message ──► deliver
-                              late schedule  ──► fire: finds the timer done, or its message lost
+                              backstop       ──► fire: requeues the timer if its message was lost
 
 Each waiting timer has one schedule, named `<id>.<generation>`, which EventBridge deletes after it
 fires. Emulators accept anything, so this module checks names, times and sizes itself.
@@ -38,16 +38,16 @@ log = logging.getLogger(__name__)
 SCHEDULE_LEAD = (timedelta(minutes=5), timedelta(minutes=13))
 """The range over which early schedules are spread before the deadline.
 
-A million timers with one deadline then do not fire in one minute, and retries of `fire` fit in."""
+So a million timers with one deadline do not fire in one minute, and `fire` can be retried."""
 
 SCHEDULE_HEADROOM = SQS_MAX_DELAY - SCHEDULE_LEAD[1]
 """The shortest time from the creation of an early schedule until it fires."""
 
 BACKSTOP_DELAY = timedelta(seconds=60)
-"""The time from the deadline until a late schedule fires."""
+"""The time from the deadline until the backstop fires."""
 
 MIN_SCHEDULE_AHEAD = timedelta(seconds=90)
-"""The shortest time until a late schedule fires: AWS may refuse a sooner one or fire it at once."""
+"""The shortest time until a backstop fires: AWS may refuse a sooner one or fire it at once."""
 
 REFUSE_BELOW = timedelta(seconds=60)
 """The shortest time accepted for any schedule. It is below MIN_SCHEDULE_AHEAD because the clock
@@ -70,13 +70,13 @@ _NAME = re.compile(r"[0-9a-zA-Z_.-]{1,64}")
 
 @dataclass(frozen=True)
 class Addresses:
-    """The AWS resources of a stage that its schedules name. A wrong ARN or name is a ValueError."""
+    """The AWS resources of a stage that its schedules name. Wrong ones raise ValueError."""
 
     group: str
     """The name of the schedule group."""
     fire_arn: str
     role_arn: str
-    """The IAM role in which EventBridge Scheduler invokes `fire`."""
+    """The IAM role with which EventBridge Scheduler invokes `fire`."""
     dead_letter_arn: str
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class Addresses:
 class AwsScheduler:
     """Scheduler on EventBridge schedules and a message queue.
 
-    `scheduler` returns the client, which it makes at its first call. Timers due within `near` go
+    `scheduler` creates the client at its first call, and returns it. Timers due within `near` go
     to the queue at once.
     """
 
@@ -117,9 +117,10 @@ class AwsScheduler:
         if timer.due_at - now > self._near:
             self._create_schedule(timer, timer.due_at - _lead(timer.id, self._near))
             return
-        late = max(timer.due_at + BACKSTOP_DELAY, now + MIN_SCHEDULE_AHEAD)
+        backstop_at = max(timer.due_at + BACKSTOP_DELAY, now + MIN_SCHEDULE_AHEAD)
         send = partial(self._queue.send, [timer.wakeup()])
-        _raise_worst(self._concurrently(_call, [send, partial(self._create_schedule, timer, late)]))
+        create = partial(self._create_schedule, timer, backstop_at)
+        _raise_worst(self._concurrently(_call, [send, create]))
 
     def unschedule(self, timer: Timer) -> None:
         """Delete the schedule. A message stays in the queue, and its wake-up is ignored."""
@@ -139,7 +140,7 @@ class AwsScheduler:
         _raise_worst(self._concurrently(self._queue.send, batches))
 
     def is_behind(self) -> bool:
-        """Say whether the queue has more than BACKLOG_LIMIT messages."""
+        """Return whether the queue has more than BACKLOG_LIMIT messages."""
         return self._queue.depth() > BACKLOG_LIMIT
 
     def check(self) -> None:

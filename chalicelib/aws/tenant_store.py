@@ -1,4 +1,4 @@
-"""API keys and signing secrets of tenants, on one DynamoDB table.
+"""API keys and signing secrets of tenants, in one DynamoDB table.
 
 Each API key is an item with the id `key#<key id>`. All secrets of a tenant are one item with the
 id `secrets#<tenant>`.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chalicelib.aws.dynamodb import Item
 
 MAX_RACES = 10
-"""Tries to change a tenant's secrets while concurrent changes come first."""
+"""How often a change is tried while concurrent writes to the same secrets come first."""
 
 HAS_THE_SECRETS = "#secrets = :before"
 
@@ -29,7 +29,7 @@ _SECRETS = "secrets#"
 
 
 class DynamoApiKeys:
-    """ApiKeys on the tenants table."""
+    """ApiKeys in the tenants table."""
 
     def __init__(self, client: "DynamoDBClient", table: str) -> None:
         self._client = client
@@ -44,8 +44,8 @@ class DynamoApiKeys:
     def get(self, key_id: str) -> ApiKey | None:
         key = {"id": attribute(_KEY + key_id)}
         with translated_errors():
-            answer = self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True)
-        return _key(answer["Item"]) if "Item" in answer else None
+            response = self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True)
+        return _key(response["Item"]) if "Item" in response else None
 
     def remove(self, key_id: str) -> bool:
         # Read first: if a response is lost, the client deletes again and finds no item.
@@ -63,12 +63,12 @@ class DynamoApiKeys:
                 FilterExpression="begins_with(id, :key)",
                 ExpressionAttributeValues={":key": attribute(_KEY)},
             )
-            found = [_key(item) for page in pages for item in page["Items"]]
-        return sorted(found, key=lambda key: (key.created_at, key.id))
+            keys = [_key(item) for page in pages for item in page["Items"]]
+        return sorted(keys, key=lambda key: (key.created_at, key.id))
 
 
 class DynamoSecrets:
-    """Secrets on the tenants table."""
+    """Secrets in the tenants table."""
 
     def __init__(self, client: "DynamoDBClient", table: str) -> None:
         self._client = client
@@ -86,8 +86,8 @@ class DynamoSecrets:
     def _stored(self, tenant: str) -> str | None:
         key = {"id": attribute(_SECRETS + tenant)}
         with translated_errors():
-            answer = self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True)
-        return answer["Item"]["secrets"]["S"] if "Item" in answer else None
+            response = self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True)
+        return response["Item"]["secrets"]["S"] if "Item" in response else None
 
     def _change(
         self, tenant: str, change: Callable[[list[str], str], list[str]], secret: str

@@ -1,6 +1,6 @@
-"""DynamoTimerStore: the Store on one DynamoDB table.
+"""DynamoTimerStore: the Store in one DynamoDB table.
 
-Each timer is one item; its attributes are named as the fields of `Timer`. Times are text of fixed
+Each timer is one item; its attributes are named like the fields of `Timer`. Times are text of fixed
 width, so they sort correctly. A timer with a `wake_at` is also in the index `due`, in one of 32
 shards, sorted by `wake_at`:
 
@@ -68,12 +68,12 @@ IS_OF_THE_GENERATION = "#generation = :generation"
 IS_DUE = "#due_at <= :now"
 IS_OF_THE_VERSION = "#version = :version"
 IS_LISTED = "#listed = :listed"
-IS_BEHIND = "#created < :end"
+IS_BEFORE_THE_END = "#created < :end"
 HAS_THE_LABEL = "#label = :label"
 
 
 class DynamoTimerStore:
-    """Store on the table of that name."""
+    """Store in the DynamoDB table named `table`."""
 
     def __init__(self, client: "DynamoDBClient", table: str) -> None:
         self._client = client
@@ -87,10 +87,10 @@ class DynamoTimerStore:
         if not 0 < len(timer_id.encode()) <= MAX_ID_BYTES:
             return None
         with translated_errors():
-            answer = self._client.get_item(
+            response = self._client.get_item(
                 TableName=self._table, Key={"id": {"S": timer_id}}, ConsistentRead=True
             )
-        timer = _timer(answer["Item"]) if "Item" in answer else None
+        timer = _timer(response["Item"]) if "Item" in response else None
         return timer if timer is not None and timer.tenant == tenant else None
 
     def claim(self, wakeup: Wakeup, now: datetime, lease_until: datetime) -> Timer | None:
@@ -165,12 +165,12 @@ class DynamoTimerStore:
         return not failed
 
     def overdue(self, before: datetime, limit: int) -> list[Timer]:
-        found: list[Timer] = []
+        timers: list[Timer] = []
         # None reads a shard from its start. The index may lag: if all its entries are outdated,
         # read on.
         positions: dict[int, Any] = dict.fromkeys(range(DUE_SHARDS))
         with ThreadPoolExecutor(MAX_THREADS) as threads:
-            while positions and not found:
+            while positions and not timers:
                 pages = list(threads.map(partial(self._due, before, limit), positions.items()))
                 ids = [id for page, _ in pages for id in page]
                 chunks = [
@@ -178,11 +178,11 @@ class DynamoTimerStore:
                     for start in range(0, len(ids), BATCH_GET_SIZE)
                 ]
                 # The next sweep reads the keys that a call left unprocessed.
-                found = [timer for read, _ in threads.map(self._read, chunks) for timer in read]
-                found = [t for t in found if t.wake_at is not None and t.wake_at < before]
+                timers = [timer for read, _ in threads.map(self._read, chunks) for timer in read]
+                timers = [t for t in timers if t.wake_at is not None and t.wake_at < before]
                 nexts = zip(positions, pages, strict=True)
                 positions = {shard: position for shard, (_, position) in nexts if position}
-        return sorted(found, key=lambda timer: (timer.wake_at, timer.id))[:limit]
+        return sorted(timers, key=lambda timer: (timer.wake_at, timer.id))[:limit]
 
     def page(self, tenant: str, filter: TimerFilter, after: Cursor | None, limit: int) -> Page:
         # The index has no status, so a filter by status reads as many items as one call returns.
@@ -190,21 +190,20 @@ class DynamoTimerStore:
         with ThreadPoolExecutor(LIST_SHARDS) as threads:
             query = partial(self._listed, tenant, filter, _end(filter, after), most)
             shards = list(threads.map(query, range(LIST_SHARDS)))
-        # A shard that was read in part may have unread entries below its last one.
+        # A shard that was read only in part may have more entries, all below the last one read.
         horizon = max(left_at for _, left_at in shards)
         entries = [entry for shard, _ in shards for entry in shard if entry >= horizon]
         entries = sorted(entries, reverse=True)
         next = entries[most - 1] if len(entries) > most else horizon
         places = {_cursor(entry) for entry in entries[:most]}
         read = self._read_all(list({place.id for place in places}))
-        # The index may still have the old position of an id that was used again.
-        found = [it for it in read if cursor_of(it) in places and it.tenant == tenant]
-        found = sorted(
-            (timer for timer in found if filter.matches(timer)), key=cursor_of, reverse=True
-        )
-        if len(found) > limit:
-            return Page(found[:limit], cursor_of(found[limit - 1]))
-        return Page(found, _cursor(next) if next else None)
+        # The index may still have an old position of an id that was used again.
+        current = [it for it in read if cursor_of(it) in places and it.tenant == tenant]
+        matching = [timer for timer in current if filter.matches(timer)]
+        timers = sorted(matching, key=cursor_of, reverse=True)
+        if len(timers) > limit:
+            return Page(timers[:limit], cursor_of(timers[limit - 1]))
+        return Page(timers, _cursor(next) if next else None)
 
     def check(self) -> None:
         self.get("", "health")
@@ -217,7 +216,7 @@ class DynamoTimerStore:
         shard, position = at
         further = {"ExclusiveStartKey": position} if position else {}
         with translated_errors():
-            answer = self._client.query(
+            response = self._client.query(
                 TableName=self._table,
                 IndexName="due",
                 KeyConditionExpression="#shard = :shard AND #wake_at < :before",
@@ -229,7 +228,7 @@ class DynamoTimerStore:
                 Limit=max(10, 2 * limit // DUE_SHARDS),
                 **further,
             )
-        return [item["id"]["S"] for item in answer["Items"]], answer.get("LastEvaluatedKey")
+        return [item["id"]["S"] for item in response["Items"]], response.get("LastEvaluatedKey")
 
     def _listed(
         self, tenant: str, filter: TimerFilter, end: str, most: int, shard: int
@@ -237,16 +236,16 @@ class DynamoTimerStore:
         """Return a shard's entries before `end`, and the last one read, or "" at the shard's end.
 
         `since` is applied after the query: BETWEEN would include `end`, and fail for a span that
-        ends before it begins. Few entries are read in vain.
+        ends before it begins. Few entries are read needlessly.
         """
-        request: dict[str, Any] = {"KeyConditionExpression": f"{IS_LISTED} AND {IS_BEHIND}"}
+        request: dict[str, Any] = {"KeyConditionExpression": f"{IS_LISTED} AND {IS_BEFORE_THE_END}"}
         values: dict[str, object] = {"listed": f"{tenant}#{shard}", "end": end}
         if filter.label is not None:
             request["FilterExpression"] = HAS_THE_LABEL
             values["label"] = filter.label
             most = max(most, MAX_ENTRIES_SCANNED)
         with translated_errors():
-            answer = self._client.query(
+            response = self._client.query(
                 TableName=self._table,
                 IndexName="listed",
                 ScanIndexForward=False,
@@ -255,33 +254,35 @@ class DynamoTimerStore:
                 **placeholders("".join(request.values()), values),
             )
         since = "" if filter.since is None else time_text(filter.since)
-        entries = [item["created"]["S"] for item in answer["Items"]]
-        left_at = answer["LastEvaluatedKey"]["created"]["S"] if "LastEvaluatedKey" in answer else ""
+        entries = [item["created"]["S"] for item in response["Items"]]
+        left_at = (
+            response["LastEvaluatedKey"]["created"]["S"] if "LastEvaluatedKey" in response else ""
+        )
         return [entry for entry in entries if entry >= since], left_at if left_at >= since else ""
 
     def _read_all(self, ids: Sequence[str]) -> list[Timer]:
-        found: list[Timer] = []
+        timers: list[Timer] = []
         for start in range(0, len(ids), BATCH_GET_SIZE):
             left = ids[start : start + BATCH_GET_SIZE]
             for _ in range(BATCH_GET_TRIES):
                 read, left = self._read(left)
-                found += read
+                timers += read
                 if not left:
                     break
             else:
                 raise Unavailable("DynamoDB can't read this many timers now; try again.")
-        return found
+        return timers
 
     def _read(self, ids: Sequence[str]) -> tuple[list[Timer], list[str]]:
-        """Return the timers found, and the ids that the call left unprocessed."""
+        """Return the timers with these ids, and the ids that the call left unprocessed."""
         keys = [{"id": attribute(id)} for id in ids]
         with translated_errors():
-            answer = self._client.batch_get_item(
+            response = self._client.batch_get_item(
                 RequestItems={self._table: {"Keys": keys, "ConsistentRead": True}}
             )
-        found = [_timer(item) for item in answer["Responses"].get(self._table, [])]
-        left = answer["UnprocessedKeys"].get(self._table, {"Keys": []})["Keys"]
-        return found, [key["id"]["S"] for key in left]
+        timers = [_timer(item) for item in response["Responses"].get(self._table, [])]
+        left = response["UnprocessedKeys"].get(self._table, {"Keys": []})["Keys"]
+        return timers, [key["id"]["S"] for key in left]
 
     def _write(
         self,

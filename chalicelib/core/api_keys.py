@@ -17,7 +17,7 @@ KEY_ENTROPY = 38
 """Random bytes of a key: 6 for its id, 32 for its secret."""
 
 TENANT_PATTERN = re.compile("[a-z0-9][a-z0-9_-]{0,62}", re.ASCII)
-"""Valid names of tenants."""
+"""Valid tenant names."""
 
 _KEY = re.compile(r"tmr_([a-z2-7]{10})_[a-z2-7]{52}", re.ASCII)
 _KEY_OR_ID = re.compile(r"(?:tmr_)?([a-z2-7]{10})(?:_.*)?", re.ASCII)
@@ -43,12 +43,12 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     created_at: datetime
 
     def matches(self, token: str) -> bool:
-        """Say, in constant time, whether this is the record of the whole key `token`."""
+        """Return, in constant time, whether `token` is the text of this key."""
         return compare_digest(self.hash, _hash(token))
 
 
 def mint(tenant: str, role: Role, now: datetime, entropy: bytes) -> tuple[str, ApiKey]:
-    """Make a key of KEY_ENTROPY random bytes; return its text, to be shown once, and its record."""
+    """Create a key from KEY_ENTROPY random bytes; return its text, shown once, and its record."""
     id, secret = _base32(entropy[:6]), _base32(entropy[6:])
     text = f"tmr_{id}_{secret}"
     return text, ApiKey(id=id, hash=_hash(text), tenant=tenant, role=role, created_at=now)

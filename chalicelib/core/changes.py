@@ -1,4 +1,4 @@
-"""What a request sets on a webhook, and whether the result is within the limits. Pure."""
+"""Changes that requests make to webhooks, and the limits of the result. Pure."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -22,13 +22,12 @@ MAX_METADATA_BYTES = 4 * 1024
 class WebhookChange(Struct, frozen=True, kw_only=True):
     """The fields of `Webhook` that a request sets; the others keep their values.
 
-    A new timer is a change of an empty webhook, so a change can't lead to anything that a create
-    would reject.
+    Creating a timer changes an empty webhook, so both kinds of request have the same limits.
     """
 
     fields: Mapping[str, Any]
     content_type: str | None = None
-    """Media type of a new body; the headers of the request take precedence."""
+    """Media type of a new body; a Content-Type in the webhook's headers takes precedence."""
 
     def apply(self, webhook: Webhook) -> Webhook:
         """Return the changed webhook, or raise InvalidRequest if it exceeds a limit."""
@@ -47,7 +46,7 @@ class WebhookChange(Struct, frozen=True, kw_only=True):
 
 
 class Change(Struct, frozen=True, kw_only=True):
-    """What a PATCH asks for."""
+    """The change that a PATCH requests."""
 
     webhook: WebhookChange
     deadline: datetime | None = None
@@ -59,7 +58,7 @@ class Change(Struct, frozen=True, kw_only=True):
 
 
 def _content_type(headers: Mapping[str, str]) -> str | None:
-    return next((it for name, it in headers.items() if name.lower() == "content-type"), None)
+    return next((value for name, value in headers.items() if name.lower() == "content-type"), None)
 
 
 def _check(webhook: Webhook) -> None:

@@ -23,10 +23,10 @@ _RFC_3339 = re.compile(
 
 
 def parse_duration(text: str) -> timedelta:
-    """Return the duration that `1h30m`, `1d2h30m45s` or `PT1H30M` (ISO 8601) stands for.
+    """Parse a duration such as `1h30m`, `1d2h30m45s` or `PT1H30M` (ISO 8601).
 
-    At least one unit is required, and larger units come first. Raises ValueError with a sentence
-    for people, and OverflowError if a timedelta can't hold the duration.
+    At least one unit is required, and larger units come first. Raises ValueError with a message
+    for users, and OverflowError if a timedelta can't hold the duration.
     """
     if re.fullmatch(_NUMBER, text):
         raise ValueError(f'The unit is missing: write {text} or "{text}s".')
@@ -40,10 +40,10 @@ def parse_duration(text: str) -> timedelta:
 
 
 def parse_moment(text: str) -> datetime:
-    """Return the time that an RFC 3339 text stands for, in UTC.
+    """Parse an RFC 3339 time; return it in UTC.
 
     Fractions of a microsecond are rounded up, because a timer must never fire early. Raises
-    ValueError with a sentence for people.
+    ValueError with a message for users.
     """
     match = _RFC_3339.fullmatch(text)
     if match is None:

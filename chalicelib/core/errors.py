@@ -11,10 +11,10 @@ TimersError
  │   └─ TimerNotFound        the tenant has no timer with this id
  ├─ Conflict                 the timer's status does not allow the request
  │   ├─ DeliveryUnderWay     the webhook is being sent: retry shortly
- │   └─ KeyReused            the Idempotency-Key was used for another request
+ │   └─ IdempotencyKeyReused the Idempotency-Key was used for another request
  └─ Unavailable              the backend does not respond
      ├─ ScheduleRefused      the scheduler refuses the schedule for good
-     └─ NotConfigured        the application has no service
+     └─ NotConfigured        the process is not set up for the request
 
 CommandError                 a command or a start failed
 """
@@ -75,7 +75,7 @@ class TimerNotFound(NotFound):
 
 
 class Conflict(TimersError):
-    """The current state does not allow the request; mostly the timer's status."""
+    """The current state, usually the timer's status, does not allow the request."""
 
 
 class DeliveryUnderWay(Conflict):
@@ -84,7 +84,7 @@ class DeliveryUnderWay(Conflict):
     retry_after = 1
 
 
-class KeyReused(Conflict):
+class IdempotencyKeyReused(Conflict):
     """The Idempotency-Key was used for another request."""
 
 
@@ -95,11 +95,11 @@ class Unavailable(TimersError):
 
 
 class ScheduleRefused(Unavailable):
-    """The schedule was certainly not made, and a retry would not help (access, configuration)."""
+    """The schedule was certainly not created, and a retry won't help (no access, for example)."""
 
 
 class NotConfigured(Unavailable):
-    """The application runs without a service."""
+    """The process is not set up for the request; a setting or a resource is missing."""
 
 
 class CommandError(Exception):

@@ -1,4 +1,4 @@
-"""The rules for headers of a webhook: allowed names and values, and masked secrets. Pure."""
+"""A webhook's headers: allowed names and values, and the masking of secrets. Pure."""
 
 import re
 from collections.abc import Mapping

@@ -9,9 +9,9 @@ from chalicelib.core.timer import Status, Timer
 
 
 class Cursor(NamedTuple):
-    """A timer's place in lists: newest first; of the same moment, the greatest id first.
+    """A timer's place in lists, which are sorted by creation, newest first, then by id, descending.
 
-    Neither value ever changes, so timers that are created, fire or expire move no others.
+    Neither value ever changes, so no timer moves when others are created, fire or expire.
     """
 
     created_at: datetime
@@ -19,7 +19,7 @@ class Cursor(NamedTuple):
 
 
 class TimerFilter(Struct, frozen=True, kw_only=True):
-    """The timers to list; None matches all."""
+    """The conditions of a list; None matches every timer."""
 
     status: Status | None = None
     label: str | None = None
@@ -38,11 +38,11 @@ class TimerFilter(Struct, frozen=True, kw_only=True):
 
 
 class ListQuery(NamedTuple):
-    """One page to read."""
+    """A request for one page of a list."""
 
     filter: TimerFilter
     after: Cursor | None
-    """The last timer of the page before; None for the first page."""
+    """The last timer of the previous page; None for the first page."""
     limit: int
 
 
@@ -51,7 +51,7 @@ class Page(NamedTuple):
 
     timers: list[Timer]
     next: Cursor | None
-    """Where the next page begins; None at the end of the list."""
+    """Where the next page starts; None at the end of the list."""
 
 
 def cursor_of(timer: Timer) -> Cursor:

@@ -1,4 +1,4 @@
-"""A timer as JSON: in responses, and in the notification that it failed. Pure."""
+"""A timer as JSON: in responses, and in the notification of its failure. Pure."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from chalicelib.core.headers import mask
 from chalicelib.core.timer import WAITING, Attempt, RetryPolicy, Status, Timer
 
 MAX_FAILURE_BYTES = 96 * 1024
-"""Bytes of a failure notification: many receivers take at most 100 KB, and a stored timer has at
+"""Bytes of a failure notification: many receivers accept at most 100 KB, and a stored timer has at
 most 400 KB."""
 
 Moment = Annotated[datetime, Meta(tz=True)]
@@ -107,8 +107,8 @@ def represent(timer: Timer, now: datetime) -> TimerResource:
 def represent_failure(timer: Timer, now: datetime) -> str:
     """Return the notification about a failed timer, as JSON of at most `MAX_FAILURE_BYTES`.
 
-    If it would be larger, the timer's body is left out: 64 KB of control characters are six times
-    as much in JSON.
+    If it would be larger, the timer's body is left out: JSON makes control characters six times as
+    long.
     """
     resource = represent(timer, now)
     failure = Failure(

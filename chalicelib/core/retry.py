@@ -9,10 +9,10 @@ WORKER_LOST = Outcome(error="worker lost", detail="the process that was sending 
 """The outcome of an attempt whose lease expired."""
 
 BACKOFF_FACTOR = 4
-"""Each wait may be this many times as long as the one before."""
+"""Each wait's upper bound is this many times the previous one."""
 
 TRANSIENT_ERRORS = frozenset({"dns", "connect", "tls", "timeout", WORKER_LOST.error})
-"""Classes of errors that the next attempt may not have."""
+"""Errors that may not occur again at the next attempt."""
 
 TRANSIENT_STATUSES = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
@@ -20,7 +20,7 @@ TRANSIENT_STATUSES = frozenset(
 
 
 def is_transient(outcome: Outcome) -> bool:
-    """Say whether the same request may succeed later.
+    """Return whether the same request may succeed later.
 
     A final 1xx is an incomplete response, so it is transient. A redirect is permanent, because it
     is never followed.
@@ -47,7 +47,7 @@ def next_attempt_at(
     if not is_transient(outcome) or made >= timer.retry.max_attempts:
         return None
     if outcome.error == WORKER_LOST.error:
-        return now  # it says nothing about the receiver
+        return now  # not the receiver's fault
     wait = chance * longest_wait(timer.retry, made)
     if outcome.retry_after is not None:
         # The jitter comes on top: many timers may get the same Retry-After.

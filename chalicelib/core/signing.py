@@ -2,7 +2,7 @@
 
 A secret is `whsec_` followed by the base64 of 24 to 64 bytes. A tenant may have several, newest
 first. Each webhook is signed with all of them, and a receiver needs only one to verify it, so
-secrets are rotated without a gap.
+secrets can be rotated without a gap.
 """
 
 import hmac
@@ -19,8 +19,8 @@ MAX_SECRETS = 5
 
 SECRET_PREFIX = "whsec_"  # noqa: S105  # public: every secret starts with it
 
-NEW_SECRET = "new"  # noqa: S105  # a keyword, no secret
-"""Asks for a generated secret."""
+NEW_SECRET = "new"  # noqa: S105  # a keyword, not a secret
+"""Stands for a secret to be generated."""
 
 
 def sign(secrets: Sequence[str], id: str, timestamp: int, body: bytes) -> str:
@@ -36,17 +36,17 @@ def sign(secrets: Sequence[str], id: str, timestamp: int, body: bytes) -> str:
 def is_signed_with(
     secrets: Sequence[str], id: str, timestamp: int, body: bytes, signature: str
 ) -> bool:
-    """Say whether any signature of a `webhook-signature` was made with any of the secrets."""
+    """Return whether any signature of a `webhook-signature` was made with any of the secrets."""
     expected = sign(secrets, id, timestamp, body).split()
     return any(
-        hmac.compare_digest(found.encode(), code.encode())
-        for found in signature.split()
+        hmac.compare_digest(received.encode(), code.encode())
+        for received in signature.split()
         for code in expected
     )
 
 
 def new_secret(entropy: bytes) -> str:
-    """Return the secret of 24 to 64 random bytes; raise CommandError for any other number."""
+    """Return random bytes as a secret; raise CommandError unless there are 24 to 64."""
     if not 24 <= len(entropy) <= 64:
         raise CommandError(f"A secret is {SECRET_PREFIX} followed by the base64 of 24 to 64 bytes.")
     return SECRET_PREFIX + b64encode(entropy).decode()
@@ -72,7 +72,7 @@ def with_secret(secrets: Sequence[str], secret: str) -> list[str]:
 
 
 def without_secret(secrets: Sequence[str], secret: str) -> list[str]:
-    """Return the secrets without this one. The last one stays, or nothing would be signed."""
+    """Return the secrets without this one; raise CommandError if it is unknown or the only one."""
     if secret not in secrets:
         raise CommandError("The tenant does not have this secret.")
     if len(secrets) == 1:

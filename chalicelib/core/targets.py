@@ -1,8 +1,8 @@
 """SSRF allow-list: the URLs and addresses that webhooks may go to. Pure: no name resolution.
 
-Allowed are http and https to public addresses on ports 80 and 443, and the entries of
-`ALLOWED_TARGETS`. Without this rule, users could reach the network that the service runs in; on
-Lambda, the runtime API and the credentials behind it.
+Webhooks may go to public addresses, by http or https on ports 80 and 443, and to the entries of
+`ALLOWED_TARGETS`. Without this rule, users could reach the service's own network and, on Lambda,
+the runtime API with its credentials.
 """
 
 import re
@@ -26,11 +26,11 @@ Network = IPv4Network | IPv6Network
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
-# Networks that are not public, but that `is_global` of some Python version takes for public.
+# Networks that are not public, although `is_global` of some Python versions says they are.
 _NOT_PUBLIC = tuple(
     ip_network(network)
     for network in (
-        "168.63.129.16",  # Azure's platform services, reachable from its guests only
+        "168.63.129.16",  # Azure's platform services, reachable only from its virtual machines
         "192.0.0.0/24",  # IETF protocol assignments
         "192.88.99.0/24",  # 6to4 relays
         "224.0.0.0/4",  # multicast
@@ -40,7 +40,7 @@ _NOT_PUBLIC = tuple(
     )
 )
 _UNICAST_IPV6 = IPv6Network("2000::/3")
-# An IPv6 literal has no zone and no text beside its brackets; urlsplit accepts such text.
+# urlsplit accepts zones in IPv6 literals, and text beside their brackets; this does not.
 _BRACKETS = re.compile(r"[^\[\]]*|\[[0-9A-Fa-f:.]*\](:[0-9]*)?")
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -101,7 +101,7 @@ class Targets:
             )
 
     def allows(self, host: str, address: Address, port: int) -> bool:
-        """Say whether webhooks may go to this host at `address`, which it resolves to."""
+        """Return whether webhooks may go to this host at `address`, which it resolves to."""
         if any(entry.matches(host, address, port) for entry in self.entries):
             return True
         return port in _DEFAULT_PORTS.values() and is_public(address)
@@ -146,7 +146,7 @@ def _split(url: str) -> tuple[str, int]:
 
 
 def is_public(address: Address) -> bool:
-    """Say whether an address is on the public internet, not in a private or special network."""
+    """Return whether an address is on the public internet, not in a private or special network."""
     if not address.is_global or any(address in network for network in _NOT_PUBLIC):
         return False
     if isinstance(address, IPv4Address):
@@ -156,7 +156,7 @@ def is_public(address: Address) -> bool:
 
 
 def _ascii(host: str) -> str:
-    """Return a host as requests resolves it (IDNA), without the final dot; "" if it is invalid.
+    """Return a host as `requests` resolves it (IDNA), without the final dot; "" if it is invalid.
 
     IDNA may turn a name into an address: `127。0。0。1`.
     """

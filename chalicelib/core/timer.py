@@ -46,7 +46,7 @@ MAX_ATTEMPTS_KEPT = 20
 """Attempts in a timer's log; the oldest are dropped first."""
 
 MAX_OLDER_ANSWER_KEPT = 200
-"""Bytes kept of each answer except the last."""
+"""Bytes of `answer` kept for each attempt except the last."""
 
 
 class Status(StrEnum):
@@ -68,16 +68,16 @@ FINAL = frozenset({Status.DELIVERED, Status.FAILED, Status.CANCELLED})
 
 
 class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The result of one attempt: an HTTP status, or an error class if there was no answer."""
+    """The result of one attempt: an HTTP status, or an error class if there was no response."""
 
     status: int | None = None
-    """HTTP status of the answer."""
+    """HTTP status of the response."""
     error: str | None = None
     """dns, connect, tls, timeout, refused target, too large, or worker lost."""
     detail: str = ""
     """The underlying error message."""
     answer: str = ""
-    """The beginning of the answer's body."""
+    """The beginning of the response body."""
     duration: float = 0.0
     """Seconds from the start of the exchange to its end."""
     retry_after: float | None = None
@@ -117,10 +117,10 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
 
 
 class Webhook(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a timer sends and how, and the owner's notes: everything except when."""
+    """A timer's request, retry policy and notes: everything except its deadline."""
 
     url: str
-    """As given; `{id}` in it stands for the timer's id."""
+    """As the owner set it; `{id}` in it stands for the timer's id."""
     method: str = "POST"
     headers: dict[str, str] = {}
     """The owner's headers, in addition to those of every webhook."""
@@ -167,8 +167,8 @@ class Wakeup(Struct, frozen=True, omit_defaults=True, order=True):
 class Timer(Webhook, frozen=True, kw_only=True, omit_defaults=True):
     """A webhook to send once, at a deadline. All times are aware UTC datetimes.
 
-    Transitions return a new timer. Those that an owner asks for raise Conflict if the status does
-    not allow them.
+    Each transition returns a new timer. An owner's transition raises Conflict if the status does
+    not allow it.
     """
 
     id: str
@@ -218,12 +218,12 @@ class Timer(Webhook, frozen=True, kw_only=True, omit_defaults=True):
         return Wakeup(self.id, self.tenant, self.generation, self.due_at, host=host_of(self.url))
 
     def awaits(self, wakeup: Wakeup) -> bool:
-        """Say whether the timer still waits for this wake-up."""
+        """Return whether the timer still waits for this wake-up."""
         # The generation decides; other fields of a wake-up may differ between versions.
         return self.status in WAITING and self.generation == wakeup.generation
 
     def is_expired(self, now: datetime) -> bool:
-        """Say whether the retention is over, so that the timer no longer exists for anyone."""
+        """Return whether the retention is over: the timer no longer exists for its owner."""
         return self.expires_at is not None and self.expires_at <= now
 
     def claim(self, wakeup: Wakeup, now: datetime, lease_until: datetime) -> Self | None:
@@ -233,7 +233,7 @@ class Timer(Webhook, frozen=True, kw_only=True, omit_defaults=True):
         return self._next(status=Status.DELIVERING, attempt=self.attempt + 1, wake_at=lease_until)
 
     def release(self) -> Self:
-        """Return the claimed timer as it was before the claim, because nothing was sent."""
+        """Return the claimed timer as it was before the claim: nothing was sent."""
         tried = self.attempt - 1 > self.attempts_before
         return self._next(
             status=Status.RETRYING if tried else Status.SCHEDULED,
@@ -289,7 +289,7 @@ class Timer(Webhook, frozen=True, kw_only=True, omit_defaults=True):
         return self._next(armed=True, wake_at=max(self.due_at, self.wake_at or self.due_at))
 
     def confirm(self) -> Self:
-        """Bump the version, so that its creator's rollback no longer matches.
+        """Return the timer with a new version, so the request that created it can't roll it back.
 
         A second request with the same Idempotency-Key does this before it returns the timer.
         """
@@ -302,7 +302,7 @@ class Timer(Webhook, frozen=True, kw_only=True, omit_defaults=True):
     def failure_notice(self, body: str, now: datetime) -> "Timer":
         """Return the timer that sends this JSON to `on_failure` of a failed timer.
 
-        Its id depends on the failure alone, so a repetition makes no second notice.
+        Its id depends on the failure alone, so a repeated call creates no second notice.
         """
         entropy = sha256(f"{self.id}.{self.generation}".encode()).digest()[:10]
         url = (self.on_failure or "").replace("{id}", self.id)
@@ -358,7 +358,7 @@ def keyed_id(tenant: str, key: str) -> str:
     return _uuid(8, sha256(f"{tenant} {key}".encode()).digest()[:16])
 
 
-@lru_cache(1024)  # asked at each write of a timer
+@lru_cache(1024)  # called at each write of a timer
 def host_of(url: str) -> str:
     """Return the host of a URL in one spelling, with its port unless that is 80 or 443."""
     try:
@@ -391,7 +391,7 @@ def new_timer(
 
 
 def webhook_fields(webhook: Webhook) -> dict[str, Any]:
-    """Return the fields of a webhook by name, also those of a timer that is one."""
+    """Return a webhook's fields by name; of a timer, only the fields that Webhook defines."""
     return {name: getattr(webhook, name) for name in Webhook.__struct_fields__}
 
 

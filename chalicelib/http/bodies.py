@@ -26,7 +26,7 @@ from chalicelib.core.timer import (
 )
 
 IDEMPOTENCY_KEY_PATTERN = "^[ -~]{1,255}$"
-"""An Idempotency-Key, as a regular expression of Python and of JSON Schema."""
+"""Valid Idempotency-Keys: a regular expression for Python and JSON Schema."""
 
 URL_PATTERN = "^[Hh][Tt][Tt][Pp][Ss]?://"
 """The beginning of a webhook's URL; core/targets.py checks the rest."""
@@ -37,8 +37,8 @@ MAX_BATCH_SIZE = 100
 DEFAULT_PAGE_SIZE = 50
 """Timers in one page of a list, unless the request says otherwise."""
 
-WAYS_TO_SAY_WHEN = (("hours", "minutes", "seconds"), ("delay",), ("fire_at",))
-"""The fields of each way to set the deadline; a request uses one way."""
+DEADLINE_ALTERNATIVES = (("hours", "minutes", "seconds"), ("delay",), ("fire_at",))
+"""The fields of each way to set the deadline; a request may use one way only."""
 
 _WAYS = "hours, minutes and seconds, or delay, or fire_at"
 
@@ -104,7 +104,7 @@ class NewRetryPolicy(RetryPolicy, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = _DEFAULT_RETRY.max_delay
 
 
-class When(Struct, kw_only=True, forbid_unknown_fields=True):
+class DeadlineFields(Struct, kw_only=True, forbid_unknown_fields=True):
     """The ways to set a deadline; a request uses one."""
 
     hours: Annotated[Hours | UnsetType, Meta(description="Added to minutes and seconds.")] = UNSET
@@ -129,21 +129,21 @@ class When(Struct, kw_only=True, forbid_unknown_fields=True):
 
     def deadline(self, now: datetime) -> datetime | None:
         """Return the deadline, None if the request sets none; raise InvalidRequest."""
-        ways = {"": self._parts(), "/delay": self.delay, "/fire_at": self.fire_at}
-        given = [(pointer, way) for pointer, way in ways.items() if way is not UNSET]
-        if len(given) > 1:
+        ways = {"": self._total_seconds(), "/delay": self.delay, "/fire_at": self.fire_at}
+        used = [(pointer, value) for pointer, value in ways.items() if value is not UNSET]
+        if len(used) > 1:
             raise InvalidRequest(f"Set the deadline in one way only: {_WAYS}.", "")
-        return _deadline(*given[0], now) if given else None
+        return _deadline(*used[0], now) if used else None
 
-    def _parts(self) -> int | UnsetType:
-        parts = (self.hours, self.minutes, self.seconds)
-        if all(part is UNSET for part in parts):
+    def _total_seconds(self) -> int | UnsetType:
+        fields = (self.hours, self.minutes, self.seconds)
+        if all(field is UNSET for field in fields):
             return UNSET
-        hours, minutes, seconds = (0 if part is UNSET else part for part in parts)
+        hours, minutes, seconds = (0 if field is UNSET else field for field in fields)
         return hours * 3600 + minutes * 60 + seconds
 
 
-class TimerChange(When, kw_only=True, forbid_unknown_fields=True):
+class TimerChange(DeadlineFields, kw_only=True, forbid_unknown_fields=True):
     """Body of PATCH /timers/{id}: the fields to change. Absent fields stay as they are."""
 
     url: Url | UnsetType = UNSET
@@ -187,11 +187,11 @@ class TimerChange(When, kw_only=True, forbid_unknown_fields=True):
     ] = UNSET
 
     def change(self, now: datetime) -> Change:
-        """Return the change that is asked for; raise InvalidRequest."""
+        """Return the requested change; raise InvalidRequest."""
         return Change(webhook=self.webhook_change(), deadline=self.deadline(now))
 
     def webhook_change(self) -> WebhookChange:
-        """Return the fields of the webhook that are given; raise InvalidRequest."""
+        """Return the fields of the webhook that the request sets; raise InvalidRequest."""
         names = Webhook.__struct_fields__
         fields = {name: it for name in names if (it := getattr(self, name)) is not UNSET}
         content_type = None
@@ -220,10 +220,10 @@ class NewTimer(TimerChange, kw_only=True, forbid_unknown_fields=True):
         return TimerSpec(webhook=webhook, deadline=deadline, idempotency_key=idempotency_key)
 
     def _fingerprint(self) -> str:
-        # Stored with the timer: another form would make a repeated request a different one.
+        # Stored with timers: if this encoding changed, repeated requests would be rejected.
         fields = {name: getattr(self, name) for name in NewTimer.__struct_fields__}
-        given = {name: it for name, it in fields.items() if it is not UNSET}
-        return sha256(msgspec.json.encode(given, order="deterministic")).hexdigest()
+        present = {name: it for name, it in fields.items() if it is not UNSET}
+        return sha256(msgspec.json.encode(present, order="deterministic")).hexdigest()
 
 
 class BatchEntry(NewTimer, kw_only=True, forbid_unknown_fields=True):
@@ -282,7 +282,7 @@ class Query(
     limit: Annotated[int, Meta(ge=1, le=MAX_BATCH_SIZE, description="Timers in one page.")] = (
         DEFAULT_PAGE_SIZE
     )
-    cursor: Annotated[str | UnsetType, Meta(description="`next_cursor` of the page before.")] = (
+    cursor: Annotated[str | UnsetType, Meta(description="`next_cursor` of the previous page.")] = (
         UNSET
     )
 
@@ -300,14 +300,14 @@ def checked_idempotency_key(text: str, pointer: str | None = None) -> str:
     return text
 
 
-def _deadline(pointer: str, given: int | str, now: datetime) -> datetime:
+def _deadline(pointer: str, value: int | str, now: datetime) -> datetime:
     try:
         if pointer == "/fire_at":
-            deadline = max(durations.parse_moment(str(given)), now)
-        elif isinstance(given, str):
-            deadline = now + durations.parse_duration(given)
+            deadline = max(durations.parse_moment(str(value)), now)
+        elif isinstance(value, str):
+            deadline = now + durations.parse_duration(value)
         else:
-            deadline = now + timedelta(seconds=given)
+            deadline = now + timedelta(seconds=value)
     except ValueError as error:
         raise InvalidRequest(str(error), pointer) from None
     except OverflowError:
@@ -327,4 +327,4 @@ def _body(raw: msgspec.Raw) -> tuple[str, str | None]:
             return msgspec.json.decode(text, type=str), "text/plain; charset=utf-8"
     except (UnicodeDecodeError, msgspec.DecodeError):
         raise InvalidRequest("The webhook's body is not valid UTF-8.", "/body") from None
-    return text, "application/json"  # as written: numbers and the order of fields stay
+    return text, "application/json"  # as written: this keeps numbers and the order of fields

@@ -54,7 +54,7 @@ _INFO = {
 _API_KEY = {
     "type": "http",
     "scheme": "bearer",
-    "description": "An API key, as `make key` creates it. Not needed if `GET /health` says"
+    "description": "An API key; `make key` creates one. Not needed if `GET /health` says"
     ' `"auth": "none"`.',
 }
 
@@ -64,15 +64,15 @@ _MEANINGS = {
     HTTPStatus.ACCEPTED: "The webhook is about to be sent.",
     HTTPStatus.BAD_REQUEST: "The request is invalid: `detail` says why, `pointer` where.",
     HTTPStatus.UNAUTHORIZED: "The API key is missing or not valid.",
-    HTTPStatus.FORBIDDEN: "The API key is read-only; on AWS also: it is not valid.",
+    HTTPStatus.FORBIDDEN: "The API key is read-only or, on AWS, not valid.",
     HTTPStatus.NOT_FOUND: "There is no such timer.",
-    HTTPStatus.CONFLICT: "The timer's status does not allow it. With `Retry-After`, only at this"
-    " moment. Or the `Idempotency-Key` was used for a different request.",
+    HTTPStatus.CONFLICT: "The timer's status does not allow the request; with `Retry-After`, only"
+    " for the moment. Or the `Idempotency-Key` was used for a different request.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too large.",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The `Content-Type` is not `application/json`. A request"
     " with a body must declare it; others may leave it out.",
     HTTPStatus.TOO_MANY_REQUESTS: "Rate limit exceeded.",
-    HTTPStatus.INTERNAL_SERVER_ERROR: "The service has a fault.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "An internal error occurred.",
     HTTPStatus.SERVICE_UNAVAILABLE: "The backend did not respond, so the operation may or may not"
     " have happened. Repeat it; repeat a create with the same `Idempotency-Key`.",
     HTTPStatus.GATEWAY_TIMEOUT: "On AWS: no response within 29 seconds.",
@@ -82,7 +82,7 @@ _TIMER_ID = {"type": "string", "description": "The timer's id."}
 
 _HEADERS: Json = {
     responses.REQUEST_ID_HEADER: {
-        "description": "The id of the request, which is in the log lines too.",
+        "description": "The request's id, which is also in the log lines.",
         "schema": {"type": "string"},
     },
     "Location": {
@@ -192,8 +192,8 @@ def _without(*names: str) -> Json:
 
 
 _ONE_WAY = {
-    name: _without(*chain(*(other for other in bodies.WAYS_TO_SAY_WHEN if other is not way)))
-    for way in bodies.WAYS_TO_SAY_WHEN
+    name: _without(*chain(*(other for other in bodies.DEADLINE_ALTERNATIVES if other is not way)))
+    for way in bodies.DEADLINE_ALTERNATIVES
     for name in way
 }
 
@@ -313,7 +313,7 @@ def _schemas() -> Json:
     for kind in (bodies.NewTimer, bodies.BatchEntry, bodies.TimerChange):
         schemas[kind.__name__] |= {"dependentSchemas": _ONE_WAY, **_GET_HAS_NO_BODY}
     for kind in (bodies.NewTimer, bodies.BatchEntry):
-        schemas[kind.__name__]["not"] = _without(*chain(*bodies.WAYS_TO_SAY_WHEN))
+        schemas[kind.__name__]["not"] = _without(*chain(*bodies.DEADLINE_ALTERNATIVES))
     return schemas
 
 

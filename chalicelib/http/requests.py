@@ -48,31 +48,31 @@ _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 
 
 def tenant(request: Request, role: Role, anonymous: str | None) -> str:
-    """Return the tenant of the request: that of the API key which the authorizer found.
+    """Return the tenant of the request's API key, which the authorizer has checked.
 
-    `role` is the role that the route needs; `anonymous` the tenant of requests without a key, None
-    if these are rejected. Raises Unauthenticated or Forbidden.
+    `role` is the role that the route needs; `anonymous` is the tenant of requests without a key,
+    or None if they are rejected. Raises Unauthenticated or Forbidden.
     """
-    found = request.context.get("authorizer") or {}
-    if "tenant" not in found:
+    identity = request.context.get("authorizer") or {}
+    if "tenant" not in identity:
         # Never pass by default: an emulator, or an API set up by hand, may not authorize.
         if anonymous is None:
             raise Unauthenticated("Send an API key: `Authorization: Bearer tmr_…`.")
         return anonymous
-    if role is Role.FULL and found["role"] != Role.FULL:
+    if role is Role.FULL and identity["role"] != Role.FULL:
         raise Forbidden("This API key is read-only.")
-    return str(found["tenant"])
+    return str(identity["tenant"])
 
 
 def timer_spec(request: Request, now: datetime) -> TimerSpec:
-    """Return the timer that POST /timers asks for."""
+    """Return the timer that POST /timers creates."""
     body = decode(_json(request), NewTimer)
     key = request.headers.get("idempotency-key")
     return body.spec(now, None if key is None else checked_idempotency_key(key))
 
 
 def timer_specs(request: Request, now: datetime) -> list[TimerSpec | Exception]:
-    """Return the timers that POST /timers/batch asks for; an InvalidRequest for an invalid one."""
+    """Return the timers that POST /timers/batch creates, or InvalidRequest for an invalid one."""
     if "idempotency-key" in request.headers:
         raise InvalidRequest("In a batch, each timer has its own `idempotency_key`.")
     entries = decode(_json(request, MAX_BATCH_BYTES), Batch).timers
@@ -80,19 +80,19 @@ def timer_specs(request: Request, now: datetime) -> list[TimerSpec | Exception]:
 
 
 def timer_change(request: Request, now: datetime) -> Change:
-    """Return the change that PATCH /timers/{id} asks for."""
+    """Return the change that PATCH /timers/{id} makes."""
     return decode(_json(request), TimerChange).change(now)
 
 
 def ids(request: Request) -> list[str]:
-    """Return the ids that a request on many timers names."""
+    """Return the ids in the body of a bulk request."""
     return decode(_json(request), Ids).ids
 
 
 def list_query(request: Request) -> ListQuery:
     """Return the page that GET /timers asks for."""
-    found = request.query_params
-    return parse_query({name: found.getlist(name) for name in found} if found else {})
+    query = request.query_params
+    return parse_query({name: query.getlist(name) for name in query} if query else {})
 
 
 def parse_query(parameters: Mapping[str, Sequence[str]]) -> ListQuery:
@@ -101,13 +101,13 @@ def parse_query(parameters: Mapping[str, Sequence[str]]) -> ListQuery:
         if len(values) > 1:
             raise InvalidRequest(f"The parameter `{name}` is given more than once.")
     try:
-        given = {name: values[0] for name, values in parameters.items()}
-        query = msgspec.convert(given, Query, strict=False)
+        single = {name: values[0] for name, values in parameters.items()}
+        query = msgspec.convert(single, Query, strict=False)
     except msgspec.ValidationError as error:
-        what, steps = _fault(str(error))
-        if field := _FIELD.fullmatch(what):
+        fault, steps = _fault(str(error))
+        if field := _FIELD.fullmatch(fault):
             raise InvalidRequest(f"There is no parameter `{field[1]}`.") from None
-        raise InvalidRequest(f"{what} in the parameter `{steps[0]}`.") from None
+        raise InvalidRequest(f"{fault} in the parameter `{steps[0]}`.") from None
     filter = TimerFilter(
         status=None if query.status is UNSET else query.status,
         label=None if query.label is UNSET else query.label,
@@ -131,9 +131,9 @@ def decode(content: bytes | msgspec.Raw, body_type: type[T]) -> T:
     try:
         return msgspec.json.decode(content, type=body_type)
     except msgspec.ValidationError as error:
-        what, steps = _fault(str(error))
-        detail = f"{what} in {_pointer(steps) or 'the body'}."
-        if field := _FIELD.fullmatch(what):
+        fault, steps = _fault(str(error))
+        detail = f"{fault} in {_pointer(steps) or 'the body'}."
+        if field := _FIELD.fullmatch(fault):
             steps.append(field[1])
         raise InvalidRequest(detail, _pointer(steps)) from None
     except UnicodeDecodeError:
@@ -183,13 +183,13 @@ def _decode_cursor(text: str) -> Cursor:
 
 
 def _fault(message: str) -> tuple[str, list[str]]:
-    """Return the fault in a message of msgspec, and the path that leads there.
+    """Split a message of msgspec into the fault and the steps of the path to it.
 
-    "Expected `int`, got `str` - at `$.retry.max_attempts`". Keys of maps are missing in the path.
+    "Expected `int`, got `str` - at `$.retry.max_attempts`". The path lacks the keys of maps.
     """
-    what, _, path = message.partition(" - at `$")
+    fault, _, path = message.partition(" - at `$")
     steps = ["".join(step) for step in _STEP.findall(path.removesuffix("`")) if step[1] != "..."]
-    return what, steps
+    return fault, steps
 
 
 def _pointer(steps: Sequence[str]) -> str:

@@ -121,7 +121,7 @@ def status_of(kind: type[errors.TimersError]) -> HTTPStatus:
     return next(STATUS_OF_ERROR[it] for it in kind.__mro__ if it in STATUS_OF_ERROR)
 
 
-def shown(timer: Timer, now: datetime) -> Response:
+def ok(timer: Timer, now: datetime) -> Response:
     """Return the timer: 200."""
     return _json(represent(timer, now), HTTPStatus.OK, {})
 
@@ -153,11 +153,11 @@ def listed(page: Page, now: datetime) -> Response:
     return _page(encoded, page.next)
 
 
-def results(found: Sequence[Created | Timer | Exception], now: datetime) -> Response:
+def results(items: Sequence[Created | Timer | Exception], now: datetime) -> Response:
     """Return the results of a batch, in order."""
     encoded: list[msgspec.Raw] = []
     size = 0
-    for index, it in enumerate(found):
+    for index, it in enumerate(items):
         result = _result(index, it, now)
         if size > MAX_PAGE_BYTES:
             result.timer = UNSET
@@ -167,7 +167,7 @@ def results(found: Sequence[Created | Timer | Exception], now: datetime) -> Resp
 
 
 def healthy(anonymous: str | None, receiver: str | None) -> Response:
-    """Return that the service works, and what a client must know before it asks for more."""
+    """Return the service's health, and what a client must know to use it: 200."""
     auth: Literal["none", "keys"] = "keys" if anonymous is None else "none"
     return _json(Health(auth=auth, receiver=receiver), HTTPStatus.OK, {})
 
@@ -206,9 +206,9 @@ def error_response(error: Exception) -> Response:
 
 
 def finished(response: Response, context: Any) -> Response:
-    """Add the id of the Lambda invocation, which the log lines have too.
+    """Return the response with its request id, which is also in the log lines.
 
-    An error response that Chalice made by itself gets the form of ours.
+    An error response of Chalice's own becomes a problem, as all others are.
     """
     response = _chalice_errors_as_problems(response)
     response.headers[REQUEST_ID_HEADER] = context.aws_request_id
@@ -222,7 +222,7 @@ def _chalice_errors_as_problems(response: Response) -> Response:
     status = HTTPStatus(response.status_code)
     detail = response.body.get("Message") if isinstance(response.body, dict) else None
     if status is HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
-        detail = DECLARE_JSON  # Chalice checks the Content-Type first, and says less
+        detail = DECLARE_JSON  # Chalice's own message says less
     sentence = (detail or status.phrase).removesuffix(".") + "."
     return problem(status, sentence, None, response.headers)
 
@@ -247,10 +247,10 @@ def _status(of: Created | Timer) -> HTTPStatus:
 
 
 def _problem_of(error: Exception) -> Problem:
-    """Return the problem to show for an error; log it if it is our fault or our backend's."""
+    """Return an error as a problem; log it if the service or its backend failed."""
     if not isinstance(error, errors.TimersError):
         log.error("view crashed", exc_info=error)
-        return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "The service has a fault.")
+        return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, "An internal error occurred.")
     if isinstance(error, errors.Unavailable):
         log.error("request not served", extra={"error": str(error), "cause": str(error.__cause__)})
     pointer = error.pointer if isinstance(error, errors.InvalidRequest) else None

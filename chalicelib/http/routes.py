@@ -1,4 +1,4 @@
-"""The routes of the API as its contract describes them; app.py has their views."""
+"""The routes of the API, as its OpenAPI document describes them; app.py has their views."""
 
 from http import HTTPStatus
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from chalicelib.http import bodies, responses
 _OK = HTTPStatus.OK
 _CREATED = HTTPStatus.CREATED
 _ACCEPTED = HTTPStatus.ACCEPTED
-_BODY = (errors.InvalidRequest, errors.BodyTooLarge)
-_ONE = (errors.TimerNotFound, errors.Conflict)
+_BODY_ERRORS = (errors.InvalidRequest, errors.BodyTooLarge)
+_TIMER_ERRORS = (errors.TimerNotFound, errors.Conflict)
 
 
 class Operation(NamedTuple):
-    """What a route takes and returns, and the errors that only some routes have."""
+    """A route's request and responses; `errors` are those that not every route has."""
 
     id: str
     """The name of its view."""
@@ -37,13 +37,13 @@ OPERATIONS = {
         " (at least one of them), or `delay`, or `fire_at`.",
         (_CREATED, _OK),
         TimerResource,
-        (*_BODY, errors.KeyReused),
+        (*_BODY_ERRORS, errors.IdempotencyKeyReused),
         body=bodies.NewTimer,
     ),
     "GET /timers": Operation(
         "list_timers",
         "List timers",
-        "Newest first. A page may be short, or empty, although there is a `next_cursor`.",
+        "Newest first. A page may be short, or empty, even if there is a `next_cursor`.",
         (_OK,),
         responses.TimerPage,
         (errors.InvalidRequest,),
@@ -63,7 +63,7 @@ OPERATIONS = {
         " deadline counts from now and restarts the timer, with all attempts ahead.",
         (_OK,),
         TimerResource,
-        (*_BODY, *_ONE),
+        (*_BODY_ERRORS, *_TIMER_ERRORS),
         body=bodies.TimerChange,
     ),
     "DELETE /timers/{timer_id}": Operation(
@@ -73,7 +73,7 @@ OPERATIONS = {
         " timer can still be read. Cancelling twice is fine.",
         (_OK,),
         TimerResource,
-        _ONE,
+        _TIMER_ERRORS,
     ),
     "POST /timers/{timer_id}/fire": Operation(
         "fire_timer",
@@ -81,7 +81,7 @@ OPERATIONS = {
         "Sends the webhook of a timer that is scheduled or retrying.",
         (_ACCEPTED,),
         TimerResource,
-        _ONE,
+        _TIMER_ERRORS,
     ),
     "POST /timers/{timer_id}/retry": Operation(
         "retry_timer",
@@ -89,7 +89,7 @@ OPERATIONS = {
         "Sends its webhook now, with all attempts ahead.",
         (_ACCEPTED,),
         TimerResource,
-        _ONE,
+        _TIMER_ERRORS,
     ),
     "POST /timers/batch": Operation(
         "create_timers",
@@ -98,7 +98,7 @@ OPERATIONS = {
         " status 400; the others are created.",
         (_OK,),
         responses.Results,
-        _BODY,
+        _BODY_ERRORS,
         body=bodies.Batch,
         tag="Bulk",
     ),
@@ -108,7 +108,7 @@ OPERATIONS = {
         "Each timer is cancelled on its own.",
         (_OK,),
         responses.Results,
-        _BODY,
+        _BODY_ERRORS,
         body=bodies.Ids,
         tag="Bulk",
     ),
@@ -118,7 +118,7 @@ OPERATIONS = {
         "Each timer is retried on its own.",
         (_OK,),
         responses.Results,
-        _BODY,
+        _BODY_ERRORS,
         body=bodies.Ids,
         tag="Bulk",
     ),
@@ -133,4 +133,4 @@ OPERATIONS = {
         needs_key=False,
     ),
 }
-"""All routes for programs, by method and path. The pages for browsers are not part of the API."""
+"""The API's routes, by method and path. The pages for browsers are not part of the API."""

@@ -1,4 +1,4 @@
-"""The pages for browsers: the files in chalicelib/web, read when they are asked for."""
+"""The pages for browsers: the files in chalicelib/web, read at each request."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -15,10 +15,10 @@ _MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
 }
-"""Only these are served; licences lie beside them."""
+"""Only these types are served, so the licences in the same folders are not."""
 
 _HEADERS: Headers = {
-    # The page loads and asks nothing but its own host, and can't be framed.
+    # A page can contact only its own host, and can't be framed.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
     " img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none';"
     " frame-ancestors 'none'",
@@ -29,7 +29,7 @@ _HEADERS: Headers = {
 
 
 def page(name: str, request: Request | None) -> Response:
-    """Return a page; redirect from a path with a slash at its end, which would break its links."""
+    """Return a page; redirect from a path with a trailing slash, which would break its links."""
     if request is not None and request.context["path"].endswith("/"):
         return Response(body="", status_code=308, headers={"Location": f"../{name}"})
     return _read(name, "index.html", request)

@@ -1,1 +1,1 @@
-"""What Timers does, over Protocols that hide AWS, SQLite and HTTP."""
+"""The use cases of Timers, and the Protocols that hide AWS, SQLite and HTTP from them."""

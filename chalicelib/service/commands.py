@@ -1,4 +1,4 @@
-"""What owners ask for: create, read, change, cancel, fire and retry timers."""
+"""The commands of owners: create, read, change, cancel, fire and retry timers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from chalicelib.core.changes import Change
-from chalicelib.core.errors import KeyReused, ScheduleRefused, Unavailable
+from chalicelib.core.errors import IdempotencyKeyReused, ScheduleRefused, Unavailable
 from chalicelib.core.pagination import ListQuery, Page
 from chalicelib.core.targets import Targets, with_any_id
 from chalicelib.core.timer import Timer, TimerSpec, keyed_id, new_timer, webhook_fields
@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 class Created(NamedTuple):
-    """A timer that a request asked for."""
+    """The timer of a create request."""
 
     timer: Timer
     is_new: bool
@@ -30,7 +30,7 @@ class Created(NamedTuple):
 
 
 class Commands:
-    """The commands of owners on the timers of their tenant.
+    """Owners' commands, on the timers of their tenant.
 
     `now` is the time of the request; everything that one request does happens at that time.
     Commands raise TimerNotFound, Conflict, InvalidRequest or Unavailable.
@@ -55,7 +55,7 @@ class Commands:
     def create(self, tenant: str, spec: TimerSpec, now: datetime) -> Created:
         """Store a timer and schedule it, once for each Idempotency-Key.
 
-        Raises KeyReused if the key came with a different request.
+        Raises IdempotencyKeyReused if the key came with a different request.
         """
         self._check_targets(webhook_fields(spec.webhook))
         timer = self._new(tenant, spec, now)
@@ -89,15 +89,15 @@ class Commands:
 
     def list_timers(self, tenant: str, query: ListQuery, now: datetime) -> Page:
         """Return a page of the tenant's timers; see `Store.page`."""
-        found: list[Timer] = []
+        timers: list[Timer] = []
         after = query.after
         for _ in range(MAX_PAGES_READ):
-            page = self._store.page(tenant, query.filter, after, query.limit - len(found))
-            found += [timer for timer in page.timers if not timer.is_expired(now)]
+            page = self._store.page(tenant, query.filter, after, query.limit - len(timers))
+            timers += [timer for timer in page.timers if not timer.is_expired(now)]
             after = page.next
-            if after is None or len(found) >= query.limit:
+            if after is None or len(timers) >= query.limit:
                 break
-        return Page(found, after)
+        return Page(timers, after)
 
     def cancel(self, tenant: str, timer_id: str, now: datetime) -> Timer:
         """Cancel a waiting timer: no webhook is sent after this returns."""
@@ -144,7 +144,7 @@ class Commands:
         return self._each(partial(self.retry, tenant, now=now), timer_ids)
 
     def check(self) -> None:
-        """Return if timers can be stored and fire, or raise Unavailable."""
+        """Raise Unavailable unless timers can be stored and fire."""
         self._store.check()
         self._scheduler.check()
 
@@ -188,7 +188,7 @@ class Commands:
             self._store.remove(stored)
             return None
         if stored.fingerprint != timer.fingerprint:
-            raise KeyReused("This Idempotency-Key was used for a different request.")
+            raise IdempotencyKeyReused("This Idempotency-Key was used for a different request.")
         if stored.version > 1:
             return stored
         # Its creator may still roll it back if the schedule is refused.

@@ -5,16 +5,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 MAX_THREADS = 32
-"""Calls at the same time."""
+"""The most concurrent calls of `in_threads`."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class MapConcurrently(Protocol):
-    """Calls a function for each item, at the same time if it can.
+    """Calls a function for each item, concurrently if it can.
 
-    Returns when all calls are over: their results in order, or the Exception that a call raised.
+    Returns, once all calls are over, the result of each in order, or the Exception it raised.
     A BaseException escapes.
     """
 

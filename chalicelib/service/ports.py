@@ -1,4 +1,4 @@
-"""What the service needs from outside: the Protocols that adapters implement.
+"""The Protocols that the service needs and that adapters implement.
 
 Every method raises Unavailable if the adapter's backend does not respond.
 """
@@ -27,8 +27,8 @@ class Store(Protocol):
     def replace(self, timer: Timer, adding: Timer | None = None) -> bool:
         """Write the timer if the stored version is `timer.version - 1`; return whether it was.
 
-        `adding` is a new timer to store in the same transaction. Writing exactly what is stored
-        may count as written.
+        `adding` is a new timer to store in the same transaction. A timer that is already stored in
+        exactly this form may count as written.
         """
 
     def replace_all(self, changed: Sequence[Timer]) -> list[Timer]:
@@ -43,22 +43,22 @@ class Store(Protocol):
     def page(self, tenant: str, filter: TimerFilter, after: Cursor | None, limit: int) -> Page:
         """Return at most `limit` matching timers of the tenant after the cursor, newest first.
 
-        A page may be short, or empty, although more follow.
+        A page may be short, or empty, even if more follow.
         """
 
     def check(self) -> None:
-        """Return if the store works."""
+        """Raise Unavailable if the store does not work."""
 
 
 class Scheduler(Protocol):
     """Delivers a timer's wake-up to `Worker.deliver` when its next attempt is due.
 
     A wake-up may arrive late, twice, or for a finished timer: the store decides. Besides
-    Unavailable (the timer may not be scheduled), methods raise ScheduleRefused (it is not).
+    Unavailable (the timer may or may not be scheduled), methods raise ScheduleRefused (it is not).
     """
 
     def schedule(self, timer: Timer) -> None:
-        """Deliver the wake-up of the timer's present generation at `timer.due_at`."""
+        """Deliver the wake-up of the timer's current generation at `timer.due_at`."""
 
     def unschedule(self, timer: Timer) -> None:
         """Delete the schedule of this generation, as far as possible."""
@@ -70,10 +70,10 @@ class Scheduler(Protocol):
         """
 
     def is_behind(self) -> bool:
-        """Say whether so much is due already that the sweep should add nothing."""
+        """Return whether so many wake-ups are due that the sweep should add none."""
 
     def check(self) -> None:
-        """Return if wake-ups are being delivered."""
+        """Raise Unavailable if wake-ups are not being delivered."""
 
 
 class Sender(Protocol):

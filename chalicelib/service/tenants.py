@@ -50,7 +50,7 @@ def change_secrets(
     """Add and retire a secret, either optional; return the tenant's secrets afterwards.
 
     `add` may be NEW_SECRET, for a secret made of `entropy`. Raises CommandError, also if the tenant
-    has no secret in the end.
+    ends up without a secret.
     """
     new = None if add is None else _added_secret(add, entropy)
     old = None if retire is None else signing.parse_secret(retire)

@@ -17,7 +17,7 @@ from chalicelib.service.ports import Scheduler, Store
 log = logging.getLogger(__name__)
 
 MAX_RACES = 10
-"""How often a change starts over because another one was written between its read and its write."""
+"""How often a change is tried while concurrent writes to the same timer come first."""
 
 
 class Transitions:
@@ -41,9 +41,9 @@ class Transitions:
         change: Callable[[Timer, datetime], Timer],
         now: datetime,
     ) -> tuple[Timer, Timer]:
-        """Write what `change` makes of the timer; return the timer before and after.
+        """Apply `change` to the timer and write the result; return the timer before and after.
 
-        A change that returns the same timer writes nothing. Errors of `change` escape.
+        If `change` returns the same timer, nothing is written. Its errors propagate.
         """
         for _ in range(MAX_RACES):
             before = self.get(tenant, timer_id, now)
@@ -68,7 +68,7 @@ class Transitions:
             self.unschedule(after)
 
     def unschedule(self, timer: Timer) -> None:
-        """Delete the schedule of this generation; failing to do so is harmless."""
+        """Delete the schedule of this generation; a failure is harmless."""
         try:
             self._scheduler.unschedule(timer)
         except Unavailable:
@@ -76,7 +76,7 @@ class Transitions:
             log_timer("schedule not deleted", timer, logging.WARNING)
 
     def is_overtaken(self, timer: Timer) -> bool:
-        """Say whether the stored timer no longer waits for this generation."""
+        """Return whether the stored timer no longer waits for this generation."""
         try:
             current = self._store.get(timer.tenant, timer.id)
         except Unavailable:

@@ -1,4 +1,4 @@
-"""What the service does by itself: fire, deliver, sweep, reclaim."""
+"""The work that the service does without a request: fire, deliver, sweep, reclaim."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -16,32 +16,32 @@ from chalicelib.service.transitions import Transitions, log_timer
 log = logging.getLogger(__name__)
 
 LEASE_MARGIN = timedelta(seconds=5)
-"""A POST must end this long before its worker does, so that it can be recorded. The lease lasts
-this much longer than the worker, because clocks differ."""
+"""An attempt must end this long before its worker does, so that its outcome can be recorded. The
+lease lasts this much longer than the worker, because clocks differ."""
 
 MAX_EARLY_WAIT = timedelta(seconds=5)
-"""A wake-up that is early by more than this is requeued; the worker waits for one that is not."""
+"""How long a worker waits until an early wake-up is due; an even earlier one is requeued."""
 
 SWEEP_GRACE = timedelta(seconds=30)
 """How long a timer is overdue before the sweep requeues it."""
 
 SWEEP_COOLDOWN = timedelta(minutes=5)
-"""How long the sweep then leaves it alone."""
+"""How long later sweeps ignore a timer that a sweep has handled."""
 
 SWEEP_BATCH_SIZE = 500
 
 MAX_SWEPT = 20_000
-"""Timers that one sweep requeues: more would only wait, and be requeued again meanwhile."""
+"""The most timers in one sweep: more would still be waiting when their cooldown ends."""
 
 RECORD_RETRY_PAUSE = 0.5
 """Seconds between two tries to record an outcome while the store does not respond."""
 
 RECORD_RESERVE = timedelta(seconds=10)
-"""No further try to record begins this shortly before the worker ends."""
+"""No further try to record an outcome starts this shortly before the worker ends."""
 
 
 class Worker:
-    """Delivers what is due, and finds what was forgotten.
+    """Delivers due timers, and finds forgotten ones.
 
     `clock` returns the aware UTC time, `pause` sleeps for seconds, `chance` returns a random number
     from 0 to 1, `concurrently` calls a function for many timers of a sweep.
@@ -78,8 +78,8 @@ class Worker:
     def deliver(self, wakeup: Wakeup, ends_at: datetime) -> None:
         """Claim the timer, send its webhook, record the outcome.
 
-        `ends_at` is when this worker ends at the latest. Raises Unavailable only, and then the
-        wake-up may be delivered again.
+        `ends_at` is when this worker ends at the latest. Raises only Unavailable; the wake-up
+        may then be delivered again.
         """
         if wakeup.due_at - self._clock() > MAX_EARLY_WAIT:
             self._scheduler.requeue([wakeup])
@@ -100,21 +100,21 @@ class Worker:
     def sweep(self, until: datetime) -> int:
         """Requeue, schedule or reclaim forgotten timers until that time; return how many.
 
-        Those are overdue timers, timers that could not be scheduled, and timers whose lease has
-        expired. While the scheduler is behind, overdue timers are left to it.
+        A forgotten timer is overdue, could not be scheduled, or has an expired lease. While the
+        scheduler is behind, overdue timers are left to it.
         """
-        found = 0
-        while found < MAX_SWEPT and self._clock() < until:
+        swept = 0
+        while swept < MAX_SWEPT and self._clock() < until:
             revived = self._revive(
                 self._store.overdue(self._clock() - SWEEP_GRACE, SWEEP_BATCH_SIZE)
             )
-            found += revived
+            swept += revived
             if not revived:
                 break
-        return found
+        return swept
 
     def reclaim(self, timer: Timer) -> bool:
-        """Take the claim from a worker that is certainly dead; count it as an attempt.
+        """End the claim of a worker that is certainly dead; count it as a failed attempt.
 
         Returns False if another process was faster.
         """
@@ -136,7 +136,7 @@ class Worker:
         try:
             outcome = self._sender.send(claimed, at)
         except Unavailable:
-            # Nothing was sent, so this is no attempt: the next wake-up, or the sweep, makes one.
+            # Nothing was sent, so this is not an attempt. The next wake-up or the sweep makes one.
             self._replace_while_leased(claimed.release(), claimed)
             raise
         self._record(claimed, outcome, at)
@@ -165,7 +165,7 @@ class Worker:
     def _replace_while_leased(
         self, after: Timer, claimed: Timer, notice: Timer | None = None
     ) -> bool:
-        # An outcome that is not recorded is a webhook sent twice: try as long as the lease allows.
+        # If the outcome is lost, the webhook is sent twice: try as long as the lease allows.
         while True:
             try:
                 return self._store.replace(after, notice)
@@ -186,25 +186,25 @@ class Worker:
         reclaimed = self._for_each(self.reclaim, expired)
         # Move `wake_at` before requeueing, so that overlapping sweeps requeue a timer once.
         next_check = self._clock() + SWEEP_COOLDOWN
-        kept = self._store.replace_all([timer.with_next_check(next_check) for timer in waiting])
-        for timer in kept:
+        requeued = self._store.replace_all([timer.with_next_check(next_check) for timer in waiting])
+        for timer in requeued:
             log_timer("timer requeued", timer, logging.WARNING)
-        self._for_each(self._schedule_late, [timer for timer in kept if not timer.armed])
-        # Last, because a failure ends the sweep: without a queue, more would only be put off.
-        self._scheduler.requeue([timer.wakeup() for timer in kept if timer.armed])
-        return sum(map(bool, reclaimed)) + len(kept)
+        self._for_each(self._schedule_late, [timer for timer in requeued if not timer.armed])
+        # Last, because a failure ends the sweep: no other timer could be requeued either.
+        self._scheduler.requeue([timer.wakeup() for timer in requeued if timer.armed])
+        return sum(map(bool, reclaimed)) + len(requeued)
 
     def _for_each(self, call: Callable[[Timer], object], batch: Sequence[Timer]) -> list[object]:
-        """Call for each timer; log those that are Unavailable now, so the others are still done."""
-        done: list[object] = []
+        """Call for each timer; return the results, without those that raised Unavailable."""
+        results: list[object] = []
         for timer, result in zip(batch, self._concurrently(call, batch), strict=True):
             if isinstance(result, Unavailable):
                 log_timer("timer postponed", timer, logging.WARNING, error=str(result))
             elif isinstance(result, Exception):
                 raise result
             else:
-                done.append(result)
-        return done
+                results.append(result)
+        return results
 
     def _schedule_late(self, timer: Timer) -> None:
         self._scheduler.schedule(timer)

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from datetime import datetime, timedelta
 
 SECRETS_TTL = timedelta(minutes=1)
-"""How long AWS caches secrets, and so how long a retired secret may still sign."""
+"""How long secrets are cached on AWS: a retired secret may sign for this long."""
 
 SecretsOf = Callable[[str], Sequence[str]]
 """Returns a tenant's secrets, newest first, or raises Unavailable."""

@@ -51,12 +51,12 @@ class WebhookSender:
     def send(self, timer: Timer, at: datetime) -> Outcome:
         """Make one attempt at `at`, within `timer.timeout` seconds. A failure is an Outcome too.
 
-        Only Unavailable escapes, before anything is sent: the secrets can't be read in time.
+        Raises Unavailable, before anything is sent, if the secrets can't be read in time.
         """
-        asked = time.monotonic()
+        called = time.monotonic()
         secrets = self._secrets_of(timer.tenant)
         began = time.monotonic()
-        left = timer.timeout - (began - asked)
+        left = timer.timeout - (began - called)
         if left < timer.timeout / 2:
             raise Unavailable(
                 "Reading the signing secrets took over half of the timeout; nothing was sent."
@@ -95,8 +95,8 @@ def _headers(timer: Timer, at: datetime) -> dict[str, str]:
         "Accept-Encoding": "identity",
     }
     # The owner may replace Accept and User-Agent; the API rejects the other names.
-    given = {name.lower() for name in timer.headers}
-    return timer.headers | {n: value for n, value in ours.items() if n.lower() not in given}
+    custom = {name.lower() for name in timer.headers}
+    return timer.headers | {n: value for n, value in ours.items() if n.lower() not in custom}
 
 
 def _signature(timer: Timer, at: datetime, secrets: Sequence[str], body: bytes) -> dict[str, str]:

@@ -60,13 +60,13 @@ MAX_POOLS = 64
 """Receivers whose connections are kept open at a time."""
 
 MAX_CONNECTIONS_PER_RECEIVER = 64
-"""Idle connections per receiver: as many as one host can have senders."""
+"""Idle connections per receiver: as many as the senders that one host may use."""
 
 T = TypeVar("T")
 
 
 class WaitStrategy(Protocol):
-    """How an exchange waits, so that other work goes on meanwhile."""
+    """How an exchange waits; other work may go on meanwhile."""
 
     keeps_connections: bool
     """Whether connections may be kept open: `call_later` works."""
@@ -102,7 +102,7 @@ class BlockingWait:
 
 
 class ExchangeError(Exception):
-    """An exchange without a response; `error` is its class, as in `Outcome.error`.
+    """An exchange that got no response; `error` is its class, as in `Outcome.error`.
 
     Not an OSError: urllib3 would catch that and reword it.
     """
@@ -124,7 +124,7 @@ class ExchangeError(Exception):
 
 
 class _ConnectionDropped(Exception):
-    """The receiver ended a kept connection without sending a byte. Not an OSError, as above."""
+    """The receiver ended a reused connection without sending a byte. Not an OSError, as above."""
 
 
 class Response(NamedTuple):
@@ -180,7 +180,7 @@ class Transport:
             return self._adapter.post(request, ends_at)
         except _ConnectionDropped:
             # Most likely the receiver closed the connection before this webhook arrived. If not, it
-            # gets the webhook twice, as after any fault, and can tell by its id. The pool has not
+            # gets the webhook twice, as after any fault, and can tell by the id. The pool has not
             # replaced the dropped connection yet, so this one is fresh.
             return self._adapter.post(request, ends_at)
 
@@ -371,7 +371,7 @@ class _CheckedConnection:
 
 
 def _is_framed(response: Any) -> bool:
-    """Say whether a response is final and its end is beyond doubt."""
+    """Return whether a response is final and its end is beyond doubt."""
     length = response.headers.get("Content-Length")
     coding = response.headers.get("Transfer-Encoding")
     if response.status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
@@ -448,10 +448,10 @@ def _resolve(host: str, port: int, waiting: WaitStrategy) -> list[Address]:
 def _look_up(host: str, port: int) -> list[Address]:
     # The resolver has time limits of its own (resolv.conf); nothing can shorten them.
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise ExchangeError("dns", _describe(error)) from None
-    return list(dict.fromkeys((entry[0], entry[4]) for entry in found))
+    return list(dict.fromkeys((entry[0], entry[4]) for entry in entries))
 
 
 def _check(targets: Targets, host: str, port: int, addresses: list[Address]) -> None:
@@ -485,7 +485,7 @@ def _connect(addresses: list[Address], expires_at: float, waiting: WaitStrategy)
 def _prepared(
     method: str, url: str, headers: dict[str, str], body: bytes
 ) -> requests.PreparedRequest:
-    """Prepare a request, but not cookies, authentication and hooks: a quarter of the time.
+    """Prepare a request without cookies, authentication and hooks: in a quarter of the time.
 
     An invalid header raises ExchangeError, because requests would quote it in its own error.
     """
@@ -512,13 +512,13 @@ def _as_sent(url: str) -> str:
 
 
 def _beginning(body: urllib3.HTTPResponse, size: int) -> bytes:
-    """Return up to `size` bytes of a body; fewer if the rest fails or does not come in time."""
+    """Return up to `size` bytes of a body; fewer if the rest fails or is late."""
     received, left = b"", size
     # The status has decided the outcome, so an error here only ends the reading.
     with suppress(Exception):
         while left > 0 and (piece := body.read1(left, decode_content=False)):
             received += piece
-            # May fall below 0: a chunk that claims a negative size comes longer than asked for.
+            # May fall below 0: a chunk that claims a negative size returns more than was asked for.
             left -= len(piece)
     return received[:size]
 

@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs.type_defs import MessageAttributeValueTypeDef
 
 MAX_BACKOFF = timedelta(minutes=1)
-"""Between two attempts of a schedule. AWS waits longer; here a developer watches."""
+"""The longest wait between two attempts of a schedule: shorter than on AWS."""
 
 SHUTDOWN_GRACE = 0.5
 """Seconds that a running call gets after a stop signal."""
 
 
 class UnsupportedSchedule(Exception):
-    """The runner can't fire this schedule; `str(error)` is the reason, a clause."""
+    """The runner can't fire this schedule; `str(error)` is the reason, as a clause."""
 
 
 @dataclass
@@ -244,7 +244,7 @@ class Runner:
             yield
         except ClientError as error:
             code, _ = code_and_message(error)
-            if code != "ResourceNotFoundException":  # somebody else deleted the schedule
+            if code != "ResourceNotFoundException":  # the schedule was deleted meanwhile
                 self._log_once(name, f"Can't {action} {name} yet: {code}.")
 
     def _log_once(self, subject: str, text: str) -> None:
@@ -331,7 +331,7 @@ def _stop_on_signals(stop: threading.Event) -> None:
         signal.sigwait(signals)
         stop.set()
         time.sleep(SHUTDOWN_GRACE)
-        os._exit(0)  # a call hangs; the next runner repeats it
+        os._exit(0)  # a call still hangs; the next runner repeats it
 
     threading.Thread(target=wait, daemon=True).start()
 

@@ -62,7 +62,7 @@ MIGRATIONS = (
         WHERE wake_at IS NOT NULL;
     """,
 )
-"""Each step makes one version of the schema from the version before. Add steps; never edit one."""
+"""Each step upgrades the schema by one version. Add steps; never edit one."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

@@ -1,4 +1,4 @@
-"""API keys and signing secrets in SQLite, for the server and for the command line beside it."""
+"""API keys and signing secrets in SQLite, for the server and for the `timers` command."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -74,10 +74,10 @@ class SqliteSecrets:
         return _secrets(self._read(_SECRETS, (tenant,)))
 
     def add(self, tenant: str, secret: str) -> None:
-        self._change(tenant, lambda kept: signing.with_secret(kept, secret))
+        self._change(tenant, lambda secrets: signing.with_secret(secrets, secret))
 
     def retire(self, tenant: str, secret: str) -> None:
-        self._change(tenant, lambda kept: signing.without_secret(kept, secret))
+        self._change(tenant, lambda secrets: signing.without_secret(secrets, secret))
 
     def _change(self, tenant: str, decide: Callable[[list[str]], list[str]]) -> None:
         def write(db: sqlite3.Connection) -> None:
@@ -94,7 +94,7 @@ def _secrets(rows: list[Any]) -> list[str]:
 
 @contextmanager
 def tenants_in(path: Path) -> Iterator[tuple[SqliteApiKeys, SqliteSecrets]]:
-    """Open the API keys and secrets of a database, also while a server uses it.
+    """Open the API keys and secrets of a database, even while a server uses it.
 
     Raises CommandError if there is no such database, or if it has another schema version.
     """

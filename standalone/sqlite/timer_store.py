@@ -129,14 +129,14 @@ class SqliteTimerStore:
         # Fix the last row to scan first: changes between the two queries then skip no timer.
         last_scanned = self._read(_LAST_SCANNED, (tenant, *top, *bottom, MAX_ROWS_SCANNED - 1))
         bottom = last_scanned[0] if last_scanned else bottom
-        wanted = (tenant, *top, *bottom, filter.label, filter.status)
-        rows = self._read(_PAGE, (*wanted, limit + 1))
-        found = [_decode(row[0]) for row in rows[:limit]]
+        conditions = (tenant, *top, *bottom, filter.label, filter.status)
+        rows = self._read(_PAGE, (*conditions, limit + 1))
+        timers = [_decode(row[0]) for row in rows[:limit]]
         if len(rows) > limit:
-            return Page(found, cursor_of(found[-1]))
+            return Page(timers, cursor_of(timers[-1]))
         if last_scanned:
-            return Page(found, Cursor(from_micros(bottom[0]), bottom[1]))
-        return Page(found, None)
+            return Page(timers, Cursor(from_micros(bottom[0]), bottom[1]))
+        return Page(timers, None)
 
     def check(self) -> None:
         """Make a write: it raises Unavailable if the disk is full or the file is read-only."""
@@ -164,7 +164,7 @@ class SqliteTimerStore:
         return [_decode(row[0]) for row in self._read(sql, (limit,))]
 
     def purge(self, now: datetime, limit: int = 5000) -> int:
-        """Delete timers whose TTL ended before `now`; return how many."""
+        """Delete timers whose retention ended before `now`; return how many."""
         sql = "DELETE FROM timers WHERE id IN (SELECT id FROM timers WHERE expires_at < ? LIMIT ?)"
         bounds = (to_micros(now), limit)
         return self._writer.call(lambda db: db.execute(sql, bounds).rowcount, durable=False)

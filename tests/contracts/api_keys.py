@@ -20,50 +20,50 @@ def another(number: int, tenant: str = "acme", role: Role = Role.READ) -> ApiKey
 
 
 class ApiKeysContract:
-    """Subclasses give the fixture `kept`: an empty ApiKeys."""
+    """Subclasses provide the fixture `keys`: an empty ApiKeys."""
 
-    def test_get_returns_the_key_as_added(self, kept: ApiKeys) -> None:
+    def test_get_returns_the_key_as_added(self, keys: ApiKeys) -> None:
         """A key is read back equal, by its id only."""
         for key in (KEY, another(1)):
-            kept.add(key)
-        assert kept.get(KEY.id) == KEY
-        assert kept.get(another(1).id) == another(1)
-        assert kept.get(another(2).id) is None
-        assert kept.get(KEY.hash) is None
+            keys.add(key)
+        assert keys.get(KEY.id) == KEY
+        assert keys.get(another(1).id) == another(1)
+        assert keys.get(another(2).id) is None
+        assert keys.get(KEY.hash) is None
 
-    def test_all_are_listed_oldest_first(self, kept: ApiKeys) -> None:
+    def test_all_are_listed_oldest_first(self, keys: ApiKeys) -> None:
         """`all` returns all keys, oldest first."""
-        assert kept.all() == []
+        assert keys.all() == []
         added = [another(number) for number in range(30)]
         for key in reversed(added):
-            kept.add(key)
-        assert kept.all() == added
+            keys.add(key)
+        assert keys.all() == added
 
-    def test_add_overwrites_a_key(self, kept: ApiKeys) -> None:
+    def test_add_overwrites_a_key(self, keys: ApiKeys) -> None:
         """A key added twice is stored once, as last added."""
-        kept.add(KEY)
+        keys.add(KEY)
         changed = replace(KEY, role=Role.READ)
-        kept.add(changed)
-        assert kept.get(KEY.id) == changed
-        assert kept.all() == [changed]
+        keys.add(changed)
+        assert keys.get(KEY.id) == changed
+        assert keys.all() == [changed]
 
-    def test_a_removed_key_is_gone(self, kept: ApiKeys) -> None:
+    def test_a_removed_key_is_gone(self, keys: ApiKeys) -> None:
         """A removed key is not found or listed; other keys stay; it can be added again."""
         for number in range(3):
-            kept.add(another(number))
-        assert kept.remove(another(1).id) is True
-        assert kept.get(another(1).id) is None
-        assert kept.all() == [another(0), another(2)]
-        kept.add(another(1))
-        assert kept.all() == [another(number) for number in range(3)]
+            keys.add(another(number))
+        assert keys.remove(another(1).id) is True
+        assert keys.get(another(1).id) is None
+        assert keys.all() == [another(0), another(2)]
+        keys.add(another(1))
+        assert keys.all() == [another(number) for number in range(3)]
 
-    def test_remove_says_whether_the_key_existed(self, kept: ApiKeys) -> None:
+    def test_remove_says_whether_the_key_existed(self, keys: ApiKeys) -> None:
         """`remove` returns False for an unknown key or one that is already removed."""
-        assert kept.remove(KEY.id) is False
-        kept.add(KEY)
-        kept.add(another(1))
+        assert keys.remove(KEY.id) is False
+        keys.add(KEY)
+        keys.add(another(1))
         for unknown in (another(2).id, KEY.hash, KEY.tenant, KEY.id[:-1], ""):
-            assert kept.remove(unknown) is False
-        assert kept.remove(KEY.id) is True
-        assert kept.remove(KEY.id) is False
-        assert kept.all() == [another(1)]
+            assert keys.remove(unknown) is False
+        assert keys.remove(KEY.id) is True
+        assert keys.remove(KEY.id) is False
+        assert keys.all() == [another(1)]

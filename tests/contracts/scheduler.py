@@ -36,7 +36,7 @@ class Timeline(ABC):
 
     @abstractmethod
     def add_backlog(self) -> None:
-        """Make so much due that the scheduler falls behind."""
+        """Make so many timers due that the scheduler falls behind."""
 
     @abstractmethod
     def break_down(self) -> None:
@@ -49,7 +49,7 @@ def sent(wakeups: list[Wakeup]) -> set[tuple[str, int]]:
 
 
 class SchedulerContract:
-    """Subclasses give the fixture `timeline`: a scheduler without timers, at START."""
+    """Subclasses provide the fixture `timeline`: a scheduler without timers, at START."""
 
     @pytest.mark.parametrize("delay", DELAYS, ids=str)
     def test_wakes_a_timer_when_it_is_due(self, timeline: Timeline, delay: timedelta) -> None:
@@ -65,7 +65,7 @@ class SchedulerContract:
         timeline.scheduler.schedule(timer)
         assert timeline.wakeups_by(timer.due_at - MAX_EARLY) == []
 
-    def test_a_wakeup_says_what_to_claim(self, timeline: Timeline) -> None:
+    def test_a_wakeup_identifies_its_timer(self, timeline: Timeline) -> None:
         """A wake-up carries the timer's id, tenant, generation, due time and host."""
         timer = make(1, HALF_MINUTE)
         timeline.scheduler.schedule(timer)
@@ -86,7 +86,7 @@ class SchedulerContract:
 
     @pytest.mark.parametrize("delay", [HALF_MINUTE, FAR], ids=str)
     def test_unscheduling_twice_is_harmless(self, timeline: Timeline, delay: timedelta) -> None:
-        """Unscheduling may leave the wake-up, which the store ignores; other timers still wake."""
+        """Unscheduling may leave a wake-up, which the store ignores; other timers still wake."""
         timer, other = make(1, delay), make(2, delay)
         timeline.scheduler.schedule(timer)
         timeline.scheduler.schedule(other)
@@ -111,7 +111,7 @@ class SchedulerContract:
         assert timeline.wakeups_by(START) == []
 
     def test_is_behind_with_a_backlog(self, timeline: Timeline) -> None:
-        """A scheduler is behind only while much is due."""
+        """A scheduler is behind only while many wake-ups are due."""
         timeline.scheduler.schedule(make(1, FAR))
         assert not timeline.scheduler.is_behind()
         timeline.add_backlog()

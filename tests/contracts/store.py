@@ -55,16 +55,16 @@ def walk(
     between: Callable[[], object] = lambda: None,
 ) -> list[Timer]:
     """Return all timers of a list, page by page; `between` runs after each page."""
-    found: list[Timer] = []
+    timers: list[Timer] = []
     before: Cursor | None = None
     for _ in range(200):
         page = store.page(tenant, listing, before, limit)
         places = [before or BEGINNING, *map(cursor_of, page.timers)]
         assert places == sorted(set(places), reverse=True)
         assert len(page.timers) <= limit
-        found += page.timers
+        timers += page.timers
         if page.next is None:
-            return found
+            return timers
         assert page.next <= places[-1]
         assert page.next < places[0]
         before = page.next
@@ -72,12 +72,12 @@ def walk(
     pytest.fail("The list has no end.")
 
 
-def newest_first(found: list[Timer]) -> list[Timer]:
-    return sorted(found, key=cursor_of, reverse=True)
+def newest_first(timers: list[Timer]) -> list[Timer]:
+    return sorted(timers, key=cursor_of, reverse=True)
 
 
 class StoreContract:
-    """Subclasses give the fixture `store`: an empty store."""
+    """Subclasses provide the fixture `store`: an empty store."""
 
     def test_get_returns_the_timer_as_added(self, store: Store) -> None:
         """A stored timer is read back equal, to the microsecond."""
@@ -108,7 +108,7 @@ class StoreContract:
 
     @pytest.mark.parametrize("unknown", ["", "nope", "x" * 3000, "../..", "ü", "\x00", "' OR 1=1"])
     def test_get_of_an_unknown_id_is_none(self, store: Store, unknown: str) -> None:
-        """Any text may be an id; an unknown one gives None."""
+        """Any text may be an id; `get` returns None for an unknown one."""
         store.add(make())
         assert store.get(DEFAULT_TENANT, unknown) is None
 
@@ -141,7 +141,7 @@ class StoreContract:
         early = timer.due_at - timedelta(microseconds=1)
         assert store.claim(timer.wakeup(), early, timer.due_at + HOUR) is None
 
-    def test_a_claimed_timer_can_not_be_claimed(self, store: Store) -> None:
+    def test_a_claimed_timer_can_not_be_claimed_again(self, store: Store) -> None:
         """A claimed timer can't be claimed again, even after its lease expired."""
         timer = make()
         store.add(timer)
@@ -171,7 +171,7 @@ class StoreContract:
             assert store.claim(wakeup, now, lease) is None
         assert store.get(DEFAULT_TENANT, timer.id) == final
 
-    def test_one_of_racing_workers_claims(self, store: Store) -> None:
+    def test_only_one_racing_worker_claims(self, store: Store) -> None:
         """Of 8 workers that claim at the same time, one succeeds."""
         gate = Barrier(8)
 
@@ -202,7 +202,7 @@ class StoreContract:
         assert store.get(DEFAULT_TENANT, timer.id) is None
 
     def test_replace_all_writes_only_previous_versions(self, store: Store) -> None:
-        """Of many changes, those of the stored versions are written and returned."""
+        """`replace_all` writes and returns only the changes to stored versions."""
         stored = [make(number) for number in range(5)]
         for timer in stored:
             store.add(timer)
@@ -219,9 +219,9 @@ class StoreContract:
         zombie = store.claim(timer.wakeup(), timer.due_at, timer.due_at + SECOND)
         assert zombie is not None
         now = timer.due_at + HOUR
-        taken = zombie.record(WORKER_LOST, now, now)
-        assert store.replace(taken)
-        second = store.claim(taken.wakeup(), now, now + HOUR)
+        reclaimed = zombie.record(WORKER_LOST, now, now)
+        assert store.replace(reclaimed)
+        second = store.claim(reclaimed.wakeup(), now, now + HOUR)
         assert second is not None
         assert not store.replace(zombie.record(NO_CONTENT, now, None))
         assert store.get(DEFAULT_TENANT, timer.id) == second
@@ -243,9 +243,9 @@ class StoreContract:
         due = [make(number, number * SECOND) for number in (3, 1, 5, 2, 4)]
         for timer in due:
             store.add(timer)
-        found = store.overdue(START + 4 * SECOND, 10)
-        assert found == sorted(due, key=lambda timer: timer.due_at)[:3]
-        assert store.overdue(START + 4 * SECOND, 2) == found[:2]
+        overdue = store.overdue(START + 4 * SECOND, 10)
+        assert overdue == sorted(due, key=lambda timer: timer.due_at)[:3]
+        assert store.overdue(START + 4 * SECOND, 2) == overdue[:2]
 
     def test_lists_expired_leases_as_overdue(self, store: Store) -> None:
         """A timer that is being delivered is overdue when its lease expires."""
@@ -291,7 +291,7 @@ class StoreContract:
         store.check()
 
     def expire(self, store: Store, now: object) -> None:
-        """Delete expired timers, if the store needs to be told."""
+        """Delete expired timers, unless the store does so by itself."""
 
     @staticmethod
     def _end(store: Store, timer: Timer, end: Status) -> Timer:
@@ -314,7 +314,7 @@ class StoreContract:
         assert store.replace(changed, other)
         assert store.get(timer.tenant, timer.id) == changed
         assert store.get(other.tenant, other.id) == other
-        # The version is not the one before any more: nothing of this may happen.
+        # Version 8 is not the stored one, so neither timer is written.
         third = make(3)
         assert not store.replace(replace(changed, version=9), third)
         assert store.get(third.tenant, third.id) is None
@@ -352,8 +352,8 @@ class StoreContract:
             Cursor(datetime.min.replace(tzinfo=UTC), ""),
             Cursor(datetime.max.replace(tzinfo=UTC), "zzz"),
         ]:
-            behind = [timer for timer in newest_first(added) if cursor_of(timer) < before]
-            assert store.page(DEFAULT_TENANT, TimerFilter(), before, 10) == Page(behind, None)
+            older = [timer for timer in newest_first(added) if cursor_of(timer) < before]
+            assert store.page(DEFAULT_TENANT, TimerFilter(), before, 10) == Page(older, None)
 
     def test_a_list_shows_the_last_write(self, store: Store) -> None:
         """A list has each timer as last written, and filters by its current status."""
@@ -381,7 +381,7 @@ class StoreContract:
             assert walk(store, TimerFilter(label=label)) == labelled
         assert walk(store, TimerFilter(label="b")) == []
 
-    def test_a_new_label_takes_the_place_of_the_old(self, store: Store) -> None:
+    def test_a_new_label_replaces_the_old_one(self, store: Store) -> None:
         """A timer is found by its current label only."""
         timer = make(label="old")
         store.add(timer)
@@ -402,8 +402,8 @@ class StoreContract:
         spans = [(since, until) for since in moments for until in moments]
         for since, until in [*spans, (first, first), (first, last), (last, last), (last, first)]:
             listing = TimerFilter(since=since, until=until)
-            wanted = [timer for timer in newest_first(added) if listing.matches(timer)]
-            assert store.page(DEFAULT_TENANT, listing, None, 10) == Page(wanted, None)
+            expected = [timer for timer in newest_first(added) if listing.matches(timer)]
+            assert store.page(DEFAULT_TENANT, listing, None, 10) == Page(expected, None)
 
     def test_lists_agree_with_the_fake_store(self, store: Store) -> None:
         """All combinations of filters and page sizes give the same timers as FakeStore."""
@@ -426,7 +426,7 @@ class StoreContract:
             assert walk(store, listing, limit) == walk(reference, listing, 100), (listing, limit)
 
     def test_a_list_is_of_one_tenant(self, store: Store) -> None:
-        """A list has the tenant's timers only, however similar other tenants' names are."""
+        """A list has only the tenant's timers, even if other tenants' names are similar."""
         tenants = ["a", "ab", "a#1", "A", "a#", "b"]
         numbers = range(4 * len(tenants))
         added = [make(number, tenant=tenants[number % len(tenants)]) for number in numbers]
@@ -438,7 +438,7 @@ class StoreContract:
         assert walk(store, tenant="%") == walk(store, tenant="") == []
 
     def test_a_list_is_stable_between_pages(self, store: Store) -> None:
-        """Timers that exist from the first page on are listed once, despite changes."""
+        """Timers that exist when the list begins are listed once, despite changes."""
         old = [make(number, created_at=START - number * SECOND) for number in range(10)]
         for timer in old:
             store.add(timer)

@@ -92,11 +92,11 @@ def test_first_timer_from_creation_to_delivery(empty: Standalone, page: Page) ->
     with a valid signature."""
     console = Console(page, empty.url)
     console.press("Create your first timer")
-    console.is_headed("New timer")
+    console.has_heading("New timer")
     console.fill(seconds="3", label="first")
     console.press("Create timer")
     console.sees("Timer created.")
-    console.is_headed("first")
+    console.has_heading("first")
     time_left = page.get_by_role("timer").first
     assert re.fullmatch("00:0[123]", time_left.inner_text())
     console.sees(re.compile(r"Delivered \d+ ms late \(HTTP 204\)\."))
@@ -248,7 +248,7 @@ def test_resubmitting_a_form_creates_one_timer(server: Standalone, page: Page) -
     console.press("Create timer")
     expect(form_error(page)).to_contain_text("did not respond")
     console.press("Create timer")
-    console.is_headed("resubmitted")
+    console.has_heading("resubmitted")
     assert len(with_label(server, "resubmitted")) == 1
 
 
@@ -261,7 +261,7 @@ def test_resubmitting_a_changed_form_creates_another_timer(server: Standalone, p
     expect(form_error(page)).to_contain_text("did not respond")
     console.fill(label="after the change")
     console.press("Create timer")
-    console.is_headed("after the change")
+    console.has_heading("after the change")
     assert len(with_label(server, "before the change")) == 1
 
 
@@ -302,7 +302,7 @@ def test_reschedule_changes_only_the_deadline(server: Standalone, page: Page) ->
     before = server.read(id)
     console = Console(page, server.url, f"/timers/{id}")
     console.press("Reschedule")
-    console.is_headed("Reschedule to move")
+    console.has_heading("Reschedule to move")
     expect(page.locator("h1")).to_be_focused()
     console.fill(hours="5")
     console.press("Reschedule")
@@ -389,7 +389,7 @@ def test_page_says_that_earlier_attempts_are_not_kept(server: Standalone, page: 
         wait_for_status(server, id, "failed")
         requests.post(f"{server.url}/timers/{id}/retry", timeout=30).raise_for_status()
     wait_for_status(server, id, "failed")
-    console.looks_again()
+    console.reload()
     console.sees("Failed after 20 attempts")
     expect(page.get_by_text("Earlier attempts are not kept.")).to_have_count(0)
     console.press("Retry")
@@ -492,9 +492,9 @@ def test_timer_with_an_invisible_label_shows_its_id(server: Standalone, page: Pa
     id = create(server, label="\u00a0\u200b")
     console = Console(page, server.url)
     page.get_by_role("link", name=id, exact=True).click()
-    console.is_headed(id)
+    console.has_heading(id)
     console.press("Reschedule")
-    console.is_headed(f"Reschedule {id}")
+    console.has_heading(f"Reschedule {id}")
 
 
 def test_label_filter_keeps_trailing_spaces(server: Standalone, page: Page) -> None:
@@ -553,7 +553,7 @@ def test_late_response_does_not_replace_a_newer_one(server: Standalone, page: Pa
     held: list[tuple[Route, APIResponse]] = []
     page.route(f"**/timers/{id}", lambda it: held.append((it, it.fetch())), times=1)
     with page.expect_request(f"**/timers/{id}"):
-        console.looks_again()
+        console.reload()
     console.press("Fire now")
     console.sees(re.compile("^Delivered"))
     ((earlier, response),) = held
@@ -733,13 +733,13 @@ def test_api_key_is_kept_in_session_storage(keyed: Keyed, browser: Browser) -> N
         expect(page.get_by_label("API key")).to_be_focused()
         page.on("request", collect_in(sent))
         keyed.sign_in(page, key)
-        console.is_headed("Overview")
+        console.has_heading("Overview")
         expect(page.locator("h1")).to_be_focused()
         assert page.evaluate("Object.values(sessionStorage)") == [key]
         assert page.evaluate("localStorage.length + document.cookie.length") == 0
         assert key not in page.url
         with page.expect_request("**/health"):
-            console.looks_again()
+            console.reload()
         headers = {it.url.rpartition("/")[2]: it.headers.get("authorization") for it in sent}
         assert headers["timers?limit=100"] == f"Bearer {key}"
         assert headers["health"] is None
@@ -760,7 +760,7 @@ def test_read_only_key_shows_the_services_error(keyed: Keyed, browser: Browser) 
         keyed.sign_in(page, key)
         console.press("Fire now")
         expect(page.get_by_role("alert")).to_contain_text("key")
-        console.is_headed("read-only")
+        console.has_heading("read-only")
 
 
 def test_revoked_key_keeps_the_entered_form(keyed: Keyed, browser: Browser) -> None:
@@ -773,7 +773,7 @@ def test_revoked_key_keeps_the_entered_form(keyed: Keyed, browser: Browser) -> N
         field = page.get_by_label("API key")
         field.fill(first)
         console.press("Sign in")
-        console.is_headed("Reschedule moved")
+        console.has_heading("Reschedule moved")
         console.fill(hours="7")
         keyed.run("revoke", first)
         console.press("Reschedule")
@@ -781,14 +781,14 @@ def test_revoked_key_keeps_the_entered_form(keyed: Keyed, browser: Browser) -> N
         expect(field).to_be_focused()
         assert not page.get_by_text("Reschedule moved").is_visible()
         with page.expect_response(f"**/timers/{id}"):
-            console.looks_again()
+            console.reload()
         urls: list[str] = []
         page.on("request", lambda request: urls.append(request.url))
         page.clock.run_for(60_000)
         assert not [url for url in urls if id in url]
         field.fill(second)
         console.press("Sign in")
-        console.is_headed("Reschedule moved")
+        console.has_heading("Reschedule moved")
         assert page.locator("[name=hours]").input_value() == "7"
         expect(form_error(page)).to_have_count(0)
         console.press("Reschedule")
@@ -804,7 +804,7 @@ def test_blocked_session_storage_is_reported(
     });"""
     with opened(browser) as page:
         page.add_init_script(blocked)
-        Console(page, server.url).is_headed("Overview")
+        Console(page, server.url).has_heading("Overview")
         console = Console(page, keyed.server.url)
         page.get_by_label("API key").fill(keyed.key())
         console.press("Sign in")
@@ -833,7 +833,7 @@ def test_revoked_key_closes_an_open_dialog(keyed: Keyed, browser: Browser) -> No
         console.press("Sign in")
         console.press("Cancel timer")
         keyed.run("revoke", first)
-        console.looks_again()
+        console.reload()
         expect(page.get_by_label("API key")).to_be_focused()
         page.keyboard.type(second)
         requests.post(
@@ -842,7 +842,7 @@ def test_revoked_key_closes_an_open_dialog(keyed: Keyed, browser: Browser) -> No
             timeout=30,
         )
         page.keyboard.press("Enter")
-        console.is_headed("dialog")
+        console.has_heading("dialog")
         console.sees(re.compile(r"Delivered \d+ ms late"))
 
 
@@ -853,7 +853,7 @@ def test_unreachable_service_keeps_the_last_data(empty: Standalone, browser: Bro
         console = Console(page, empty.url, f"/timers/{id}")
         console.sees("scheduled")
         page.route("**/timers/*", lambda route: route.abort())
-        console.looks_again()
+        console.reload()
         console.sees("The service did not respond. This data may be out of date.")
         console.sees("kept")
         page.unroute("**/timers/*")
@@ -870,12 +870,12 @@ def test_failed_health_check_is_shown_until_it_passes(server: Standalone, browse
         console.sees("still there")
         page.get_by_label("Label").press_sequentially("hal")
         page.route("**/health", lambda it: it.fulfill(status=503, json={"detail": note}))
-        console.looks_again()
+        console.reload()
         console.sees(re.compile(note))
         assert page.get_by_text("still there").is_visible()
         expect(page.get_by_label("Label")).to_have_value("hal")
         page.unroute("**/health")
-        console.looks_again()
+        console.reload()
         page.get_by_text(note).wait_for(state="detached")
 
 
@@ -886,7 +886,7 @@ def test_loading_message_is_shown_until_the_first_response(server: Standalone, p
     console = Console(page, server.url)
     console.sees("Loading the console…")
     waiting[0].continue_()
-    console.is_headed("Overview")
+    console.has_heading("Overview")
     expect(page.get_by_text("Loading the console…")).to_have_count(0)
 
 
@@ -897,9 +897,9 @@ def test_malformed_urls_do_not_break_the_page(server: Standalone, browser: Brows
         expect(page.get_by_role("alert")).to_be_visible()
         for view in ("/nothing/at/all", "/timers/.", "/timers/%2E%2E", "/timers/../reschedule"):
             console.go("/new")
-            console.is_headed("New timer")
+            console.has_heading("New timer")
             console.go(view)
-            console.is_headed("Overview")
+            console.has_heading("Overview")
 
 
 def test_unknown_timer_shows_an_error(server: Standalone, browser: Browser) -> None:
@@ -967,12 +967,12 @@ def test_narrow_screens_need_no_horizontal_scrolling(
 def test_timer_can_be_created_with_the_keyboard(server: Standalone, page: Page) -> None:
     """Each new view sets the window's title and moves the focus to its heading."""
     console = Console(page, server.url)
-    console.is_headed("Overview")
+    console.has_heading("Overview")
     page.keyboard.press("Tab")
     expect(page.get_by_text("Skip to content")).to_be_focused()
     page.get_by_role("link", name="New timer").focus()
     page.keyboard.press("Enter")
-    console.is_headed("New timer")
+    console.has_heading("New timer")
     expect(page.locator("h1")).to_be_focused()
     assert page.title() == "New timer · Timers"
     for text in ("", "2", "", ""):  # mode, hours, minutes, seconds
@@ -980,7 +980,7 @@ def test_timer_can_be_created_with_the_keyboard(server: Standalone, page: Page) 
         page.keyboard.type(text)
     page.keyboard.press("Enter")
     console.sees("Timer created.")
-    console.is_headed(re.compile("[0-9a-f-]{36}"))
+    console.has_heading(re.compile("[0-9a-f-]{36}"))
     expect(page.locator("h1")).to_be_focused()
 
 

@@ -15,7 +15,7 @@ from chalicelib.core.timer import Outcome, Timer
 from chalicelib.webhook import transport
 from chalicelib.webhook.sender import WebhookSender
 from standalone.greenlets import Hub
-from tests.support.hub import begin, running_loop
+from tests.support.hub import begin, running_hub
 from tests.support.receivers import (
     RECEIVER_TIMEOUT,
     FakeResolver,
@@ -66,7 +66,7 @@ def sender(request: pytest.FixtureRequest, authority: trustme.CA) -> Iterator[We
     if request.param == "blocking":
         yield sender_to(LOOPBACK_TARGETS, authority)
         return
-    with pytest.MonkeyPatch.context() as patch, running_loop() as hub:
+    with pytest.MonkeyPatch.context() as patch, running_hub() as hub:
         patch.setattr(transport, "KEEPALIVE_SECONDS", 0.0)
         yield GreenletSender(hub, Targets.parse(LOOPBACK_TARGETS), trusting(authority))
 
@@ -77,7 +77,7 @@ def keepalive_sender(
 ) -> Iterator[GreenletSender]:
     """A sender that keeps connections open for as long as a test may take."""
     monkeypatch.setattr(transport, "KEEPALIVE_SECONDS", 60.0)
-    with running_loop() as hub:
+    with running_hub() as hub:
         yield GreenletSender(hub, Targets.parse(LOOPBACK_TARGETS), trusting(authority))
 
 

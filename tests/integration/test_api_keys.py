@@ -29,7 +29,7 @@ from tests.contracts.api_keys import KEY, TOKEN, ApiKeysContract, another
 from tests.support.aws import TENANTS, account
 from tests.support.cloud import Cloud
 from tests.support.fakes import START, FakeApiKeys
-from tests.support.routes import WANTING
+from tests.support.routes import KEY_ROUTES
 
 METHOD_ARN = "arn:aws:execute-api:eu-central-1:123456789012:abc/api/GET/timers"
 
@@ -38,7 +38,7 @@ class TestFakeApiKeys(ApiKeysContract):
     """The contract, on the fake."""
 
     @pytest.fixture
-    def kept(self) -> ApiKeys:
+    def keys(self) -> ApiKeys:
         return FakeApiKeys()
 
 
@@ -46,7 +46,7 @@ class TestDynamoApiKeys(ApiKeysContract):
     """The contract, on a table in moto."""
 
     @pytest.fixture
-    def kept(self) -> Iterator[ApiKeys]:
+    def keys(self) -> Iterator[ApiKeys]:
         with account() as aws:
             yield DynamoApiKeys(aws.dynamodb, TENANTS)
 
@@ -55,7 +55,7 @@ class TestApiKeysOfTheServer(ApiKeysContract):
     """The contract, on the connection of the server."""
 
     @pytest.fixture
-    def kept(self, tmp_path: Path) -> Iterator[ApiKeys]:
+    def keys(self, tmp_path: Path) -> Iterator[ApiKeys]:
         with closing(SqliteTimerStore(tmp_path / "timers.db")) as store:
             yield store.keys
 
@@ -64,10 +64,10 @@ class TestApiKeysOfTheCommand(ApiKeysContract):
     """The contract, on the connection of the command while the server runs."""
 
     @pytest.fixture
-    def kept(self, tmp_path: Path) -> Iterator[ApiKeys]:
+    def keys(self, tmp_path: Path) -> Iterator[ApiKeys]:
         path = tmp_path / "timers.db"
-        with closing(SqliteTimerStore(path)), tenants_in(path) as (kept, _):
-            yield kept
+        with closing(SqliteTimerStore(path)), tenants_in(path) as (keys, _):
+            yield keys
 
 
 def test_a_retried_removal_counts_as_removed() -> None:
@@ -230,14 +230,14 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
         yield made
 
 
-@pytest.mark.parametrize(("method", "path"), WANTING)
+@pytest.mark.parametrize(("method", "path"), KEY_ROUTES)
 def test_rejects_missing_and_unknown_keys(opened: Opened, method: str, path: str) -> None:
     """A missing key is a 401, an unknown one a 403; neither reaches the view."""
     assert opened.ask(method, path, None).status_code == 401
     assert opened.ask(method, path, TOKEN).status_code == 403
 
 
-@pytest.mark.parametrize(("method", "path"), WANTING)
+@pytest.mark.parametrize(("method", "path"), KEY_ROUTES)
 @pytest.mark.parametrize("context", [None, {}, {"principalId": "user"}])
 def test_views_reject_unauthorized_requests(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, method: str, path: str, context: Any

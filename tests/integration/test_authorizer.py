@@ -32,15 +32,15 @@ from tests.support.http import (
     METHODS,
     OTHER_HOSTS,
     TIMER,
-    Answer,
     Connection,
     Meeting,
+    Response,
     ask,
     message,
     running,
     serving,
 )
-from tests.support.routes import BODIES, ROUTES, SERVED, WANTING, Api
+from tests.support.routes import BODIES, KEY_ROUTES, ROUTES, SERVICE_ROUTES, Api
 
 
 def minted(number: int, tenant: str = "acme", role: Role = Role.FULL) -> tuple[bytes, ApiKey]:
@@ -88,7 +88,7 @@ def create(url: str, key: bytes) -> str:
     return answer.headers["location"]
 
 
-def unauthenticated(answer: Answer) -> bool:
+def unauthenticated(answer: Response) -> bool:
     return bool(answer.detail(401)) and answer.headers["www-authenticate"] == "Bearer"
 
 
@@ -119,7 +119,7 @@ INVALID_KEYS = {
 @pytest.mark.parametrize("header", INVALID_KEYS.values(), ids=INVALID_KEYS)
 def test_invalid_keys_are_401(served: Served, header: bytes) -> None:
     """Without a valid key every route but health answers 401."""
-    for method, path in WANTING:
+    for method, path in KEY_ROUTES:
         body = BODIES.get((method, path), b"")
         for kind in (JSON, b"Content-Type: image/png\r\n"):
             data = message(method, path, HOST, header, kind, body=body)
@@ -130,7 +130,7 @@ def test_invalid_keys_are_401(served: Served, header: bytes) -> None:
 def test_valid_keys_open_every_route(served: Served, scheme: bytes) -> None:
     """A key with full access opens every route; the scheme may be in any case."""
     header = b"Authorization: %s %s\r\n" % (scheme, TOKEN)
-    for method, path in SERVED:
+    for method, path in SERVICE_ROUTES:
         body = BODIES.get((method, path), b"")
         answer = ask(served.url, message(method, path, HOST, header, JSON, body=body))
         assert answer.status in (200, 201, 404), (method, path)
@@ -141,7 +141,7 @@ def test_read_keys_change_nothing(served: Served) -> None:
     at = create(served.url, FULL)
     assert ask(served.url, message("GET", at, HOST, READ)).status == 200
     assert ask(served.url, message("GET", "/timers", HOST, READ)).status == 200
-    for method, path in WANTING:
+    for method, path in KEY_ROUTES:
         if method != "GET":
             body = BODIES.get((method, path), b"")
             data = message(method, path.replace("/x", at[7:]), HOST, READ, JSON, body=body)
@@ -153,7 +153,7 @@ def test_read_keys_change_nothing(served: Served) -> None:
 def test_timers_of_other_tenants_are_404(served: Served) -> None:
     """Another tenant can neither see a timer, list it nor change it."""
     at = create(served.url, FULL)
-    for method, path in WANTING:
+    for method, path in KEY_ROUTES:
         if path.startswith("/timers/x"):
             body = BODIES.get((method, path), b"")
             data = message(method, path.replace("/timers/x", at), HOST, OTHER, JSON, body=body)
@@ -177,7 +177,7 @@ def test_timers_without_a_key_belong_to_the_default_tenant(served: Served) -> No
 def test_views_require_a_key_themselves(served: Served) -> None:
     """Even without the authorizer, views reject requests when anonymous access is off."""
     with serving(Application(app)) as (_, url):
-        for method, path in WANTING:
+        for method, path in KEY_ROUTES:
             body = BODIES.get((method, path), b"")
             answer = ask(url, message(method, path, HOST, JSON, FULL, body=body))
             assert answer.detail(401) == "Send an API key: `Authorization: Bearer tmr_…`."

@@ -72,7 +72,7 @@ def fires_after(request: dict[str, Any]) -> float:
 def test_requests_for_a_new_timer(
     cloud: Cloud, seconds: float, delay: int | None, fires: float
 ) -> None:
-    """A near timer gets a delayed message and a late schedule; a far one gets an early schedule."""
+    """A near timer gets a delayed message and a backstop; a far one gets an early schedule."""
     timer = cloud.create(seconds)
     created = requests(cloud.aws, "CreateSchedule")
     assert len(created) == 1

@@ -20,7 +20,7 @@ from chalicelib.webhook.sender import WebhookSender
 from standalone import greenlets
 from standalone.greenlets import Dispatcher, Hub, gather, run_in_thread, wait
 from tests.support.fakes import START
-from tests.support.hub import begin, running_loop
+from tests.support.hub import begin, running_hub
 from tests.support.processes import Receiver
 
 T = TypeVar("T")
@@ -173,7 +173,7 @@ def test_shutdown_finishes_requests_and_cancels_new_ones(monkeypatch: pytest.Mon
 
 @pytest.fixture
 def loop() -> Iterator[Hub]:
-    with running_loop() as loop:
+    with running_hub() as loop:
         yield loop
 
 

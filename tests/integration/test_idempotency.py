@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chalicelib.aws.timer_store import DynamoTimerStore
-from chalicelib.core.errors import KeyReused, ScheduleRefused, Unavailable
+from chalicelib.core.errors import IdempotencyKeyReused, ScheduleRefused, Unavailable
 from chalicelib.core.timer import (
     DEFAULT_TENANT,
     RETENTION,
@@ -128,7 +128,7 @@ def test_racing_requests_create_one_timer(world: World) -> None:
 def test_rejects_a_key_used_for_another_request(world: World) -> None:
     """A key used for a different request is refused, and the timer stays the same."""
     first = world.create()
-    with pytest.raises(KeyReused, match="different request"):
+    with pytest.raises(IdempotencyKeyReused, match="different request"):
         world.create(fingerprint="b")
     assert world.service.get(DEFAULT_TENANT, first.timer.id).fingerprint == "a"
 

@@ -27,7 +27,7 @@ from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.aws import NAME, TENANTS, account
 from tests.support.cloud import scheduler_of
 from tests.support.fakes import START, Clock, FakeScheduler, FakeSender
-from tests.support.routes import CLIENT, JSON, ROUTES, URL, WANTING
+from tests.support.routes import CLIENT, JSON, KEY_ROUTES, ROUTES, URL
 from tests.support.service import Service
 
 KEY = "the same key"
@@ -192,7 +192,7 @@ def call(world: World, caller: str, name: str) -> tuple[Timer, Answer]:
 LIST = (TimerFilter(), None, 10)
 """The newest timers."""
 
-PRIVATE = [" ".join(route) for route in WANTING]
+PRIVATE = [" ".join(route) for route in KEY_ROUTES]
 
 
 @pytest.mark.parametrize("name", PRIVATE)

@@ -58,7 +58,7 @@ class TestFakeSecrets(SecretsContract):
     """The contract on the fake."""
 
     @pytest.fixture
-    def kept(self) -> Secrets:
+    def secrets(self) -> Secrets:
         return FakeSecrets()
 
 
@@ -66,7 +66,7 @@ class TestDynamoSecrets(SecretsContract):
     """The contract on a table in moto."""
 
     @pytest.fixture
-    def kept(self, aws: Account) -> Secrets:
+    def secrets(self, aws: Account) -> Secrets:
         return DynamoSecrets(aws.dynamodb, TENANTS)
 
 
@@ -74,7 +74,7 @@ class TestSecretsOfTheServer(SecretsContract):
     """The contract on the connection of the server."""
 
     @pytest.fixture
-    def kept(self, path: Path) -> Iterator[Secrets]:
+    def secrets(self, path: Path) -> Iterator[Secrets]:
         with closing(SqliteTimerStore(path)) as store:
             yield store.secrets
 
@@ -83,9 +83,9 @@ class TestSecretsOfTheCommand(SecretsContract):
     """The contract on a second connection, while the server has the database open."""
 
     @pytest.fixture
-    def kept(self, path: Path) -> Iterator[Secrets]:
-        with closing(SqliteTimerStore(path)), tenants_in(path) as (_, kept):
-            yield kept
+    def secrets(self, path: Path) -> Iterator[Secrets]:
+        with closing(SqliteTimerStore(path)), tenants_in(path) as (_, secrets):
+            yield secrets
 
 
 # DynamoDB

@@ -40,8 +40,8 @@ from tests.support.http import (
     JSON,
     METHODS,
     OTHER_HOSTS,
+    TEST_TIMEOUT,
     TIMER,
-    WAIT,
     Connection,
     Meeting,
     address,
@@ -605,13 +605,13 @@ def test_a_slow_list_delays_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def slow(*asked: Any) -> Page:
         reading.set()
-        go_on.wait(WAIT)
+        go_on.wait(TEST_TIMEOUT)
         return read(*asked)
 
     monkeypatch.setattr(store, "_page", slow)
     with running(settings, store) as url, Connection(url) as client:
         client.send(message("GET", "/timers", HOST))
-        assert reading.wait(WAIT)
+        assert reading.wait(TEST_TIMEOUT)
         assert ask(url, HEALTH).status == 200
         go_on.set()
         assert client.receive().status == 200
@@ -641,7 +641,7 @@ def idle_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def turn(server: Server, until: Callable[[], object]) -> None:
     """Turn the server's loop until the condition holds."""
-    give_up = time.monotonic() + WAIT
+    give_up = time.monotonic() + TEST_TIMEOUT
     while not until():
         assert time.monotonic() < give_up
         server.turn()
@@ -776,7 +776,7 @@ class Slow:
 
     def __call__(self, _: dict[str, Any], start_response: StartResponse) -> list[bytes]:
         self.working.set()
-        self.go_on.wait(WAIT)
+        self.go_on.wait(TEST_TIMEOUT)
         start_response("200 OK", [("Content-Length", "4")])
         return [b"done"]
 
@@ -786,7 +786,7 @@ def test_finish_answers_requests_in_progress() -> None:
     slow = Slow()
     with serving(slow) as (server, url), Connection(url) as client:
         client.send(HEALTH)
-        assert slow.working.wait(WAIT)
+        assert slow.working.wait(TEST_TIMEOUT)
         finishing = threading.Thread(target=server.finish)
         finishing.start()
         slow.go_on.set()
@@ -799,7 +799,7 @@ def test_finish_closes_nothing_while_requests_run(monkeypatch: pytest.MonkeyPatc
     slow = Slow()
     with serving(slow) as (server, url), Connection(url) as client:
         client.send(HEALTH)
-        assert slow.working.wait(WAIT)
+        assert slow.working.wait(TEST_TIMEOUT)
         with monkeypatch.context() as patch:
             patch.setattr(server.task_dispatcher, "shutdown", lambda: False)  # has waited long
             server.finish()
@@ -876,7 +876,7 @@ def test_many_clients_create_ten_thousand_timers(url: str) -> None:
     """Concurrent clients each get their own timer, and can read it again."""
 
     def create(numbers: range) -> None:
-        with closing(http.client.HTTPConnection(*address(url), timeout=WAIT)) as connection:
+        with closing(http.client.HTTPConnection(*address(url), timeout=TEST_TIMEOUT)) as connection:
 
             def ask(method: str, path: str, body: str | None = None) -> tuple[int, Any]:
                 headers = {"Content-Type": "application/json"}

@@ -66,12 +66,12 @@ class Account:
     @contextmanager
     def unobserved(self) -> Iterator[None]:
         """Make calls that are not recorded and do not fail."""
-        kept = self.calls, self.done, self.before, self.after
+        saved = self.calls, self.done, self.before, self.after
         self.calls, self.done, self.before, self.after = [], [], lambda _: None, lambda _: None
         try:
             yield
         finally:
-            self.calls, self.done, self.before, self.after = kept
+            self.calls, self.done, self.before, self.after = saved
 
 
 @cache
@@ -141,10 +141,10 @@ def _observed(made: Account) -> Iterator[None]:
 
 def create_table(client: "DynamoDBClient", name: str) -> None:
     """Create the template's table of this name, with the properties that moto supports."""
-    wanted = TEMPLATE["Resources"][name]["Properties"]
-    kept = ("BillingMode", "KeySchema", "AttributeDefinitions", "GlobalSecondaryIndexes")
-    parts = {part: wanted[part] for part in kept if part in wanted}
-    client.create_table(TableName=in_stage(wanted["TableName"], STAGE), **parts)
+    properties = TEMPLATE["Resources"][name]["Properties"]
+    names = ("BillingMode", "KeySchema", "AttributeDefinitions", "GlobalSecondaryIndexes")
+    supported = {name: properties[name] for name in names if name in properties}
+    client.create_table(TableName=in_stage(properties["TableName"], STAGE), **supported)
 
 
 def in_stage(text: str, stage: str) -> str:

@@ -28,13 +28,13 @@ OPTIONS = (
     "--no-first-run",
 )
 
-LEFT = "net::ERR_ABORTED"
-"""The error of a request that was aborted by leaving the page."""
+ABORTED = "net::ERR_ABORTED"
+"""The error of a request that ended because the page was left."""
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Yield a browser with no page."""
+    """Yield a browser without a page."""
     if CHROMIUM is None:
         pytest.skip("There is no Chromium (on Debian: apt-get install chromium).")
     with sync_playwright() as playwright:
@@ -52,34 +52,34 @@ def opened(
     zone: str = "UTC",
     expected: str = r"(?!)",
 ) -> Iterator[Page]:
-    """Yield an empty page; fail at the end if the browser complained of anything.
+    """Yield an empty page; fail at the end if the browser reported a problem.
 
-    That is: messages of warning or error, exceptions, refusals by the Content-Security-Policy,
-    requests that failed, and requests to other hosts than loopback, which are not let out.
-    Complaints in which the regular expression `expected` is found do not count.
+    Problems are warnings, errors, exceptions, violations of the Content-Security-Policy, failed
+    requests, and requests to hosts other than loopback, which are blocked. Problems that match the
+    regular expression `expected` do not count.
     """
-    complaints: list[str] = []
+    problems: list[str] = []
 
     def guard(route: Route) -> None:
         if urlsplit(route.request.url).hostname in ("127.0.0.1", "localhost"):
             route.continue_()
         else:
-            complaints.append(f"It asks for {route.request.url}.")
+            problems.append(f"The page requested {route.request.url}.")
             route.abort()
 
     page = browser.new_page(
         viewport={"width": width, "height": height}, color_scheme=scheme, timezone_id=zone
     )
     page.route("**/*", guard)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("requestfailed", lambda it: complaints.append(f"{it.url}: {it.failure}"))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("requestfailed", lambda it: problems.append(f"{it.url}: {it.failure}"))
     page.on(
         "console",
-        lambda it: complaints.append(it.text) if it.type in ("warning", "error") else None,
+        lambda it: problems.append(it.text) if it.type in ("warning", "error") else None,
     )
     yield page
     page.close()
-    assert not [it for it in complaints if LEFT not in it and not re.search(expected, it)]
+    assert not [it for it in problems if ABORTED not in it and not re.search(expected, it)]
 
 
 @cache
@@ -91,11 +91,11 @@ def _axe() -> str:
 
 def barriers(page: Page) -> list[str]:
     """Return the serious and critical accessibility violations that axe-core finds."""
-    page.evaluate(_axe())  # not as a script of the page, which its policy would refuse
-    found = page.evaluate("axe.run(document)")["violations"]
+    page.evaluate(_axe())  # not as a script of the page: its policy forbids that
+    violations = page.evaluate("axe.run(document)")["violations"]
     return [
         f"{it['id']}: {node['html']} ({node['failureSummary']})"
-        for it in found
+        for it in violations
         if it["impact"] in ("serious", "critical")
         for node in it["nodes"]
     ]
@@ -112,18 +112,18 @@ class ApiDocs:
     def operations(self) -> set[str]:
         """Return the ids of the visible operations."""
         blocks = self._page.locator(".opblock[id^=operations-]:not([id*=webhooks])")
-        ids = blocks.evaluate_all("found => found.map(it => it.id)")
+        ids = blocks.evaluate_all("blocks => blocks.map(it => it.id)")
         return {id.split("-", 2)[2] for id in ids}
 
     def authorize(self, key: str) -> None:
-        """Give an API key."""
+        """Enter an API key."""
         self._page.click(".btn.authorize")
         self._page.fill(".auth-container input", key)
         self._page.click(".auth-btn-wrapper .authorize")
         self._page.click(".auth-btn-wrapper .btn-done")
 
     def try_out(self, id: str, status: int, body: object = None, **parameters: str) -> Any:
-        """Execute an operation, and return the JSON that it shows as the answer."""
+        """Execute an operation; return the JSON of the response that the page shows."""
         block = self._page.locator(f".opblock[id$=-{id}]")
         block.locator(".opblock-summary-control").click()
         block.locator(".try-out__btn").click()
@@ -132,12 +132,12 @@ class ApiDocs:
         if body is not None:
             block.locator("textarea.body-param__text").fill(json.dumps(body))
         block.locator(".execute").click()
-        answer = block.locator(".live-responses-table .response")
-        found = answer.locator(".response-col_status").inner_text()
-        assert found.split()[0] == str(status), answer.inner_text()
-        shown = json.loads(answer.locator("pre.microlight").first.inner_text())
+        response = block.locator(".live-responses-table .response")
+        status_text = response.locator(".response-col_status").inner_text()
+        assert status_text.split()[0] == str(status), response.inner_text()
+        result = json.loads(response.locator("pre.microlight").first.inner_text())
         block.locator(".opblock-summary-control").click()
-        return shown
+        return result
 
 
 class Console:
@@ -152,17 +152,17 @@ class Console:
         """Open another view in the same page, as a link does."""
         self.page.evaluate("view => { location.hash = view; }", view)
 
-    def looks_again(self) -> None:
-        """Have all that is shown read again, as when a hidden tab is shown."""
+    def reload(self) -> None:
+        """Make the page load its data again, as when a hidden tab is shown."""
         self.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
     def press(self, name: str) -> None:
-        """Press the button, or follow the link, of this name."""
+        """Press the button or follow the link with this name."""
         button = self.page.get_by_role("button", name=name, exact=True)
         self.page.get_by_role("link", name=name, exact=True).or_(button).first.click()
 
     def fill(self, **fields: str) -> None:
-        """Fill in fields by their names, wherever they are folded away."""
+        """Fill in fields by name; unfold the options if a field is hidden."""
         for name, value in fields.items():
             field = self.page.locator(f"[name={name}]")
             if not field.is_visible():
@@ -176,12 +176,12 @@ class Console:
         """Wait until the text is visible."""
         self.page.get_by_text(text).first.wait_for(timeout=seconds * 1000)
 
-    def is_headed(self, text: str | re.Pattern[str]) -> None:
-        """Wait until this is the heading."""
+    def has_heading(self, text: str | re.Pattern[str]) -> None:
+        """Wait until this is the page's heading."""
         expect(self.page.locator("h1:visible")).to_have_text(text)
 
     def lists(self, *labels: str) -> None:
-        """Wait until the list is of timers with these labels, in this order."""
+        """Wait until the list has the timers with these labels, in this order."""
         expect(self.page.locator("tbody th")).to_have_text(labels)
 
     def is_loaded(self) -> None:

@@ -35,7 +35,7 @@ class Record:
 
 
 class Context:
-    """The context of an invocation, with the seconds that it has left."""
+    """The context of an invocation that has this many seconds left."""
 
     def __init__(self, seconds: float = FUNCTION_TIMEOUT.total_seconds()) -> None:
         self._seconds = seconds
@@ -50,11 +50,11 @@ def queue_of(aws: Account, clock: Callable[[], datetime]) -> MessageQueue:
 
 
 def scheduler_of(
-    aws: Account, clock: Callable[[], datetime], side_by_side: MapConcurrently = in_threads
+    aws: Account, clock: Callable[[], datetime], concurrently: MapConcurrently = in_threads
 ) -> AwsScheduler:
     """Return a scheduler on the account."""
     queue = queue_of(aws, clock)
-    return AwsScheduler(lambda: aws.scheduler, queue, aws.addresses, clock, side_by_side)
+    return AwsScheduler(lambda: aws.scheduler, queue, aws.addresses, clock, concurrently)
 
 
 class Cloud:

@@ -7,7 +7,7 @@ from botocore.exceptions import ClientError, WaiterError
 
 
 class FakeCloudFormation:
-    """Holds one stack, whose operations complete at once; `failure` is the event of a failure."""
+    """Holds one stack, whose operations complete at once; `failure` is a failure's event."""
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []

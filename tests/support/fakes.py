@@ -109,13 +109,13 @@ class FakeStore:
     def page(self, tenant: str, filter: TimerFilter, after: Cursor | None, limit: int) -> Page:
         self.check()
         owned = [timer for timer in list(self.timers.values()) if timer.tenant == tenant]
-        found = [
+        matching = [
             timer
             for timer in sorted(owned, key=cursor_of, reverse=True)
             if filter.matches(timer) and (after is None or cursor_of(timer) < after)
         ]
-        more = len(found) > limit
-        return Page(found[:limit], cursor_of(found[limit - 1]) if more else None)
+        has_more = len(matching) > limit
+        return Page(matching[:limit], cursor_of(matching[limit - 1]) if has_more else None)
 
     def check(self) -> None:
         if self.down:

@@ -25,8 +25,8 @@ JSON = b"Content-Type: application/json\r\n"
 TIMER = b'{"hours": 1, "url": "http://localhost/"}'
 REQUEST_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 METHODS = ["HEAD", "OPTIONS", "PUT", "PATCH", "TRACE", "CONNECT", "BREW", "GET", "POST", "DELETE"]
-WAIT = 60
-"""Seconds after which a test gives up, far more than any response takes."""
+TEST_TIMEOUT = 60
+"""Seconds after which a test fails, far more than any response takes."""
 
 OTHER_HOSTS = [
     b"",
@@ -69,10 +69,10 @@ OTHER_HOSTS = [
     b"http://localhost",
     b"x" * 5000,
 ]
-"""Host headers that name no local host, or only seem to."""
+"""Host headers that name no local host, although some look like one."""
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """A response; the header names are in lower case."""
 
     status: int
@@ -89,7 +89,7 @@ class Connection:
     """A client that sends exactly the bytes it is given."""
 
     def __init__(self, url: str) -> None:
-        self.sock = socket.create_connection(address(url), timeout=WAIT)
+        self.sock = socket.create_connection(address(url), timeout=TEST_TIMEOUT)
         self.file = self.sock.makefile("rb")
 
     def __enter__(self) -> Self:
@@ -102,14 +102,14 @@ class Connection:
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
 
-    def receive(self, method: str = "GET") -> Answer:
+    def receive(self, method: str = "GET") -> Response:
         """Return the next response; `method` is the method of its request."""
         status = int(self.file.readline().split()[1])
         lines = http.client.parse_headers(self.file).items()
         headers = {name.lower(): value for name, value in lines}
         assert len(headers) == len(lines), f"Duplicate header: {lines}."
         length = 0 if method == "HEAD" else int(headers.get("content-length", "0"))
-        return Answer(status, headers, self.file.read(length))
+        return Response(status, headers, self.file.read(length))
 
     def is_closed(self) -> bool:
         """Wait for the next byte; return whether the server has closed the connection instead."""
@@ -136,13 +136,13 @@ def message(method: str, target: str, *headers: bytes, body: bytes = b"") -> byt
 HEALTH = message("GET", "/health", HOST)
 
 
-def ask(url: str, data: bytes, method: str = "GET") -> Answer:
+def ask(url: str, data: bytes, method: str = "GET") -> Response:
     """Send one request on its own connection; check that the response has a request id."""
     with Connection(url) as client:
         client.send(data)
-        answer = client.receive(method)
-    assert REQUEST_ID.fullmatch(answer.headers["x-request-id"])
-    return answer
+        response = client.receive(method)
+    assert REQUEST_ID.fullmatch(response.headers["x-request-id"])
+    return response
 
 
 @contextmanager

@@ -16,8 +16,8 @@ STOP_TIMEOUT = 60
 
 
 @contextmanager
-def running_loop() -> Iterator[Hub]:
-    """Give a hub that runs in its own thread until the end of the block."""
+def running_hub() -> Iterator[Hub]:
+    """Yield a hub that runs in its own thread until the end of the block."""
     hub, over = Hub(), threading.Event()
     thread = threading.Thread(target=hub.run, args=(over.is_set,))
     thread.start()

@@ -93,25 +93,25 @@ class Standalone:
         self._ready.put(None)
 
     def create(self, seconds: int, url: str) -> dict[str, Any]:
-        """Return the timer that POST /timers answers with."""
+        """Create a timer with POST /timers; return it."""
         body = {"seconds": seconds, "url": url}
-        answer = requests.post(f"{self.url}/timers", json=body, timeout=30)
-        assert answer.status_code == 201, answer.text
-        return dict(answer.json())
+        response = requests.post(f"{self.url}/timers", json=body, timeout=30)
+        assert response.status_code == 201, response.text
+        return dict(response.json())
 
     def read(self, timer_id: str) -> dict[str, Any]:
-        """Return the timer that GET /timers/{id} answers with."""
-        answer = requests.get(f"{self.url}/timers/{timer_id}", timeout=30)
-        assert answer.status_code == 200, answer.text
-        return dict(answer.json())
+        """Read a timer with GET /timers/{id}; return it."""
+        response = requests.get(f"{self.url}/timers/{timer_id}", timeout=30)
+        assert response.status_code == 200, response.text
+        return dict(response.json())
 
     def kill(self) -> None:
-        """Kill -9, and wait until it is gone."""
+        """Send SIGKILL, and wait until the process is gone."""
         self.process.kill()
         self._wait()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Ask it to stop; return its exit status."""
+        """Send a signal, SIGTERM by default; return the exit status."""
         self.process.send_signal(number)
         return self._wait()
 
@@ -139,21 +139,21 @@ class Arrival:
 class Receiver:
     """An HTTP server on a free port, by default of loopback.
 
-    `hold` runs before each response. `answer` returns its status for a path and an attempt number;
-    0 cuts the connection.
+    `hold` runs before each response. `status_of` returns its status for a path and an attempt
+    number; 0 cuts the connection.
     """
 
     def __init__(
         self,
         hold: Callable[[], object] = lambda: None,
         listen: str = "127.0.0.1",
-        answer: Callable[[str, int], int] = lambda path, attempt: 200,
+        status_of: Callable[[str, int], int] = lambda path, attempt: 200,
     ) -> None:
         self.arrivals: list[Arrival] = []
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"  # so that connections are kept
+            protocol_version = "HTTP/1.1"  # keeps connections open
 
             def handle(self) -> None:
                 with suppress(ConnectionError):  # the sender was killed meanwhile
@@ -164,7 +164,7 @@ class Receiver:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 now = datetime.now(UTC)
                 id = headers.get("webhook-id", "")
-                status = answer(self.path, int(headers.get("timer-attempt", "1")))
+                status = status_of(self.path, int(headers.get("timer-attempt", "1")))
                 receiver.arrivals.append(Arrival(now, id, self.path, body, headers, status))
                 hold()
                 if not status:

@@ -25,7 +25,7 @@ MAX_ATTEMPT_SECONDS = 5.0
 """How long an attempt with a timeout of 0.3 s may take on a busy machine."""
 
 FLOOD_BYTES = 64 * 1024 * 1024
-"""Bytes after which an endless response ends all the same; the kernel's buffers hold far fewer."""
+"""Bytes after which an \"endless\" response ends; the kernel's buffers hold far fewer."""
 
 OK = b"HTTP/1.1 200 OK\r\n"
 OK_EMPTY = OK + b"Content-Length: 0\r\n\r\n"
@@ -183,7 +183,7 @@ class Recording:
 
 
 class Scripted:
-    """Sends these responses to one request after the other, on any number of connections.
+    """Sends one of these responses to each request, in order, on any number of connections.
 
     None closes the connection without a response.
     """

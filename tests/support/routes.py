@@ -42,18 +42,18 @@ class Api(OnFakes):
     def send(
         self, method: str, path: str, body: object, headers: dict[str, str] | None = None
     ) -> HTTPResponse:
-        """Make a request with this as its JSON."""
+        """Make a request with `body` as JSON."""
         return self.ask(method, path, json.dumps(body).encode(), JSON | (headers or {}))
 
     def create(self, seconds: int = 60, url: str = URL) -> dict[str, Any]:
-        answer = self.post(json.dumps({"seconds": seconds, "url": url}).encode())
-        assert answer.status_code == 201, answer.body
-        return dict(answer.json_body)
+        response = self.post(json.dumps({"seconds": seconds, "url": url}).encode())
+        assert response.status_code == 201, response.body
+        return dict(response.json_body)
 
     def read(self, id: str) -> dict[str, Any]:
-        answer = self.ask("GET", f"/timers/{id}")
-        assert answer.status_code == 200, answer.body
-        return dict(answer.json_body)
+        response = self.ask("GET", f"/timers/{id}")
+        assert response.status_code == 200, response.body
+        return dict(response.json_body)
 
     def wakeup(self) -> None:
         self.service.deliver(self.scheduler.wakeups[-1], self.clock.now + LEASE)
@@ -73,7 +73,7 @@ class Api(OnFakes):
 
 
 def problem(status: int, kind: object, content: bytes) -> dict[str, Any]:
-    """Return the members of an error; fail if it is not one as RFC 9457 and the house have it."""
+    """Return a problem's fields; fail unless it follows RFC 9457 and the rules of this API."""
     assert kind == "application/problem+json"
     body: dict[str, Any] = json.loads(content)
     assert set(body) - {"pointer"} == {"title", "status", "detail"}
@@ -85,15 +85,15 @@ def problem(status: int, kind: object, content: bytes) -> dict[str, Any]:
     return body
 
 
-def refused(answer: HTTPResponse, status: int) -> dict[str, Any]:
-    """Return the members of the problem that an answer has to be."""
-    assert answer.status_code == status, answer.body
-    return problem(answer.status_code, answer.headers.get("Content-Type"), answer.body)
+def refused(response: HTTPResponse, status: int) -> dict[str, Any]:
+    """Return a response's problem; fail unless it is one with this status."""
+    assert response.status_code == status, response.body
+    return problem(response.status_code, response.headers.get("Content-Type"), response.body)
 
 
-def members(text: str) -> bytes:
-    """Return a body with a good URL and these members more."""
-    return f'{{"url": "{URL}", {text}}}'.encode()
+def timer_json(fields: str) -> bytes:
+    """Return the body of a create request with a valid URL and these fields."""
+    return f'{{"url": "{URL}", {fields}}}'.encode()
 
 
 ROUTES = [
@@ -101,9 +101,9 @@ ROUTES = [
     for path, methods in app.routes.items()
     for method in methods
 ]
-"""All of them, with a timer's id in the place of a variable."""
+"""All methods and paths, with the id `x` in place of a variable."""
 
-PAGES = {
+FILE_ROUTES = {
     ("GET", path)
     for path in (
         "/openapi.json",
@@ -113,21 +113,21 @@ PAGES = {
         "/console/{name}",
     )
 }
-"""Those that are files, with no service behind them."""
+"""Routes of files, which do not use the service."""
 
-SERVED = [route for route in ROUTES if route not in PAGES]
+SERVICE_ROUTES = [route for route in ROUTES if route not in FILE_ROUTES]
 
-WANTING = [route for route in SERVED if route != ("GET", "/health")]
-"""Those that want a key."""
+KEY_ROUTES = [route for route in SERVICE_ROUTES if route != ("GET", "/health")]
+"""Routes that require an API key."""
 
-MANY = {("POST", "/timers/batch"), ("POST", "/timers/cancel"), ("POST", "/timers/retry")}
-"""Those that answer 200 with a result for each timer."""
+BULK_ROUTES = {("POST", "/timers/batch"), ("POST", "/timers/cancel"), ("POST", "/timers/retry")}
+"""Routes that return 200 with a result for each timer."""
 
 BODIES = {
-    ("POST", "/timers"): members('"seconds": 1'),
+    ("POST", "/timers"): timer_json('"seconds": 1'),
     ("PATCH", "/timers/x"): b'{"label": "x"}',
-    ("POST", "/timers/batch"): b'{"timers": [' + members('"seconds": 1') + b"]}",
+    ("POST", "/timers/batch"): b'{"timers": [' + timer_json('"seconds": 1') + b"]}",
     ("POST", "/timers/cancel"): b'{"ids": ["x"]}',
     ("POST", "/timers/retry"): b'{"ids": ["x"]}',
 }
-"""A good body for each that wants one."""
+"""A valid body for each route that requires one."""

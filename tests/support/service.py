@@ -52,7 +52,7 @@ class Service:
         )
 
     def dependencies(self, **others: Any) -> Dependencies:
-        """Return what app.py works with."""
+        """Return the dependencies for app.py."""
         return Dependencies(commands=self.commands, worker=self.worker, clock=self.now, **others)
 
     def create(self, tenant: str, spec: TimerSpec) -> Created:

@@ -24,11 +24,11 @@ from chalicelib.http import bodies, openapi, requests, responses
 from chalicelib.http.routes import OPERATIONS
 from tests.support.fakes import START, OnFakes
 from tests.support.processes import ROOT
-from tests.support.routes import PAGES, Api
+from tests.support.routes import FILE_ROUTES, Api
 
 DOCUMENT: dict[str, Any] = json.loads(openapi.document())
 
-FOR_PEOPLE = {" ".join(route) for route in PAGES}
+FOR_PEOPLE = {" ".join(route) for route in FILE_ROUTES}
 """The routes that the document says nothing of: itself, and pages."""
 
 

@@ -14,7 +14,7 @@ from standalone.rate_limit import (
     BURST_SECONDS,
     DEFAULT_RATE,
     MAX_RATE,
-    MIN_BUCKETS_SWEPT,
+    PURGE_THRESHOLD,
     RateLimiter,
 )
 from tests.support.clocks import SECOND, Nanoseconds
@@ -83,10 +83,10 @@ def test_removes_full_buckets() -> None:
     """However many callers there were, only recent buckets stay in memory."""
     clock = Nanoseconds()
     limit = RateLimiter(1, clock)
-    for number in range(20 * MIN_BUCKETS_SWEPT):
+    for number in range(20 * PURGE_THRESHOLD):
         assert limit.take(str(number))
         clock.forward(0.01)  # 100 callers per second; each bucket is full after one
-        assert len(limit._full_at) <= MIN_BUCKETS_SWEPT + 1
+        assert len(limit._full_at) <= PURGE_THRESHOLD + 1
 
 
 def test_keeps_buckets_in_use() -> None:
@@ -94,15 +94,15 @@ def test_keeps_buckets_in_use() -> None:
     clock = Nanoseconds()
     limit = RateLimiter(1, clock)
     assert passed(limit, 3, "a") == 2
-    for number in range(5 * MIN_BUCKETS_SWEPT):
+    for number in range(5 * PURGE_THRESHOLD):
         assert limit.take(str(number))
     assert not limit.take("a")
-    assert len(limit._full_at) == 5 * MIN_BUCKETS_SWEPT + 1
+    assert len(limit._full_at) == 5 * PURGE_THRESHOLD + 1
     clock.forward(2)
-    for number in range(10 * MIN_BUCKETS_SWEPT):  # sweeps are rarer, but still happen
+    for number in range(10 * PURGE_THRESHOLD):  # purges are rarer, but still happen
         limit.take(f"later {number}")
         clock.forward(0.01)
-    assert len(limit._full_at) <= 2 * MIN_BUCKETS_SWEPT
+    assert len(limit._full_at) <= 2 * PURGE_THRESHOLD
 
 
 class SlowDict(dict[str, int]):

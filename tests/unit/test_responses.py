@@ -34,7 +34,17 @@ from chalicelib.http import requests, responses
 from chalicelib.service.commands import Commands, Created
 from standalone.authorizer import ApiKeyAuthorizer
 from tests.support.fakes import START
-from tests.support.routes import BODIES, JSON, MANY, SERVED, URL, Api, members, problem, refused
+from tests.support.routes import (
+    BODIES,
+    BULK_ROUTES,
+    JSON,
+    SERVICE_ROUTES,
+    URL,
+    Api,
+    problem,
+    refused,
+    timer_json,
+)
 
 YEARS = int(MAX_DELAY.total_seconds())
 TEXT = "text/plain; charset=utf-8"
@@ -61,7 +71,7 @@ CONTEXT = LambdaContext("timers", 512)
 )
 def test_delay_adds_up(api_on_fakes: Api, when: str, seconds: int) -> None:
     """Hours, minutes and seconds add up; of a repeated field the last value counts."""
-    answer = api_on_fakes.post(members(when))
+    answer = api_on_fakes.post(timer_json(when))
     assert answer.status_code == 201
     timer = api_on_fakes.store.timers[answer.json_body["id"]]
     assert timer.deadline - timer.created_at == timedelta(seconds=seconds)
@@ -77,18 +87,18 @@ BAD_BODIES = {
     "number": (b"1", "", "Expected `object`, got `int` in the body"),
     "string": (b'"x"', "", "Expected `object`, got `str` in the body"),
     "array": (b"[]", "", "Expected `object`, got `array` in the body"),
-    "array of one": (b"[" + members('"seconds": 1') + b"]", "", "Expected `object`"),
-    "cut off": (members('"seconds": 1')[:-1], "", "truncated"),
-    "two documents": (members('"seconds": 1') * 2, "", "trailing characters"),
-    "trailing comma": (members('"seconds": 1,'), "", "trailing comma"),
+    "array of one": (b"[" + timer_json('"seconds": 1') + b"]", "", "Expected `object`"),
+    "cut off": (timer_json('"seconds": 1')[:-1], "", "truncated"),
+    "two documents": (timer_json('"seconds": 1') * 2, "", "trailing characters"),
+    "trailing comma": (timer_json('"seconds": 1,'), "", "trailing comma"),
     "single quotes": (b"{'seconds': 1}", "", "not valid JSON"),
-    "comment": (members('"seconds": 1 /* soon */'), "", "not valid JSON"),
-    "BOM": (b"\xef\xbb\xbf" + members('"seconds": 1'), "", "invalid character (byte 0)"),
-    "UTF-16": (members('"seconds": 1').decode().encode("utf-16"), "", "not valid JSON"),
+    "comment": (timer_json('"seconds": 1 /* soon */'), "", "not valid JSON"),
+    "BOM": (b"\xef\xbb\xbf" + timer_json('"seconds": 1'), "", "invalid character (byte 0)"),
+    "UTF-16": (timer_json('"seconds": 1').decode().encode("utf-16"), "", "not valid JSON"),
     "invalid UTF-8": (b'{"seconds": 1, "url": "http://localhost/\xff"}', "", "UTF-8"),
     "invalid UTF-8 in a name": (b'{"\xff": 1}', "", "UTF-8"),
     "surrogate as bytes": (b'{"url": "\xed\xa0\x80"}', "", "UTF-8"),
-    "lone high surrogate": (members('"x": "\\ud800"'), "/x", "unknown field `x`"),
+    "lone high surrogate": (timer_json('"x": "\\ud800"'), "/x", "unknown field `x`"),
     "lone high surrogate in url": (
         b'{"seconds": 1, "url": "http://local\\ud800host"}',
         "",
@@ -99,46 +109,46 @@ BAD_BODIES = {
     "deep array": (b"[" * 100_000, "", "Expected `object`, got `array`"),
     "deep array in a member": (b'{"url": ' + b"[" * 100_000, "/url", "got `array` in /url"),
     "deep object in a member": (b'{"url": ' + b'{"a":' * 50_000, "/url", "got `object`"),
-    "deep array in a number": (members('"hours": ' + "[" * 100_000), "/hours", "got `array`"),
+    "deep array in a number": (timer_json('"hours": ' + "[" * 100_000), "/hours", "got `array`"),
     "deep array in an unknown member": (b'{"x": ' + b"[" * 100_000, "/x", "unknown field `x`"),
-    "boolean seconds": (members('"seconds": true'), "/seconds", "Expected `int`, got `bool`"),
-    "string minutes": (members('"minutes": "1"'), "/minutes", "Expected `int`, got `str`"),
-    "null hours": (members('"hours": null'), "/hours", "Expected `int`, got `null`"),
-    "object seconds": (members('"seconds": {}'), "/seconds", "Expected `int`, got `object`"),
-    "float": (members('"seconds": 1.5'), "/seconds", "Expected `int`, got `float`"),
-    "whole float": (members('"seconds": 1.0'), "/seconds", "Expected `int`, got `float`"),
-    "exponent": (members('"seconds": 1e3'), "/seconds", "Expected `int`, got `float`"),
-    "float zero": (members('"seconds": -0.0'), "/seconds", "Expected `int`, got `float`"),
-    "float out of range": (members('"seconds": 1e400'), "/seconds", "out of range"),
-    "NaN": (members('"seconds": NaN'), "", "not valid JSON"),
-    "Infinity": (members('"seconds": Infinity'), "", "not valid JSON"),
-    "minus Infinity": (members('"seconds": -Infinity'), "", "not valid JSON"),
-    "negative": (members('"seconds": -1'), "/seconds", "Expected `int` >= 0 in /seconds"),
-    "negative part": (members('"hours": 1, "minutes": -1'), "/minutes", ">= 0"),
-    "negative of 30 digits": (members(f'"seconds": -{DIGITS[:30]}'), "/seconds", ">= 0"),
-    "leading zero": (members('"seconds": 01'), "", "not valid JSON"),
-    "hexadecimal": (members('"seconds": 0x1'), "", "not valid JSON"),
-    "plus sign": (members('"seconds": +1'), "", "not valid JSON"),
-    "19 digits": (members(f'"seconds": {DIGITS[:19]}'), "", "more than 5 years"),
-    "20 digits": (members(f'"hours": {DIGITS[:20]}'), "", "more than 5 years"),
-    "4,000 digits": (members(f'"hours": {DIGITS[:4000]}'), "", "more than 5 years"),
-    "5,000 digits": (members(f'"hours": {DIGITS}'), "/hours", "out of range in /hours"),
-    "a second too far": (members(f'"seconds": {YEARS + 1}'), "", "more than 5 years"),
-    "together too far": (members(f'"hours": {YEARS // 3600}, "seconds": 1'), "", "more than 5"),
+    "boolean seconds": (timer_json('"seconds": true'), "/seconds", "Expected `int`, got `bool`"),
+    "string minutes": (timer_json('"minutes": "1"'), "/minutes", "Expected `int`, got `str`"),
+    "null hours": (timer_json('"hours": null'), "/hours", "Expected `int`, got `null`"),
+    "object seconds": (timer_json('"seconds": {}'), "/seconds", "Expected `int`, got `object`"),
+    "float": (timer_json('"seconds": 1.5'), "/seconds", "Expected `int`, got `float`"),
+    "whole float": (timer_json('"seconds": 1.0'), "/seconds", "Expected `int`, got `float`"),
+    "exponent": (timer_json('"seconds": 1e3'), "/seconds", "Expected `int`, got `float`"),
+    "float zero": (timer_json('"seconds": -0.0'), "/seconds", "Expected `int`, got `float`"),
+    "float out of range": (timer_json('"seconds": 1e400'), "/seconds", "out of range"),
+    "NaN": (timer_json('"seconds": NaN'), "", "not valid JSON"),
+    "Infinity": (timer_json('"seconds": Infinity'), "", "not valid JSON"),
+    "minus Infinity": (timer_json('"seconds": -Infinity'), "", "not valid JSON"),
+    "negative": (timer_json('"seconds": -1'), "/seconds", "Expected `int` >= 0 in /seconds"),
+    "negative part": (timer_json('"hours": 1, "minutes": -1'), "/minutes", ">= 0"),
+    "negative of 30 digits": (timer_json(f'"seconds": -{DIGITS[:30]}'), "/seconds", ">= 0"),
+    "leading zero": (timer_json('"seconds": 01'), "", "not valid JSON"),
+    "hexadecimal": (timer_json('"seconds": 0x1'), "", "not valid JSON"),
+    "plus sign": (timer_json('"seconds": +1'), "", "not valid JSON"),
+    "19 digits": (timer_json(f'"seconds": {DIGITS[:19]}'), "", "more than 5 years"),
+    "20 digits": (timer_json(f'"hours": {DIGITS[:20]}'), "", "more than 5 years"),
+    "4,000 digits": (timer_json(f'"hours": {DIGITS[:4000]}'), "", "more than 5 years"),
+    "5,000 digits": (timer_json(f'"hours": {DIGITS}'), "/hours", "out of range in /hours"),
+    "a second too far": (timer_json(f'"seconds": {YEARS + 1}'), "", "more than 5 years"),
+    "together too far": (timer_json(f'"hours": {YEARS // 3600}, "seconds": 1'), "", "more than 5"),
     "no moment": (
-        members("").replace(b", }", b"}"),
+        timer_json("").replace(b", }", b"}"),
         "",
         "give hours, minutes and seconds, or delay, or fire_at",
     ),
     "no url": (b'{"seconds": 1}', "/url", "missing required field `url` in the body"),
     "empty object": (b"{}", "/url", "missing required field `url`"),
-    "unknown member": (members('"second": 1'), "/second", "unknown field `second` in the body"),
-    "upper case": (members('"Seconds": 1'), "/Seconds", "unknown field `Seconds`"),
-    "empty name": (members('"": 1'), "/", "unknown field ``"),
-    "name with ~ and /": (members('"~a/b~1": 1'), "/~0a~1b~01", "unknown field `~a/b~1`"),
-    "name with a line break": (members('"a\\nb": 1'), "/a\nb", "unknown field `a\nb`"),
-    "name with dots": (members('"a.b[0]": 1'), "/a.b[0]", "unknown field `a.b[0]`"),
-    "name beyond ASCII": (members('"sécondes": 1'), "/sécondes", "unknown field `sécondes`"),
+    "unknown member": (timer_json('"second": 1'), "/second", "unknown field `second` in the body"),
+    "upper case": (timer_json('"Seconds": 1'), "/Seconds", "unknown field `Seconds`"),
+    "empty name": (timer_json('"": 1'), "/", "unknown field ``"),
+    "name with ~ and /": (timer_json('"~a/b~1": 1'), "/~0a~1b~01", "unknown field `~a/b~1`"),
+    "name with a line break": (timer_json('"a\\nb": 1'), "/a\nb", "unknown field `a\nb`"),
+    "name with dots": (timer_json('"a.b[0]": 1'), "/a.b[0]", "unknown field `a.b[0]`"),
+    "name beyond ASCII": (timer_json('"sécondes": 1'), "/sécondes", "unknown field `sécondes`"),
     "number as url": (b'{"seconds": 1, "url": 1}', "/url", "Expected `str`, got `int` in /url"),
     "null as url": (b'{"seconds": 1, "url": null}', "/url", "Expected `str`, got `null`"),
 }
@@ -230,7 +240,7 @@ def test_url_is_kept_as_given(api_on_fakes: Api, url: str) -> None:
 )
 def test_accepts_json_media_types(api_on_fakes: Api, kind: str) -> None:
     """application/json is accepted in any case and with any parameter."""
-    answer = api_on_fakes.post(members('"seconds": 1'), {"content-type": kind})
+    answer = api_on_fakes.post(timer_json('"seconds": 1'), {"content-type": kind})
     assert answer.status_code == 201
 
 
@@ -263,20 +273,20 @@ def test_accepts_json_media_types(api_on_fakes: Api, kind: str) -> None:
 )
 def test_rejects_other_media_types(api_on_fakes: Api, headers: dict[str, str]) -> None:
     """Another media type is a 415 that says how to declare the body."""
-    answer = refused(api_on_fakes.post(members('"seconds": 1'), headers), 415)
+    answer = refused(api_on_fakes.post(timer_json('"seconds": 1'), headers), 415)
     assert "Content-Type: application/json" in answer["detail"]
     assert not api_on_fakes.store.timers
 
 
 def test_accepts_the_largest_body(api_on_fakes: Api) -> None:
     """A body of 256 KB is accepted."""
-    answer = api_on_fakes.post(members('"seconds": 1').ljust(256 * 1024))
+    answer = api_on_fakes.post(timer_json('"seconds": 1').ljust(256 * 1024))
     assert answer.status_code == 201
 
 
 def test_rejects_larger_bodies(api_on_fakes: Api) -> None:
     """A body of one byte more than 256 KB is a 413."""
-    answer = refused(api_on_fakes.post(members('"seconds": 1').ljust(256 * 1024 + 1)), 413)
+    answer = refused(api_on_fakes.post(timer_json('"seconds": 1').ljust(256 * 1024 + 1)), 413)
     assert "larger than 262,144 bytes" in answer["detail"]
 
 
@@ -338,7 +348,7 @@ def test_any_body_has_a_response(api_on_fakes: Api, body: bytes) -> None:
 @given(anything | st.integers(-2, 2) | st.integers(YEARS - 2, YEARS + 2))
 def test_seconds_is_a_bounded_integer(api_on_fakes: Api, value: Any) -> None:
     """`seconds` is an integer from 0 to 5 years."""
-    answer = api_on_fakes.post(members(f'"seconds": {json.dumps(value)}'))
+    answer = api_on_fakes.post(timer_json(f'"seconds": {json.dumps(value)}'))
     possible = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= YEARS
     assert answer.status_code == (201 if possible else 400)
 
@@ -374,7 +384,7 @@ def test_unknown_id_is_not_found(api_on_fakes: Api, id: str) -> None:
 
 def test_created_timer_can_be_read(api_on_fakes: Api) -> None:
     """The Location of a 201 leads to the timer."""
-    answer = api_on_fakes.post(members('"seconds": 1'))
+    answer = api_on_fakes.post(timer_json('"seconds": 1'))
     assert answer.status_code == 201
     read = api_on_fakes.ask("GET", answer.headers["Location"])
     assert read.status_code == 200
@@ -580,12 +590,12 @@ def test_unhealthy_when_nothing_fires(api_on_fakes: Api) -> None:
     assert refused(answer, 503)["detail"] == "The firing loop does not respond."
 
 
-@pytest.mark.parametrize(("method", "path"), SERVED)
+@pytest.mark.parametrize(("method", "path"), SERVICE_ROUTES)
 def test_every_route_is_503_without_a_store(api_on_fakes: Api, method: str, path: str) -> None:
     """Every route, or each result of a batch, is a 503 with Retry-After."""
     api_on_fakes.store.down = True
     answer = api_on_fakes.ask(method, path, BODIES.get((method, path), b""), JSON)
-    if (method, path) in MANY:
+    if (method, path) in BULK_ROUTES:
         assert [it["problem"]["status"] for it in answer.json_body["results"]] == [503]
     else:
         refused(answer, 503)
@@ -595,12 +605,12 @@ def test_every_route_is_503_without_a_store(api_on_fakes: Api, method: str, path
 def test_refused_schedule(api_on_fakes: Api) -> None:
     """If the schedule is refused, POST is a 503 and no timer is left."""
     api_on_fakes.scheduler.failure = ScheduleRefused("The schedule may not be made.")
-    answer = refused(api_on_fakes.post(members('"seconds": 1')), 503)
+    answer = refused(api_on_fakes.post(timer_json('"seconds": 1')), 503)
     assert answer["detail"] == "The schedule may not be made."
     assert not api_on_fakes.store.timers
 
 
-@pytest.mark.parametrize(("method", "path"), SERVED)
+@pytest.mark.parametrize(("method", "path"), SERVICE_ROUTES)
 def test_not_configured(monkeypatch: pytest.MonkeyPatch, method: str, path: str) -> None:
     """Without dependencies every route is a 503 that says what to do."""
     monkeypatch.setattr(runtime, "_installed", None)
@@ -610,7 +620,7 @@ def test_not_configured(monkeypatch: pytest.MonkeyPatch, method: str, path: str)
     assert "make run" in answer["detail"]
 
 
-@pytest.mark.parametrize(("method", "path"), SERVED)
+@pytest.mark.parametrize(("method", "path"), SERVICE_ROUTES)
 def test_unexpected_errors(
     api_on_fakes: Api,
     caplog: pytest.LogCaptureFixture,
@@ -627,7 +637,7 @@ def test_unexpected_errors(
         if not name.startswith("_"):
             monkeypatch.setattr(Commands, name, broken)
     answer = api_on_fakes.ask(method, path, BODIES.get((method, path), b""), JSON)
-    assert refused(answer, 500)["detail"] == "The service has a fault."
+    assert refused(answer, 500)["detail"] == "An internal error occurred."
     assert b"secret" not in answer.body
     assert [record.getMessage() for record in caplog.records] == ["view crashed"]
     assert "secret" in caplog.text

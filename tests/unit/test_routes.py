@@ -13,7 +13,7 @@ from chalicelib.core.errors import Unavailable
 from chalicelib.core.timer import DEFAULT_TENANT, RETENTION, Outcome, Status, Timer
 from chalicelib.http import requests, responses
 from tests.support.fakes import START
-from tests.support.routes import JSON, ROUTES, URL, Api, members, refused
+from tests.support.routes import JSON, ROUTES, URL, Api, refused, timer_json
 
 MINUTE = timedelta(minutes=1)
 
@@ -353,7 +353,7 @@ def test_every_response_has_a_request_id(api_on_fakes: Api) -> None:
     answers = [
         api_on_fakes.ask(method, path, body, JSON)
         for method, path in ROUTES
-        for body in (b"", b"{", members('"seconds": 1'))
+        for body in (b"", b"{", timer_json('"seconds": 1'))
     ]
     ids = [answer.headers[responses.REQUEST_ID_HEADER] for answer in answers]
     assert len({id for id in ids if id}) == len(answers)

@@ -760,9 +760,9 @@ def test_short_pages_are_filled(world: World, monkeypatch: pytest.MonkeyPatch) -
     made = [world.create(60).id for _ in range(20)]
     real, asked = world.store.page, []
 
-    def page(tenant: str, listing: TimerFilter, before: Cursor | None, limit: int) -> Page:
+    def page(tenant: str, filter: TimerFilter, after: Cursor | None, limit: int) -> Page:
         asked.append(limit)
-        return real(tenant, listing, before, min(limit, 3))
+        return real(tenant, filter, after, min(limit, 3))
 
     monkeypatch.setattr(world.store, "page", page)
     found = world.service.page(DEFAULT_TENANT, TimerFilter(), None, 7)

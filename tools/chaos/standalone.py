@@ -192,7 +192,7 @@ class Rig:
         self._steps = [(datetime.min.replace(tzinfo=now().tzinfo), timedelta(0))]
         self._dead_since: datetime | None = None
         self._troubles: list[str] = []
-        self._receiver = Receiver(self._hold, answer=self._answer)
+        self._receiver = Receiver(self._hold, status_of=self._answer)
         self.receiver = self._receiver.url
         self._clients = [
             Client(self, number, Random(f"{seed}/{number}"))  # noqa: S311

@@ -70,7 +70,7 @@ function readClock(date, sentAt) {
 function toError(response, data) {
   const { status } = response;
   const isOurs = (response.headers.get("Content-Type") ?? "").startsWith("application/problem+json");
-  // API Gateway answers 403 to an unknown key. Our own 403 means that the key is read-only.
+  // API Gateway responds with 403 to an unknown key. Our own 403 means that the key is read-only.
   const needsKey = status === 401 || (status === 403 && !isOurs);
   const detail = data.detail ?? data.message ?? data.Message ?? `The service responded with HTTP ${status}.`;
   return new ApiError(detail, { status, pointer: data.pointer, needsKey });

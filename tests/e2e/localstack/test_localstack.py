@@ -444,7 +444,7 @@ def set_from_console(console: Console, key: str, **fields: str) -> None:
     console.press("New timer")
     console.fill(hours="1", **fields)
     console.press("Create timer")
-    console.is_headed(fields["label"])
+    console.has_heading(fields["label"])
 
 
 def test_console_creates_and_cancels_timers(deployed: Deployed, dev: tuple[str, str]) -> None:
@@ -474,7 +474,7 @@ def test_console_reschedules_and_fires_a_timer(
         hook = receivers.url(receivers.quick, "/fired")
         set_from_console(console, key, url=hook, label="to fire")
         console.press("Reschedule")
-        console.is_headed("Reschedule to fire")
+        console.has_heading("Reschedule to fire")
         console.fill(hours="5")
         console.press("Reschedule")
         console.sees("Timer rescheduled.")
