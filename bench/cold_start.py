@@ -168,9 +168,9 @@ def section(measured: Measured, runs: int, events: int) -> str:
 All milliseconds are CPU time: minimum and median of the cold starts, and the mean of further
 events. The zip has {measured.zip_bytes:,} bytes. A process has the libraries of Lambda's runtime
 and the bundle: with its .pyc files, as `make deploy` ships it, or without, as a plain
-`chalice deploy` does. AWS is moto behind TLS on loopback. Signing, encrypting and parsing count; waiting
-does not. For each new connection, botocore reads the certificates of the authorities. A first sweep
-opens 32 connections, so this is most of its time.
+`chalice deploy` does. AWS is moto behind TLS on loopback. Signing, encrypting and parsing count;
+waiting does not. For each new connection, botocore reads the certificates of the authorities. A
+first sweep opens 32 connections, so this is most of its time.
 
 The events are POST /timers, a valid key, the schedule of a distant timer (its message is sent), one
 message whose receiver responds at once, and a sweep that finds nothing in 32 shards."""

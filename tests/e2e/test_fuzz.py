@@ -47,7 +47,7 @@ def test_operation_succeeds_with_documented_statuses_only(run: Run, operation: s
     ],
 )
 def test_connects_to_loopback_only(call: str, works: bool) -> None:
-    """Server and fuzzer can neither resolve names nor connect beyond loopback."""
+    """Server and fuzzer can't resolve names or connect beyond loopback."""
     ended = subprocess.run(
         [sys.executable, "-c", f"import socket; {call}"],
         env=environment(PYTHONPATH=NOTHING_BUT_LOOPBACK),

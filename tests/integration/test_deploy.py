@@ -253,7 +253,7 @@ def test_deploy_without_localstack_says_how_to_start_it() -> None:
 
 
 def test_stage_localstack_never_reaches_aws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its sessions use LocalStack's default address and credentials, whatever AWS_PROFILE says."""
+    """Its sessions use LocalStack's default address and credentials, with any AWS_PROFILE."""
     for name in (*ON_LOCALSTACK, "AWS_PROFILE"):
         monkeypatch.setenv(name, "x")
         monkeypatch.delenv(name)
