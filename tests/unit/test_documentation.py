@@ -47,7 +47,7 @@ def test_every_setting_of_a_stage_is_read() -> None:
     assert not [name for name in names if f"`{name}`" not in documents()]
 
 
-def test_the_command_knows_every_stage() -> None:
+def test_the_command_offers_every_stage() -> None:
     """`timers` offers the stages of config.json, without reading that file."""
     config = json.loads(source(".chalice/config.json"))
     assert set(stages.STAGES) == set(config["stages"])
