@@ -1,1 +1,1 @@
-"""Benchmarks: the time and memory that Timers takes, compared with its alternatives."""
+"""Benchmarks: the speed and memory of Timers, compared with its alternatives."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import document, report
-from bench.engines import MADE, BullMq, CeleryOnRedis, Engine, Timers
+from bench.engines import BENCH_FOLDER, BullMq, CeleryOnRedis, Engine, Timers
 from bench.measures import (
     Bench,
     Delivery,
@@ -25,7 +25,7 @@ ENGINES: tuple[type[Engine], ...] = (Timers, CeleryOnRedis, BullMq)
 
 PLOT = document.DOCUMENT.with_suffix(".svg")
 
-DATA = MADE / "data"
+DATA = BENCH_FOLDER / "data"
 
 TITLES = {
     "low": "20 a second",
@@ -69,11 +69,11 @@ class Results:
 
     def add(self, engine: Engine, measure: str, found: Figures) -> None:
         """Store the figures of one measurement, and print them as progress."""
-        words = ", ".join(f"{key} {report.number(value)}" for key, value in found.items())
-        print(f"{engine.name}: {measure}: {words}", file=sys.stderr, flush=True)
+        title = ", ".join(f"{key} {report.number(value)}" for key, value in found.items())
+        print(f"{engine.name}: {measure}: {title}", file=sys.stderr, flush=True)
         for key, value in found.items():
-            in_all = key in FAULTS and measure != "recovery"
-            self.figures[engine.name][key if in_all else f"{measure}.{key}"].append(value)
+            is_fault = key in FAULTS and measure != "recovery"
+            self.figures[engine.name][key if is_fault else f"{measure}.{key}"].append(value)
 
     def add_delivery(self, engine: Engine, measure: str, found: Delivery) -> None:
         """Store one measurement and the lateness of each of its timers."""
@@ -92,10 +92,12 @@ def measure(
     return results
 
 
-def _each(engines: Sequence[type[Engine]], folder: Path, what: Callable[[Engine], None]) -> None:
-    for make in engines:
-        with make(folder / make.__name__) as engine:
-            what(engine)
+def _each(
+    engines: Sequence[type[Engine]], folder: Path, measurement: Callable[[Engine], None]
+) -> None:
+    for engine_type in engines:
+        with engine_type(folder / engine_type.__name__) as engine:
+            measurement(engine)
         shutil.rmtree(engine.folder)
 
 
@@ -122,11 +124,11 @@ def _endurance(engine: Engine, receiver: Receiver, sizes: Sizes, results: Result
 
 
 def section(
-    results: Results, versions: Mapping[str, str], about: Sequence[str], alone: Figures
+    results: Results, versions: Mapping[str, str], about: Sequence[str], million: Figures
 ) -> str:
     """Return the section of the document; `about` describes the machine."""
     durability = {engine.name: engine.durability for engine in ENGINES}
-    of = {key: report.number(value) for key, value in alone.items()}
+    of = {key: report.number(value) for key, value in million.items()}
     rounds = len(results.figures[Timers.name]["creates.rate"])
     facts = [*about, *(f"{name}: {version}" for name, version in versions.items())]
     listed = "\n".join(f"* {fact}" for fact in facts)
@@ -137,24 +139,24 @@ def section(
 
 {report.table(results.figures, durability)}
 
-Each cell has the median of the rounds and the range. A ratio above 1: Timers is better by that
-factor. The head of each column says how durable a confirmed timer is in a power cut.
+Each cell has the median of the rounds and their range. A ratio above 1 means that Timers is better
+by that factor. Each column's head says when a confirmed timer is durable.
 
-![How late each timer was]({PLOT.name})
+![Lateness of each timer]({PLOT.name})
 
-**A million timers waiting** in Timers ({Timers.durability}): {of["memory"]} MB of memory, and
-{of["empty"]} MB with none, which is {of["bytes"]} bytes for each. Started on them, it answers after
-{of["ready"]} s, and what was overdue has arrived after {of["first"]} s.
+**A million waiting timers** in Timers ({Timers.durability}) take {of["memory"]} MB of memory,
+compared with {of["empty"]} MB for none: {of["bytes"]} bytes for each. A server that starts on them
+responds after {of["ready"]} s, and an overdue webhook arrives after {of["first"]} s.
 """
 
 
-def able() -> list[type[Engine]]:
+def available_engines() -> list[type[Engine]]:
     """Return the engines that can run here, and report the others."""
     reasons = {engine: engine.missing() for engine in ENGINES}
-    for engine, why in reasons.items():
-        if why is not None:
-            print(f"{engine.name} is skipped: {why}.", file=sys.stderr)
-    return [engine for engine, why in reasons.items() if why is None]
+    for engine, reason in reasons.items():
+        if reason is not None:
+            print(f"{engine.name} is skipped: {reason}.", file=sys.stderr)
+    return [engine for engine, reason in reasons.items() if reason is None]
 
 
 def main() -> None:
@@ -162,15 +164,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the engines
-    rounds, sizes, engines = parser.parse_args().rounds, Sizes(), able()
+    rounds, sizes, engines = parser.parse_args().rounds, Sizes(), available_engines()
     DATA.mkdir(exist_ok=True)
     with Receiver() as receiver:
         most = report.number(ceiling(receiver, 20_000))
-        about = [report.machine(DATA), f"The load: up to {most} requests a second of a bare server"]
+        about = [report.machine(DATA), f"Load: up to {most} requests a second on a bare server"]
         results = measure(engines, receiver, DATA, sizes, rounds)
-        alone = many(sizes.many, receiver, DATA, sizes.settle)
+        million = many(sizes.many, receiver, DATA, sizes.settle)
     shutil.rmtree(DATA)
-    text = section(results, {engine.name: engine.version() for engine in engines}, about, alone)
+    text = section(results, {engine.name: engine.version() for engine in engines}, about, million)
     print(text)
     report.plot({TITLES[measure]: late for measure, late in results.late.items()}, PLOT)
     document.write("standalone", text)

@@ -44,9 +44,9 @@ class MeasuredAccount:
         self.settings = settings
         """The environment in which a function finds the account."""
         self.calls: list[str] = []
-        """The services that were called, in their order."""
+        """The AWS services that were called, in order."""
         self.arrivals = receiver.arrivals
-        """The webhooks that were sent, in their order."""
+        """The webhooks that were sent, in order."""
         self._aws = aws
         self._url = receiver.url
         self._cloud = Cloud(aws)
@@ -128,7 +128,7 @@ def measured_account(folder: Path) -> Iterator[MeasuredAccount]:
     """Yield an account; the certificates of its server are written to the folder."""
     authority = trustme.CA()
     bundle = folder / "authorities.pem"
-    # As many as botocore brings: reading them is part of a first call.
+    # As many as botocore's own: reading them is part of a first call.
     bundle.write_bytes(Path(certifi.where()).read_bytes() + authority.cert_pem.bytes())
     server = _Server(authority)
     with account() as aws, Receiver() as receiver, server.running():
@@ -185,17 +185,17 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.one_at_a_time:
             self.server.calls.append(service)
             answered = self.server.moto.process_request(request)
-        status, told, answer = answered or (404, {}, "")
+        status, sent_headers, answer = answered or (404, {}, "")
         content = answer.encode() if isinstance(answer, str) else answer
         self.send_response(status)
-        for name, value in told.items():
+        for name, value in sent_headers.items():
             if name.lower() not in ("content-length", "date", "server"):
                 self.send_header(name, str(value))
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
 
-    do_PUT = do_GET = do_DELETE = do_POST  # noqa: N815  # the names that http.server wants
+    do_PUT = do_GET = do_DELETE = do_POST  # noqa: N815  # http.server's names
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""

@@ -43,7 +43,7 @@ COLUMNS = (
     "first event, ms",
     "… without .pyc",
     "further event, ms",
-    "calls of AWS",
+    "AWS calls",
     "modules",
     "MB",
 )
@@ -52,32 +52,35 @@ WITH, WITHOUT = "with .pyc", "without"
 
 
 class Life(NamedTuple):
-    """The figures of one process, in milliseconds of CPU time and MB."""
+    """The figures of one process: milliseconds of CPU time, and MB."""
 
     imported: float
     first: float
     further: float
-    """For each event but the first."""
+    """The mean of all events but the first."""
     memory: float
     modules: frozenset[str]
     services: frozenset[str]
-    """Of AWS, that were called."""
+    """The AWS services that were called."""
     calls: float
-    """Of AWS, for each event."""
+    """AWS calls for each event."""
     webhooks: float
-    """For each event."""
+    """Webhooks for each event."""
     answer: Any
 
 
 class Measured(NamedTuple):
-    """All lives of all functions, by name and kind of bundle; the last one has the warm events."""
+    """The lives of all functions, by function and kind of bundle.
+
+    The last life of each has the warm events.
+    """
 
     lives: dict[tuple[str, str], list[Life]]
     zip_bytes: int
 
 
 def measure(runs: int, events: int) -> Measured:
-    """Start every function `runs` times of each kind, one of them for so many more events."""
+    """Start each function `runs` times with each bundle; the last process gets more events."""
     with TemporaryDirectory() as name, account.measured_account(Path(name)) as busy:
         size, bundles = _bundles(Path(name))
         lives: dict[tuple[str, str], list[Life]] = {}
@@ -93,7 +96,7 @@ def measure(runs: int, events: int) -> Measured:
 
 
 def _bundles(folder: Path) -> tuple[int, dict[str, Path]]:
-    """Return the size of the zip, and where it is unpacked, by whether .pyc came with it."""
+    """Return the size of the zip, and the folders of both kinds of bundle."""
     package(folder / "made")
     made = folder / "made/deployment.zip"
     with zipfile.ZipFile(made) as zipped:
@@ -105,7 +108,7 @@ def _bundles(folder: Path) -> tuple[int, dict[str, Path]]:
 
 
 def package(made: Path) -> None:
-    """Make a folder with the zip that `make deploy` would ship, and the template to it."""
+    """Fill a folder with the zip that `make deploy` would ship, and its template."""
     with TemporaryDirectory() as project:
         bundle.build(ROOT, Path(project))
         # Chalice also writes its zips there, so use a copy without the deployed ones.
@@ -134,17 +137,17 @@ def _life(function: str, folder: Path, busy: MeasuredAccount, many: int) -> Life
         stdout=subprocess.DEVNULL,  # its logs
         check=True,
     )
-    told = json.loads(report.read_bytes())
+    found = json.loads(report.read_bytes())
     return Life(
-        told["imported"],
-        told["first"],
-        told["further"],
-        told["memory"],
-        frozenset(told["modules"]),
+        found["imported"],
+        found["first"],
+        found["further"],
+        found["memory"],
+        frozenset(found["modules"]),
         frozenset(busy.calls),
         len(busy.calls) / many,
         len(busy.arrivals) / many,
-        told["answer"],
+        found["answer"],
     )
 
 
@@ -162,15 +165,15 @@ def section(measured: Measured, runs: int, events: int) -> str:
 |{cells}|
 {rows}
 
-Milliseconds are of CPU time: of the cold starts the least and the median, of the events after
-them the mean. The zip has {measured.zip_bytes:,} bytes. A process finds what Lambda's runtime has,
-and the bundle: with its .pyc, as `make deploy` ships it, or without, as a plain `chalice deploy`
-does. AWS is moto behind TLS on loopback; signing, encrypting and parsing count, waiting does not.
-For each new connection botocore reads the authorities' certificates, which is most of a first
-sweep: it makes 32.
+All milliseconds are CPU time: minimum and median of the cold starts, and the mean of further
+events. The zip has {measured.zip_bytes:,} bytes. A process has the libraries of Lambda's runtime
+and the bundle: with its .pyc files, as `make deploy` ships it, or without, as a plain
+`chalice deploy` does. AWS is moto behind TLS on loopback. Signing, encrypting and parsing count;
+waiting does not. For each new connection, botocore reads the certificates of the authorities. A
+first sweep opens 32 connections, so this is most of its time.
 
-Events: POST /timers; a key that is right; a far timer's schedule, upon which its message is sent;
-one message, whose receiver answers at once; a sweep that finds nothing, in 32 partitions."""
+The events are POST /timers, a valid key, the schedule of a distant timer (its message is sent), one
+message whose receiver responds at once, and a sweep that finds nothing in 32 shards."""
 
 
 def _row(function: str, lives: dict[tuple[str, str], list[Life]]) -> str:
@@ -206,8 +209,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cold_start", description=__doc__)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--events", type=int, default=200)
-    given = parser.parse_args()
-    text = section(measure(given.runs, given.events), given.runs, given.events)
+    options = parser.parse_args()
+    text = section(measure(options.runs, options.events), options.runs, options.events)
     document.write("lambda", text)
     sys.stdout.write(f"{text}\n")
 

@@ -18,10 +18,10 @@ import requests
 
 ROOT = Path(__file__).parent.parent
 
-MADE = ROOT / ".bench"
-"""The folder for peers that `make bench` installs, and for the engines' data."""
+BENCH_FOLDER = ROOT / ".bench"
+"""Folder for the peers that `make bench` installs, and for the engines' data."""
 
-MODULES = MADE / "node_modules"
+MODULES = BENCH_FOLDER / "node_modules"
 
 PEERS = ROOT / "bench" / "peers"
 
@@ -34,7 +34,7 @@ class Engine:
 
     name: ClassVar[str]
     durability: ClassVar[str]
-    """When a timer confirmed with 201 survives a power cut."""
+    """What a timer confirmed with 201 needs to survive a power cut."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
         self.folder = folder
@@ -60,7 +60,7 @@ class Engine:
         raise NotImplementedError
 
     def start(self) -> None:
-        """Run it, and return once it answers over HTTP."""
+        """Run it, and return once it responds over HTTP."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self.launch()
@@ -74,7 +74,7 @@ class Engine:
         raise NotImplementedError
 
     def is_ready(self) -> bool:
-        """Say whether it answers."""
+        """Say whether it responds."""
         try:
             return requests.get(f"http://127.0.0.1:{self.port}/health", timeout=10).ok
         except requests.ConnectionError:
@@ -123,7 +123,7 @@ class Timers(Engine):
     """`python -m standalone` with its defaults."""
 
     name = "Timers"
-    durability = "fsync before the answer"
+    durability = "fsync before the response"
 
     @classmethod
     def version(cls) -> str:
@@ -131,7 +131,7 @@ class Timers(Engine):
 
     @property
     def database(self) -> Path:
-        """Where its timers are."""
+        """The database file."""
         return self.folder / "timers.db"
 
     def launch(self) -> None:
@@ -164,7 +164,7 @@ class OnRedis(Engine):
             raise RuntimeError("Redis does not sync each write.")
 
     def ask_redis(self, command: str) -> bytes:
-        """Return the first line that Redis answers, nothing if it does not listen."""
+        """Return the first line of Redis's response; empty if Redis does not listen."""
         try:
             with socket.create_connection(("127.0.0.1", self.redis), 10) as connection:
                 connection.sendall(f"{command}\r\n".encode())

@@ -68,5 +68,5 @@ def _memory() -> float:
 
 
 if __name__ == "__main__":
-    given, report = json.loads(Path(sys.argv[2]).read_bytes()), Path(sys.argv[3])
-    report.write_text(json.dumps(live(sys.argv[1], given)))
+    events, report = json.loads(Path(sys.argv[2]).read_bytes()), Path(sys.argv[3])
+    report.write_text(json.dumps(live(sys.argv[1], events)))

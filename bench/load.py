@@ -18,7 +18,7 @@ class Request(NamedTuple):
     deadline: int = 0
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """The response to a request, and its seconds since the request should have been sent."""
 
     request: Request
@@ -46,23 +46,23 @@ class _Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self._received = b""
-        self._answered: asyncio.Future[tuple[int, bytes]] = asyncio.Future()
+        self._response: asyncio.Future[tuple[int, bytes]] = asyncio.Future()
 
     def ask(self, content: bytes) -> "asyncio.Future[tuple[int, bytes]]":
-        self._received, self._answered = b"", asyncio.Future()
+        self._received, self._response = b"", asyncio.Future()
         self.transport.write(content)
-        return self._answered
+        return self._response
 
     def data_received(self, data: bytes) -> None:
         self._received += data
         head, _, body = self._received.partition(b"\r\n\r\n")
         length = _LENGTH.search(head)
         if length and len(body) >= int(length[1]):
-            self._answered.set_result((int(head[9:12]), body))
+            self._response.set_result((int(head[9:12]), body))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self._answered.done():
-            self._answered.set_exception(exc or ConnectionError("The server hung up."))
+        if not self._response.done():
+            self._response.set_exception(exc or ConnectionError("The server hung up."))
 
 
 async def send(
@@ -72,7 +72,7 @@ async def send(
     *,
     rate: float | None = None,
     connections: int = CONNECTIONS,
-) -> list[Answer]:
+) -> list[Response]:
     """Send requests made by `make`, `rate` a second or as fast as responses come.
 
     The time that a request waits for a free connection counts as part of its response time.
@@ -83,7 +83,7 @@ async def send(
         for _ in range(min(connections, count))
     ]
     numbers = iter(range(count))
-    answers: list[Answer] = []
+    responses: list[Response] = []
     began = time.perf_counter()
 
     async def work(connection: _Connection) -> None:
@@ -93,11 +93,11 @@ async def send(
                 await asyncio.sleep(early)
             request = make()
             status, body = await connection.ask(request.content)
-            answers.append(Answer(request, status, body, time.perf_counter() - due))
+            responses.append(Response(request, status, body, time.perf_counter() - due))
 
     try:
         await asyncio.gather(*map(work, opened))
     finally:
         for connection in opened:
             connection.transport.close()
-    return answers
+    return responses

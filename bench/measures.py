@@ -19,7 +19,7 @@ from typing import Self
 import requests
 
 from bench.engines import Engine, Timers
-from bench.load import Answer, Request, post, send
+from bench.load import Request, Response, post, send
 from chalicelib.core.timer import DEFAULT_TENANT, Webhook, new_timer
 from chalicelib.runtime import new_id
 from standalone.sqlite.timer_store import SqliteTimerStore
@@ -64,11 +64,11 @@ class Receiver:
             time.sleep(0.05)
 
 
-def _arrivals(answer: requests.Response) -> list[tuple[str, float]]:
-    told = answer.json()
-    if told["count"] != len(told["ids"]):
+def _arrivals(response: requests.Response) -> list[tuple[str, float]]:
+    content = response.json()
+    if content["count"] != len(content["ids"]):
         raise RuntimeError("The receiver's count does not match its recorded arrivals.")
-    return list(zip(told["ids"], told["moments"], strict=True))
+    return list(zip(content["ids"], content["moments"], strict=True))
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,14 @@ class Bench:
 
     def create(
         self, number: int, deadlines: Iterator[int], rate: float | None = None
-    ) -> list[Answer]:
-        """Create timers, each with the next deadline; raise if one is refused."""
+    ) -> list[Response]:
+        """Create timers, each with the next deadline; raise if one is rejected."""
         sent = send(self.engine.port, number, lambda: self.timer(next(deadlines)), rate=rate)
-        answers = asyncio.run(sent)
-        for answer in answers:
-            if answer.status != 201:
-                raise RuntimeError(f"{self.engine.name} answered {answer.status}: {answer.body!r}")
-        return answers
+        responses = asyncio.run(sent)
+        for response in responses:
+            if response.status != 201:
+                raise RuntimeError(f"{self.engine.name}: {response.status}: {response.body!r}")
+        return responses
 
     def warm_up(self, number: int) -> None:
         """Warm up every part of the engine, as in long-running use."""
@@ -151,9 +151,9 @@ class Bench:
     def creates(self, number: int) -> Figures:
         """Create timers due tomorrow as fast as the engine responds."""
         began = time.perf_counter()
-        answers = self.create(number, self._ahead(DAY))
+        responses = self.create(number, self._ahead(DAY))
         seconds = time.perf_counter() - began
-        p50, p99 = percentiles([answer.seconds * 1000 for answer in answers])
+        p50, p99 = percentiles([response.seconds * 1000 for response in responses])
         return {"rate": number / seconds, "p50": p50, "p99": p99}
 
     def steady(self, number: int, rate: float) -> Delivery:
@@ -162,14 +162,14 @@ class Bench:
         return self.delivered(self.create(number, self._ahead(1000), rate))
 
     def burst(self, number: int, ahead: float) -> Delivery:
-        """Create timers within `ahead` seconds that all fall due in the second after."""
+        """Create timers within `ahead` seconds; all fall due in the second after that."""
         self.receiver.forget()
         first = _now() + round(ahead * 1000)
         deadlines = [first + 1000 * place // number for place in range(number)]
         Random(number).shuffle(deadlines)  # the same for all engines
-        answers = self.create(number, iter(deadlines))
+        responses = self.create(number, iter(deadlines))
         created_in_time = _now() < first
-        found = self.delivered(answers)
+        found = self.delivered(responses)
         return found if created_in_time else self.burst(number, 2 * ahead)
 
     def pending(self, number: int, settle: float) -> Figures:
@@ -182,12 +182,12 @@ class Bench:
     def recovery(self, number: int, ahead: float, outage: float) -> Figures:
         """Kill -9 an engine with timers that fall due before, while and after it is down.
 
-        Return the seconds from the command that restarts it to its first answer, and to the first
+        Return the seconds from the command that restarts it to its first response, and to the first
         webhook.
         """
         self.receiver.forget()
         first, span = _now() + round(1000 * ahead), round(2000 * outage)
-        answers = self.create(number, (first + span * place // number for place in count()))
+        responses = self.create(number, (first + span * place // number for place in count()))
         _sleep_until(first + span // 6)
         self.engine.kill()
         before = len(self.receiver.arrivals())
@@ -195,13 +195,15 @@ class Bench:
         began = time.time()
         self.engine.start()
         ready = time.time() - began
-        found = self.delivered(answers)
+        found = self.delivered(responses)
         arrived = [at / 1000 - began for _, at in self.receiver.arrivals()[before:]]
         return {"ready": ready, "first": min(arrived, default=inf), **found.faults()}
 
-    def delivered(self, answers: Sequence[Answer]) -> Delivery:
+    def delivered(self, responses: Sequence[Response]) -> Delivery:
         """Wait for the timers created by these responses, and return the result."""
-        deadlines = {json.loads(answer.body)["id"]: answer.request.deadline for answer in answers}
+        deadlines = {
+            json.loads(response.body)["id"]: response.request.deadline for response in responses
+        }
         until = max(_now(), *deadlines.values()) / 1000 + GRACE
         arrivals: list[tuple[str, float]] = []
         while time.time() < until and (missing := deadlines.keys() - {id for id, _ in arrivals}):
@@ -238,7 +240,7 @@ def many(number: int, receiver: Receiver, folder: Path, settle: float) -> Figure
     """Measure Timers with this many timers stored, and with none, in seconds and MB."""
     with Timers(folder / "empty") as empty:
         time.sleep(settle)
-        nothing = empty.memory()
+        unloaded = empty.memory()
     engine = Timers(folder / "full")
     fill(engine.database, number, receiver)
     receiver.forget()
@@ -253,8 +255,8 @@ def many(number: int, receiver: Receiver, folder: Path, settle: float) -> Figure
         "ready": ready,
         "first": at / 1000 - began,
         "memory": memory / 1e6,
-        "empty": nothing / 1e6,
-        "bytes": (memory - nothing) / number,
+        "empty": unloaded / 1e6,
+        "bytes": (memory - unloaded) / number,
     }
 
 

@@ -1,5 +1,5 @@
-// Gets the webhooks: when each arrived, and its webhook-id.
-// GET /count says how many came, GET /arrivals which and when; DELETE /arrivals also forgets them.
+// Records the webhook-id and the arrival time of each webhook.
+// GET /count returns their number, and GET /arrivals also the ids and times. DELETE /arrivals then forgets them.
 const http = require("node:http");
 
 let count, ids, moments;
@@ -9,7 +9,7 @@ function forget() {
   [count, ids, moments] = [0, [], []];
 }
 
-// The moment with its fractions: Date.now() cuts them off, so the greatest difference is the true one.
+// The time in fractions of a millisecond. Date.now() cuts them off, so the greatest difference is the true one.
 function now() {
   epoch = Math.max(epoch, Date.now() - performance.now());
   return epoch + performance.now();
@@ -30,7 +30,7 @@ function answer(request, response) {
 }
 
 forget();
-for (const begun = performance.now(); performance.now() < begun + 10; ) now();
+for (const start = performance.now(); performance.now() < start + 10; ) now();
 const server = http.createServer((request, response) =>
   (request.method === "POST" ? receive : answer)(request, response));
 server.listen(0, "127.0.0.1", 1000, () => console.log(server.address().port));

@@ -16,31 +16,33 @@ class Row(NamedTuple):
     """A row of the table: the key of its figure, its title, and whether more is better."""
 
     key: str
-    words: str
+    title: str
     more_is_better: bool = False
 
 
-LATENESS = (("p50", "p50, ms"), ("p99", "p99, ms"), ("max", "the latest, ms"))
+LATENESS = (("p50", "p50, ms"), ("p99", "p99, ms"), ("max", "max, ms"))
 
-DRAINED = ("drained", "delivered a second")
+DRAINED = ("drained", "delivered per second")
 
 ROWS = (
-    Row("creates.rate", "**Creating**, 32 connections: a second", True),
+    Row("creates.rate", "**Creating**, 32 connections: per second", True),
     Row("creates.p50", "p50, ms"),
     Row("creates.p99", "p99, ms"),
-    Row("synced.rate", "… Redis too with an fsync before each answer: a second", True),
-    *(Row(f"low.{key}", f"**Late**, 20 a second: {words}") for key, words in LATENESS),
+    Row("synced.rate", "… with Redis syncing before each response: per second", True),
+    *(Row(f"low.{key}", f"**Lateness**, 20 a second: {title}") for key, title in LATENESS),
     *(
-        Row(f"{burst}.{key}", f"**Late**, {number} due in one second: {words}", key == DRAINED[0])
-        for burst, number in (("small", "1,000"), ("large", "10,000"))
-        for key, words in (*LATENESS, DRAINED)
+        Row(
+            f"{burst}.{key}", f"**Lateness**, {count} due in one second: {title}", key == DRAINED[0]
+        )
+        for burst, count in (("small", "1,000"), ("large", "10,000"))
+        for key, title in (*LATENESS, DRAINED)
     ),
-    Row("pending.bytes", "**Memory** for each timer that waits, of 100,000: bytes"),
-    Row("recovery.ready", "**After kill -9**: answers again, s"),
-    Row("recovery.first", "first webhook that was overdue, s"),
+    Row("pending.bytes", "**Memory** per waiting timer, with 100,000 of them: bytes"),
+    Row("recovery.ready", "**After kill -9**: first response, s"),
+    Row("recovery.first", "first overdue webhook, s"),
     Row("recovery.missing", "not sent within a minute, of 1,000"),
     Row("recovery.duplicates", "sent twice"),
-    Row("missing", "**In all else**: not sent"),
+    Row("missing", "**In all other runs**: not sent"),
     Row("early", "sent before the deadline"),
     Row("duplicates", "sent twice"),
 )
@@ -57,7 +59,7 @@ def table(results: Results, durability: Mapping[str, str], rows: Sequence[Row] =
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1)]
     for row in rows:
         ours = results[first][row.key]
-        cells = [row.words, _cell(ours)]
+        cells = [row.title, _cell(ours)]
         for name in others:
             theirs = results[name][row.key]
             cells += [_cell(theirs), _ratio(ours, theirs, row.more_is_better)]
@@ -125,12 +127,12 @@ def plot(late: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
 
     figure = Figure(figsize=(10, 3.2), layout="tight")
     axes = figure.subplots(1, len(late), sharey=True, squeeze=False)[0]
-    for axis, (words, engines) in zip(axes, late.items(), strict=True):
+    for axis, (title, engines) in zip(axes, late.items(), strict=True):
         for name, values in engines.items():
             axis.plot(range(101), curve(values), label=name)
-        axis.set(title=words, yscale="log", xlabel="% of the timers")
+        axis.set(title=title, yscale="log", xlabel="% of the timers")
         axis.grid(visible=True, alpha=0.3)
-    axes[0].set_ylabel("late by at most, ms")
+    axes[0].set_ylabel("lateness, ms")
     axes[0].legend(frameon=False)
     # Keep text as text, and make the file reproducible.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "timers"}):

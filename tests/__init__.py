@@ -1,1 +1,1 @@
-"""Tests; `make test` runs them all."""
+"""Tests; `make test` runs all but those on LocalStack, which `make e2e` runs."""

@@ -112,7 +112,7 @@ class Simulation:
     """Simulated time, and greenlets that sleep in it."""
 
     def __init__(self, seed: int | str, fault_rates: FaultRates) -> None:
-        self.dice = random.Random(seed)  # noqa: S311
+        self.rng = random.Random(seed)  # noqa: S311
         self.fault_rates = fault_rates
         self.time = 0.0
         self.crashes: list[Crash] = []
@@ -155,14 +155,14 @@ class Simulation:
 
     def may_die(self) -> None:
         """Randomly kill the current process with all its greenlets."""
-        if self.dice.random() < self.fault_rates.deaths:
+        if self.rng.random() < self.fault_rates.deaths:
             self.process.alive = False
             # Every webhook that it sent may be sent again.
             self.crashes.append(Crash(self.clock(), self.clock(), frozenset(self.process.sent)))
             raise Killed
 
-    def _wake(self, time: float, task: greenlet) -> None:
-        heapq.heappush(self._events, (time, next(self._numbers), task.switch))
+    def _wake(self, time: float, sleeper: greenlet) -> None:
+        heapq.heappush(self._events, (time, next(self._numbers), sleeper.switch))
 
     def _wait(self) -> None:
         self._hub.switch()
@@ -170,22 +170,22 @@ class Simulation:
             raise Killed
 
     def take(self, span: tuple[float, float]) -> None:
-        self.sleep(self.dice.uniform(*span))
+        self.sleep(self.rng.uniform(*span))
 
     def call(self, operation: str) -> None:
         """Call AWS with the retries that bootstrap.py sets; raise if all are throttled."""
         self.may_die()
         for tries in range(TRIES):
             self.take(CALL)
-            if self.dice.random() >= self.fault_rates.throttled:
+            if self.rng.random() >= self.fault_rates.throttled:
                 return
-            self.sleep(self.dice.uniform(0, 2**tries))
+            self.sleep(self.rng.uniform(0, 2**tries))
         raise client_error("ThrottlingException", 429, operation)
 
     def answer(self) -> None:
         """Return from a call that took effect, unless the process dies or the response is lost."""
         self.may_die()
-        if self.dice.random() < self.fault_rates.unanswered:
+        if self.rng.random() < self.fault_rates.unanswered:
             raise ReadTimeoutError(endpoint_url="https://aws")
 
     def concurrently(self, call: Callable[[T], R], items: Sequence[T], /) -> list[R | Exception]:
@@ -265,10 +265,10 @@ class Queue:
             assert isinstance(delay, int)
             assert 0 <= delay <= 900
             self.sent += 1
-            copies = 1 + (self._sim.dice.random() < self._sim.fault_rates.duplicates)
+            copies = 1 + (self._sim.rng.random() < self._sim.fault_rates.duplicates)
             for _ in range(copies):
                 message = Message(entry["MessageBody"], 0, str(next(self._handles)))
-                late = self._sim.dice.uniform(0, self._sim.fault_rates.disorder)
+                late = self._sim.rng.uniform(0, self._sim.fault_rates.disorder)
                 self._show(message, delay + late)
         self._sim.answer()
         return {}
@@ -321,7 +321,7 @@ class Queue:
             self._sim.at(time, poll)
 
     def _invoke(self, batch: Sequence[Message]) -> None:
-        self._sim.sleep(self._sim.dice.uniform(0.005, 0.03))
+        self._sim.sleep(self._sim.rng.uniform(0.005, 0.03))
         if self._running > self._warm:
             self._warm = self._running
             self._sim.take(COLD)
@@ -350,7 +350,7 @@ class Scheduler:
         self._schedules: dict[str, str] = {}
         self._next_slot = 0.0
         self.needless = 0
-        """Schedules that went off twice or after their deletion."""
+        """Schedules that fired twice or after their deletion."""
 
     def create_schedule(self, **request: Any) -> None:
         self._sim.call("CreateSchedule")
@@ -361,9 +361,9 @@ class Scheduler:
             raise client_error("ConflictException", 409, "CreateSchedule")
         self._schedules[name] = request["Target"]["Input"]
         text = self._schedules[name]
-        for _ in range(1 + (self._sim.dice.random() < self._sim.fault_rates.duplicates)):
-            when = at + self._sim.dice.uniform(-0.5, PRECISION)
-            self._sim.at(when, lambda: self._go_off(name, text))
+        for _ in range(1 + (self._sim.rng.random() < self._sim.fault_rates.duplicates)):
+            when = at + self._sim.rng.uniform(-0.5, PRECISION)
+            self._sim.at(when, lambda: self._fire_now(name, text))
         self._sim.answer()
 
     def delete_schedule(self, **request: Any) -> None:
@@ -375,10 +375,10 @@ class Scheduler:
     def names(self) -> list[str]:
         return list(self._schedules)
 
-    def _go_off(self, name: str, text: str) -> None:
+    def _fire_now(self, name: str, text: str) -> None:
         if self._schedules.pop(name, None) is None:
-            # A schedule may go off again, or after its deletion.
-            if self._sim.dice.random() < 0.5:
+            # A schedule may fire again, or after its deletion.
+            if self._sim.rng.random() < 0.5:
                 return
             self.needless += 1
         self._next_slot = max(self._next_slot, self._sim.time) + 1 / INVOCATIONS
@@ -386,7 +386,7 @@ class Scheduler:
         self._invoke(text, 0)
 
     def _invoke(self, text: str, retries: int) -> None:
-        self._sim.take(COLD if self._sim.dice.random() < 0.1 else CALL)
+        self._sim.take(COLD if self._sim.rng.random() < 0.1 else CALL)
         try:
             self._fire(text)
         except (Exception, Killed):
@@ -440,7 +440,7 @@ class SlowStore(FakeStore):
         try:
             self._sim.answer()
         except ReadTimeoutError as error:
-            raise Unavailable("The simulated store does not answer.") from error
+            raise Unavailable("The simulated store does not respond.") from error
         return result
 
     def _replace_now(self, timer: Timer) -> bool:
@@ -505,13 +505,13 @@ class Deployment:
         def create() -> Timer:
             return self.service.create(DEFAULT_TENANT, spec).timer
 
-        def told(request: Request) -> None:
+        def done(request: Request) -> None:
             if request.granted:
                 then(id)
             else:
-                self.ask_at(self.sim.time + 1, "create", id, deadline, create, told)
+                self.ask_at(self.sim.time + 1, "create", id, deadline, create, done)
 
-        self.ask_at(time, "create", id, deadline, create, told)
+        self.ask_at(time, "create", id, deadline, create, done)
 
     def ask_at(
         self,
@@ -520,7 +520,7 @@ class Deployment:
         id: str,
         deadline: datetime | None,
         call: Callable[[], Timer],
-        told: Callable[[Request], object],
+        done: Callable[[Request], object],
     ) -> None:
         """Let a client make a request at that time, and record the response."""
 
@@ -532,7 +532,7 @@ class Deployment:
             finally:
                 request = request._replace(ended=self.sim.clock())
                 self.requests.append(request)
-                told(request)
+                done(request)
 
         self.sim.at(time, ask)
 
@@ -541,8 +541,8 @@ class Deployment:
         self.sim.may_die()
         self.sim.process.sent.add(timer.id)
         self.sent.append((timer, at))
-        slow = 10 if self.sim.dice.random() < 0.01 else 1
-        self.sim.sleep(slow * self.sim.dice.uniform(*POST))
+        slow = 10 if self.sim.rng.random() < 0.01 else 1
+        self.sim.sleep(slow * self.sim.rng.uniform(*POST))
         self.sim.may_die()
         return NO_CONTENT
 
@@ -616,8 +616,8 @@ def steady(number: int, seed: int = 1) -> Deployment:
     """Run timers with mixed delays of up to two hours, created over an hour."""
     world = Deployment(seed)
     for _ in range(number):
-        delay = world.sim.dice.choice([5, 30, 300, 890, 901, 1200, 3600, 7200])
-        world.create_at(world.sim.dice.uniform(0, 3600), delay * world.sim.dice.random())
+        delay = world.sim.rng.choice([5, 30, 300, 890, 901, 1200, 3600, 7200])
+        world.create_at(world.sim.rng.uniform(0, 3600), delay * world.sim.rng.random())
     world.sim.run(4 * 3600)
     return world
 
@@ -626,8 +626,8 @@ def burst(number: int, seed: int = 1) -> Deployment:
     """Run timers created up to an hour ahead, all due within one second."""
     world = Deployment(seed)
     for _ in range(number):
-        created = world.sim.dice.uniform(0, 1800)
-        world.create_at(created, 3600 - created + world.sim.dice.random())
+        created = world.sim.rng.uniform(0, 1800)
+        world.create_at(created, 3600 - created + world.sim.rng.random())
     world.sim.run(2 * 3600)
     return world
 
@@ -648,7 +648,7 @@ def crashing(number: int, seed: int = 1) -> Deployment:
     """Run steady load in which one call in a thousand kills its process."""
     world = Deployment(seed, fault_rates=FaultRates(deaths=0.001))
     for _ in range(number):
-        world.create_at(world.sim.dice.uniform(0, 3600), world.sim.dice.uniform(0, 1800))
+        world.create_at(world.sim.rng.uniform(0, 3600), world.sim.rng.uniform(0, 1800))
     world.sim.run(5 * 3600)
     return world
 

@@ -1,4 +1,4 @@
-// Timers made of BullMQ, as its users would: `front` takes them over HTTP, `worker` fires them.
+// Timers built with BullMQ, as its users would: `front` creates them over HTTP, `worker` fires them.
 const http = require("node:http");
 const { Queue, Worker } = require("bullmq");
 
@@ -7,9 +7,9 @@ const connection = { host: "127.0.0.1", port: Number(redisPort), maxRetriesPerRe
 
 async function fire(job) {
   const headers = { "webhook-id": job.id };
-  const answer = await fetch(job.data.url, { method: "POST", headers });
-  await answer.arrayBuffer();
-  if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
+  const response = await fetch(job.data.url, { method: "POST", headers });
+  await response.arrayBuffer();
+  if (!response.ok) throw new Error(`HTTP ${response.status}`);
 }
 
 const options = {
@@ -18,7 +18,7 @@ const options = {
   removeOnComplete: true,
 };
 
-async function take(queue, request, response) {
+async function create(queue, request, response) {
   let body = "";
   for await (const chunk of request) body += chunk;
   if (request.method !== "POST") return response.end("{}");
@@ -34,5 +34,5 @@ if (role === "worker") {
   new Worker("timers", fire, { connection, concurrency: 64 });
 } else {
   const queue = new Queue("timers", { connection });
-  http.createServer((request, response) => take(queue, request, response)).listen(port, "127.0.0.1");
+  http.createServer((request, response) => create(queue, request, response)).listen(port, "127.0.0.1");
 }

@@ -1,4 +1,4 @@
-"""Timers made of Celery, as its users would: a WSGI app that takes them, a task that fires them."""
+"""Timers built with Celery, as its users would: a WSGI app creates them, and a task fires them."""
 
 import json
 import os
@@ -23,12 +23,12 @@ def fire(self: Any, url: str) -> None:
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-    """Take a timer: `{"url": …, "fire_at": …}`."""
+    """Create a timer from `{"url": …, "fire_at": …}`."""
     answer = {}
     if environ["REQUEST_METHOD"] == "POST":
-        wanted = json.load(environ["wsgi.input"])
-        fire_at = datetime.fromisoformat(wanted["fire_at"])
-        answer = {"id": fire.apply_async((wanted["url"],), eta=fire_at).id}
+        spec = json.load(environ["wsgi.input"])
+        fire_at = datetime.fromisoformat(spec["fire_at"])
+        answer = {"id": fire.apply_async((spec["url"],), eta=fire_at).id}
     content = json.dumps(answer).encode()
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(content)))]
     start_response("201 Created" if answer else "200 OK", headers)

@@ -74,7 +74,7 @@ def test_documents_every_field_and_parameter(kind: type) -> None:
 
 
 def test_documents_every_error_status() -> None:
-    """Each status of an error is in the table of errors."""
+    """The table of errors lists every error status."""
     from chalicelib.http.responses import STATUS_OF_ERROR  # noqa: PLC0415
 
     listed = set(re.findall(r"\d{3}", "".join(re.findall(r"^\| ([\d, ]+) \|", TEXT, re.MULTILINE))))

@@ -52,7 +52,7 @@ def test_bench_in_miniature(tmp_path: Path) -> None:
     """A small benchmark has every figure; each timer arrives once and none early."""
     with Receiver() as receiver:
         results = measure([Timers], receiver, tmp_path, SIZES, rounds=1)
-        alone = many(SIZES.many, receiver, tmp_path, SIZES.settle)
+        million = many(SIZES.many, receiver, tmp_path, SIZES.settle)
     figures = results.figures["Timers"]
     assert {row.key for row in report.ROWS} <= figures.keys()
     for fault in ("missing", "early", "duplicates", "recovery.missing", "recovery.early"):
@@ -60,8 +60,8 @@ def test_bench_in_miniature(tmp_path: Path) -> None:
     assert figures["recovery.first"] < [inf]
     counts = [len(results.late[name]["Timers"]) for name in ("low", "small", "large")]
     assert counts == [SIZES.low, SIZES.small, SIZES.large]
-    text = section(results, {"Timers": Timers.version()}, ["2 cores"], alone)
-    assert all(row.words in text for row in report.ROWS)
+    text = section(results, {"Timers": Timers.version()}, ["2 cores"], million)
+    assert all(row.title in text for row in report.ROWS)
     assert "{" not in text
 
 
@@ -108,16 +108,16 @@ def test_response_time_includes_the_wait_for_a_connection() -> None:
                     writer.write(piece)
                     await writer.drain()
 
-    async def ask() -> list[load.Answer]:
+    async def ask() -> list[load.Response]:
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             make = partial(load.post, "/", b"{}")
             return await load.send(port, 20, make, rate=1000, connections=2)
 
-    answers = asyncio.run(ask())
-    assert [(answer.status, answer.body) for answer in answers] == [(201, b"OK")] * 20
+    responses = asyncio.run(ask())
+    assert [(answer.status, answer.body) for answer in responses] == [(201, b"OK")] * 20
     # The last was due after 19 ms, and went out behind nine that took 20 ms each.
-    assert answers[-1].seconds > 0.18
+    assert responses[-1].seconds > 0.18
 
 
 @needs_node
@@ -132,7 +132,7 @@ def test_soak_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert soaked.faults == []
     assert soaked.arrived == 40
     assert [sample.keys() for sample in samples] == [{flat.key for flat in soak.FLAT}] * 2
-    assert all(flat.words in text for flat in soak.FLAT)
+    assert all(flat.title in text for flat in soak.FLAT)
 
 
 def test_soak_reports_rising_figures() -> None:
@@ -142,16 +142,16 @@ def test_soak_reports_rising_figures() -> None:
     assert soak.rising([flat, flat, flat, flat, blip, flat]) == []
     for one in soak.FLAT:
         risen = flat | {one.key: one.floor * one.ratio * 1.01}
-        [words] = soak.rising([flat, flat, risen, risen])
-        assert words.startswith(f"{one.words}: from ")
+        [line] = soak.rising([flat, flat, risen, risen])
+        assert line.startswith(f"{one.title}: from ")
     assert soak.rising([dict.fromkeys(flat, 0.0)] * 2 + [flat] * 2) == []
 
 
 def test_soak_reports_duplicate_and_early_webhooks() -> None:
-    """Duplicate and early webhooks are faults; undelivered timers stay owed."""
+    """Duplicate and early webhooks are faults; undelivered timers stay pending."""
     engine = Timers(Path("nowhere"))
-    owed = {"a": 1000, "b": 1000, "c": 1000}
-    soaked = soak.Soak(Bench(engine, Receiver()), engine, rate=1, owed=owed)
+    pending = {"a": 1000, "b": 1000, "c": 1000}
+    soaked = soak.Soak(Bench(engine, Receiver()), engine, rate=1, pending=pending)
     soaked._settle([("a", 1001.0), ("a", 1002.0), ("b", 999.0)])
     assert soaked.faults == ["a arrived twice", "one arrived early"]
-    assert soaked.owed == {"c": 1000}
+    assert soaked.pending == {"c": 1000}

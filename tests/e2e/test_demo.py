@@ -26,7 +26,7 @@ UNRELATED_SETTINGS = {
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_demo(tmp_path: Path, number: signal.Signals) -> None:
+def test_demo_shows_timers_and_cleans_up(tmp_path: Path, number: signal.Signals) -> None:
     """The demo prints its URL and arriving webhooks, has a retrying timer, and cleans up."""
     log = tmp_path / "log"
     with log.open("w") as output:

@@ -162,8 +162,8 @@ def test_a_timer_is_cancelled_or_fired_never_both(database: Path) -> None:
         engine, sender = HeapScheduler(store, now), RecordingSender()
         service = Service(store, engine, sender, clock=now, new_id=new_id, pause=time.sleep)
         engine.start(service.deliver, lambda: False)
-        dice = random.Random(0)  # noqa: S311
-        jitters = [dice.uniform(-0.004, 0.012) for _ in range(500)]
+        rng = random.Random(0)  # noqa: S311
+        jitters = [rng.uniform(-0.004, 0.012) for _ in range(500)]
         cancelled: list[str] = []
 
         def race(jitter: float) -> str:

@@ -110,7 +110,7 @@ def test_the_server_sees_key_changes_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["server", "command"])
 def test_a_key_outlives_a_power_cut(tmp_path: Path, where: str) -> None:
-    """Created and revoked keys are synced to disk before the command or the server says so."""
+    """Created and revoked keys are synced to disk before the command or the server confirms it."""
     path = tmp_path / "timers.db"
     with closing(SqliteTimerStore(path)) as store, tenants_in(path) as (kept, _):
         store.check()  # which is not synced

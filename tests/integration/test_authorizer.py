@@ -75,7 +75,7 @@ def with_keys(settings: Settings) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One standalone server with AUTH=keys for this whole file."""
-    path = tmp_path_factory.mktemp("door") / "timers.db"
+    path = tmp_path_factory.mktemp("server") / "timers.db"
     targets = Targets.parse(LOOPBACK_TARGETS)
     with with_keys(Settings("127.0.0.1", 0, path, targets, keys=True)) as server:
         yield server
@@ -118,7 +118,7 @@ INVALID_KEYS = {
 
 @pytest.mark.parametrize("header", INVALID_KEYS.values(), ids=INVALID_KEYS)
 def test_invalid_keys_are_401(served: Served, header: bytes) -> None:
-    """Without a valid key every route but health answers 401."""
+    """Without a valid key, every route except health is a 401."""
     for method, path in KEY_ROUTES:
         body = BODIES.get((method, path), b"")
         for kind in (JSON, b"Content-Type: image/png\r\n"):
@@ -151,7 +151,7 @@ def test_read_keys_change_nothing(served: Served) -> None:
 
 
 def test_timers_of_other_tenants_are_404(served: Served) -> None:
-    """Another tenant can neither see a timer, list it nor change it."""
+    """Another tenant can't read, list or change a timer."""
     at = create(served.url, FULL)
     for method, path in KEY_ROUTES:
         if path.startswith("/timers/x"):
@@ -342,7 +342,7 @@ def test_the_list_of_the_receiver_takes_a_token(fakes: OnFakes, keyed: bool) -> 
 
 
 def test_without_keys_all_requests_share_a_bucket(fakes: OnFakes) -> None:
-    """Without keys all requests share one bucket, whatever key they send."""
+    """Without keys all requests share one bucket, with any key or none."""
     with serving(limited(fakes, 1, keyed=False)) as (_, url):
         assert statuses(url, 1, FULL) + statuses(url, 2) == [404, 404, 429]
         assert statuses(url, 1, OTHER) == [429]
@@ -387,7 +387,7 @@ def test_unavailable_keys_are_503(fakes: OnFakes, caplog: pytest.LogCaptureFixtu
 
 
 def test_key_is_read_once(fakes: OnFakes) -> None:
-    """A request with a key costs one look at it, one without costs none."""
+    """A request with a key reads the key once; a request without one reads none."""
     looks: list[str] = []
 
     class Counting(FakeApiKeys):

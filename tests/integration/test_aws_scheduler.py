@@ -69,7 +69,7 @@ def fires_after(request: dict[str, Any]) -> float:
         (YEARS, None, YEARS),
     ],
 )
-def test_requests_for_a_new_timer(
+def test_near_and_far_timers_get_different_schedules(
     cloud: Cloud, seconds: float, delay: int | None, fires: float
 ) -> None:
     """A near timer gets a delayed message and a backstop; a far one gets an early schedule."""
@@ -131,7 +131,7 @@ def test_leads_fit_the_limits_of_aws() -> None:
     assert SQS_MAX_DELAY - SCHEDULE_LEAD[1] >= MIN_SCHEDULE_AHEAD
 
 
-def test_calls_of_each_use_case(cloud: Cloud) -> None:
+def test_each_use_case_makes_a_fixed_number_of_calls(cloud: Cloud) -> None:
     """create 2 calls (3 within 15 min), get 1, deliver 2 and the POST, fire 2, cancel 3."""
     cloud.create(1200)
     assert cloud.aws.names() == ["PutItem", "CreateSchedule"]

@@ -1,4 +1,4 @@
-"""What Chalice must remember of a stage, on moto's SSM."""
+"""ChaliceState: Chalice's state file of a stage, kept in SSM, on moto."""
 
 import json
 from collections.abc import Iterator

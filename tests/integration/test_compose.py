@@ -40,7 +40,7 @@ SERVICES: dict[str, Any] = read(TEXT)["services"]
         ("dockerfile_inline", "dockerfile_online"),
     ],
 )
-def test_the_parser_finds_mistakes(right: str, wrong: str) -> None:
+def test_rejects_an_invalid_compose_file(right: str, wrong: str) -> None:
     """The parser checks the Compose specification."""
     assert right in TEXT
     with pytest.raises(ValueError):  # noqa: PT011  # any message

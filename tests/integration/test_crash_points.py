@@ -189,7 +189,7 @@ def label(point: tuple[str, int, str, str]) -> str:
 
 
 @pytest.mark.parametrize("name", USE_CASES)
-def test_use_cases_make_these_calls(name: str) -> None:
+def test_use_cases_make_the_expected_calls(name: str) -> None:
     """Each use case makes exactly the calls that are made to fail."""
     before, use_case, calls = USE_CASES[name]
     with account() as aws:
@@ -208,7 +208,7 @@ def few_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("wakeups", ["arrive", "are lost"])
 @pytest.mark.parametrize("point", POINTS, ids=label)
-def test_failure_between_two_writes(point: tuple[str, int, str, str], wakeups: str) -> None:
+def test_a_failed_call_loses_no_timer(point: tuple[str, int, str, str], wakeups: str) -> None:
     """The webhook is sent at least once, and never after a cancel succeeded.
 
     It is sent twice, with one id, only if the failure came between the POST and its record.
@@ -247,7 +247,7 @@ REPORT = ["UpdateItem", "TransactWriteItems", "SendMessageBatch", "CreateSchedul
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("side", ["before", "after"])
 @pytest.mark.parametrize("number", range(len(REPORT)), ids=REPORT)
-def test_failure_while_a_failure_is_reported(number: int, side: str, failure: str) -> None:
+def test_a_failed_call_loses_no_failure_notice(number: int, side: str, failure: str) -> None:
     """A failed timer and its failure notice are stored together, and the notice is sent once."""
     with account() as aws:
         cloud = Cloud(aws)

@@ -1,4 +1,4 @@
-"""Service and sender together: what becomes of a timer, with good and hostile receivers."""
+"""Service and sender together, with well-behaved and hostile receivers."""
 
 import socket
 import time
@@ -244,13 +244,13 @@ def test_never_connects_to_an_inner_address(url: str, connects: list[str]) -> No
     for _ in range(2):
         attempted(url)
     assert all(is_public(ip_address(address)) for address in connects)
-    # A URL that is hard to parse may mean the public host.
+    # A URL that parsers read differently may point to the public host.
     if "rebinding" not in url and "public.example" not in url:
         assert connects == []
 
 
 @pytest.mark.parametrize("url", [url for url in FORBIDDEN if ".example/" not in url])
-def test_rejects_a_hopeless_url_at_creation(url: str) -> None:
+def test_rejects_urls_that_can_never_be_allowed(url: str) -> None:
     """The owner gets an error at once if no resolution of the name could make the URL allowed."""
     with pytest.raises(InvalidRequest):
         Targets().check_url(url, "/url")

@@ -143,7 +143,7 @@ class FakeApiGateway:
         ({"throttlingRateLimit": 5000.0, "throttlingBurstLimit": 9}, (50, None), ("50", "9")),
     ],
 )
-def test_throttling_limits(
+def test_sets_or_keeps_the_throttling_limits(
     deployment: FakeDeployment, current: Any, given: Any, expected: tuple[str, str]
 ) -> None:
     """A given limit counts; otherwise the current one stays; a new stage gets the default."""
@@ -174,7 +174,7 @@ class FakeSubscription:
 @pytest.mark.parametrize(
     ("pollers", "expected"), [(5, {"MinimumPollers": 5, "MaximumPollers": 200}), (0, {})]
 )
-def test_provisioned_pollers(
+def test_sets_pollers_when_the_subscription_is_ready(
     deployment: FakeDeployment, monkeypatch: pytest.MonkeyPatch, pollers: int, expected: Any
 ) -> None:
     """Pollers are set once the subscription is ready; 0 removes them."""
@@ -201,7 +201,7 @@ def test_deliver_may_requeue_its_messages(deployment: FakeDeployment) -> None:
     (None, "https://abc.example/api"),
     ("http://localhost:4566", "http://localhost:4566/_aws/execute-api/abc/api"),
 ])  # fmt: skip
-def test_greeting(
+def test_greeting_shows_the_url_and_the_key(
     deployment: FakeDeployment, monkeypatch: pytest.MonkeyPatch, endpoint: str | None, url: str
 ) -> None:
     """It shows the URL and a curl command with the first key, or says how to create a key."""
@@ -253,7 +253,7 @@ def test_deploy_without_localstack_says_how_to_start_it() -> None:
 
 
 def test_stage_localstack_never_reaches_aws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its sessions use LocalStack's default address and credentials, whatever AWS_PROFILE says."""
+    """Its sessions use LocalStack's default address and credentials, with any AWS_PROFILE."""
     for name in (*ON_LOCALSTACK, "AWS_PROFILE"):
         monkeypatch.setenv(name, "x")
         monkeypatch.delenv(name)

@@ -336,7 +336,7 @@ def test_a_hanging_host_does_not_block_other_hosts(
     for name, value in (("HEAP_LIMIT", 8), ("MAX_SENDERS", 4)):
         monkeypatch.setattr(scheduler, name, value)
     monkeypatch.setattr(fair_queue, "MAX_QUEUED_PER_HOST", 4)
-    for name in ("BACKLOG_WAIT", "MAX_WAIT"):  # as short as the crowd is small
+    for name in ("BACKLOG_WAIT", "MAX_WAIT"):  # shorter, because there are few timers
         monkeypatch.setattr(scheduler, name, 0.01)
     hanging = [
         replace(make(number, number * SECOND), url="https://hangs.example/")

@@ -220,7 +220,7 @@ def test_never_reuses_an_id_without_a_key(fakes: World) -> None:
         fakes.service.create(DEFAULT_TENANT, order)
 
 
-def test_a_store_that_is_down(fakes: World) -> None:
+def test_raises_unavailable_if_the_store_is_down(fakes: World) -> None:
     """If the store is down, a request with a key raises Unavailable."""
     store: Any = fakes.store
     store.down = True

@@ -160,7 +160,7 @@ def test_list_shows_keys_in_columns(place: Place) -> None:
 
 
 def test_list_shows_no_secret_part(place: Place) -> None:
-    """A list holds neither a key's secret part nor its hash."""
+    """A list shows no key's secret part or hash."""
     printed = place.run("keys", "add").strip()
     listed = place.run("keys", "list")
     (key,) = place.keys.all()
@@ -315,7 +315,7 @@ def test_aws_errors_are_shown(
 
 
 def test_the_local_database_needs_no_aws_library(path: Path) -> None:
-    """Without a stage the commands load neither boto3 nor our AWS adapters."""
+    """Without a stage, the commands don't load boto3 or our AWS adapters."""
     SqliteTimerStore(path).close()
     program = (
         "import sys; from cli.main import main; [main(['keys', it]) for it in ('add', 'list')];"

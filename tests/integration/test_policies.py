@@ -143,7 +143,7 @@ def test_a_policy_allows_only_needed_calls(cloud: Cloud, name: str) -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_policy_covers_timers_only(name: str) -> None:
-    """No right covers all resources; only EventBridge Scheduler may be passed the role."""
+    """No permission covers all resources; only EventBridge Scheduler may be passed the role."""
     for statement in statements(name):
         assert "timers-" in statement["Resource"]
         if statement["Effect"] == "Allow":
@@ -193,7 +193,7 @@ CALLS = ["GetItem", "BatchGetItem", "Query", "Scan", "PutItem", "UpdateItem", "D
 def test_only_authorizer_and_deliver_read_the_tenants_table(name: str) -> None:
     """The authorizer reads API keys and `deliver` reads secrets, one at a time; nobody writes them.
 
-    The tables' names share a prefix, so a right to one could be a right to the other.
+    The tables' names share a prefix, so a permission for one could cover the other.
     """
     api_keys = ["key#abc", "secrets#acme", "xsecrets#acme", "", None]
     allowed = {
@@ -207,7 +207,7 @@ def test_only_authorizer_and_deliver_read_the_tenants_table(name: str) -> None:
     assert allowed == wanted.get(name, set())
 
 
-def test_the_iam_simulation_is_right() -> None:
+def test_the_iam_simulation_is_correct() -> None:
     """`may` allows the calls that the functions make on the timers table, and no others."""
     assert may("deliver", "dynamodb:PutItem", "timers-dev", "x")
     assert may("sweep", "dynamodb:GetItem", "timers-dev", "secrets#x")

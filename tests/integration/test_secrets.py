@@ -91,7 +91,7 @@ class TestSecretsOfTheCommand(SecretsContract):
 # DynamoDB
 
 
-def test_stored_format(aws: Account) -> None:
+def test_stored_format_stays_readable(aws: Account) -> None:
     """A deployed table holds secrets in this format, so it must stay readable."""
     kept = DynamoSecrets(aws.dynamodb, TENANTS)
     item: Any = {"id": {"S": "secrets#acme"}, "secrets": {"S": f'["{secret(2)}","{secret(1)}"]'}}

@@ -801,7 +801,7 @@ def test_finish_closes_nothing_while_requests_run(monkeypatch: pytest.MonkeyPatc
         client.send(HEALTH)
         assert slow.working.wait(TEST_TIMEOUT)
         with monkeypatch.context() as patch:
-            patch.setattr(server.task_dispatcher, "shutdown", lambda: False)  # has waited long
+            patch.setattr(server.task_dispatcher, "shutdown", lambda: False)  # as after a long wait
             server.finish()
         slow.go_on.set()
         assert client.receive().body == b"done"

@@ -216,7 +216,7 @@ def test_endless_body_is_read_up_to_a_limit(
     ],
 )
 def test_malformed_headers_do_no_harm(header: bytes, sender: WebhookSender) -> None:
-    """Malformed headers neither fail the attempt nor take long to parse."""
+    """Malformed headers don't fail the attempt, and don't take long to parse."""
     outcome = post_to(sender, closing(OK + header + b"\r\n\r\nthanks"))
     assert outcome.status == 200
     assert outcome.duration < MAX_ATTEMPT_SECONDS
@@ -320,7 +320,7 @@ def test_all_addresses_refused_is_a_connect_error(
     assert (outcome.error, outcome.detail) == ("connect", "Connection refused")
 
 
-def test_ipv6_literal(sender: WebhookSender) -> None:
+def test_connects_to_an_ipv6_literal(sender: WebhookSender) -> None:
     """The Host header has an IPv6 literal in brackets."""
     recording = Recording()
     try:
@@ -760,7 +760,7 @@ def open_files() -> int:
 def test_leaves_no_socket_and_no_thread(
     handler: Handler, sender: WebhookSender, maybe_tls: ssl.SSLContext | None
 ) -> None:
-    """An attempt frees all its resources, whatever its end."""
+    """Every attempt frees all its resources."""
     files, threads = open_files(), threading.active_count()
     post_to(sender, handler, timeout=0.3, tls=maybe_tls)
     # Idle connections close after 0 s, and a thread of an earlier test may end only now.

@@ -1,4 +1,4 @@
-"""The architecture keeps its own rules: which room imports which, and what a cold start loads."""
+"""The rules of the architecture: which room imports which, and what a cold start loads."""
 
 import ast
 import re
@@ -67,7 +67,7 @@ def test_imports_point_inwards(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_the_core_knows_no_infrastructure(path: Path) -> None:
+def test_the_core_imports_no_infrastructure(path: Path) -> None:
     """The core and the service are free of AWS, SQLite, HTTP clients and frameworks."""
     if path.parent.name in ("core", "service"):
         assert not {it.split(".")[0] for it in imports(path)} & INFRASTRUCTURE
@@ -75,13 +75,13 @@ def test_the_core_knows_no_infrastructure(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [ROOT / "app.py", *SOURCES], ids=name)
 def test_only_composition_roots_read_the_environment_and_the_clock(path: Path) -> None:
-    """All else is given its settings and its clock."""
+    """Other modules are given their settings and their clock."""
     if name(path) not in COMPOSITION_ROOTS:
         assert not re.search(r"\bos\.environ|\bgetenv|datetime\.now|utcnow", path.read_text())
 
 
 def test_a_cold_start_loads_no_aws_library() -> None:
-    """Importing the application loads neither AWS's libraries nor what only some requests need."""
+    """Importing the application loads no AWS library, and nothing that only some requests need."""
     late = ("boto", "requests", "urllib3", "aws_lambda_powertools", "chalicelib.http.openapi")
     program = f"import sys, app; print([m for m in sys.modules if m.startswith({late})])"
     ended = subprocess.run(

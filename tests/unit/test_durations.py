@@ -98,7 +98,7 @@ def test_rejects_other_durations(text: str) -> None:
         durations.parse_duration(text)
 
 
-def test_duration_without_unit() -> None:
+def test_rejects_a_duration_without_a_unit() -> None:
     """The error shows the number with a unit."""
     with pytest.raises(ValueError, match='write 90 or "90s"'):
         durations.parse_duration("90")
@@ -214,7 +214,7 @@ def test_parses_times(text: str, moment: datetime) -> None:
     ],
 )
 def test_rejects_other_times(text: str, fragment: str) -> None:
-    """The error tells a missing zone, another format and an impossible date apart."""
+    """The error distinguishes a missing zone, another format and an impossible date."""
     with pytest.raises(ValueError, match=fragment):
         durations.parse_moment(text)
 

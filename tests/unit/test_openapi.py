@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, whole, and true to the types and routes that it speaks of."""
+"""The OpenAPI document is valid, complete, and agrees with the types and the routes."""
 
 import json
 import re
@@ -29,7 +29,7 @@ from tests.support.routes import FILE_ROUTES, Api
 DOCUMENT: dict[str, Any] = json.loads(openapi.document())
 
 FOR_PEOPLE = {" ".join(route) for route in FILE_ROUTES}
-"""The routes that the document says nothing of: itself, and pages."""
+"""The routes that the document omits: its own, and those of pages."""
 
 
 def operations() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -62,20 +62,20 @@ def understood(kind: type[bodies.TimerChange], value: object) -> bool:
     return True
 
 
-def test_is_valid() -> None:
+def test_document_is_valid() -> None:
     """The document is valid OpenAPI 3.1, and each schema is valid JSON Schema."""
     OpenAPIV31SpecValidator(DOCUMENT).validate()
     for made in DOCUMENT["components"]["schemas"].values():
         Draft202012Validator(made | {"components": DOCUMENT["components"]})
 
 
-def test_is_written() -> None:
+def test_docs_openapi_json_is_current() -> None:
     """docs/openapi.json is what `make openapi` writes."""
     written = (ROOT / "docs/openapi.json").read_text()
     assert written == openapi.document() + "\n", "Run `make openapi`."
 
 
-def test_is_served(api_on_fakes: Api) -> None:
+def test_document_is_served_without_a_key(api_on_fakes: Api) -> None:
     """The document is served without a key, and built once."""
     answers = [
         api_on_fakes.ask("GET", "/openapi.json", headers={"authorization": ""}) for _ in "ab"
@@ -85,8 +85,8 @@ def test_is_served(api_on_fakes: Api) -> None:
     assert openapi.document() is openapi.document()
 
 
-def test_costs_no_cold_start() -> None:
-    """Functions load neither the document nor the pages until they are requested."""
+def test_functions_load_the_document_on_demand() -> None:
+    """Functions load the document and the pages only when they are requested."""
     program = "import sys, app; print('chalicelib.http.openapi' in sys.modules)"
     ended = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
@@ -94,13 +94,13 @@ def test_costs_no_cold_start() -> None:
     assert ended.stdout.strip() == "False"
 
 
-def test_summary() -> None:
+def test_summary_is_that_of_the_project() -> None:
     """The summary is that of the project."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert DOCUMENT["info"]["summary"] == project["description"]
 
 
-def test_every_route_is_there() -> None:
+def test_every_route_is_documented() -> None:
     """The document has each route of app.py under its view's name, and no other."""
     views = {
         f"{method} {path}": entry.view_name
@@ -111,7 +111,7 @@ def test_every_route_is_there() -> None:
     assert {route: views[route] for route in views.keys() - FOR_PEOPLE} == described
 
 
-def test_security() -> None:
+def test_routes_with_an_authorizer_need_a_key() -> None:
     """A route needs a key if the authorizer guards it."""
     wanted = {
         f"{method} {path}": entry.authorizer is not None
@@ -124,7 +124,7 @@ def test_security() -> None:
     assert DOCUMENT["security"] == [{"key": []}]
 
 
-def test_every_status_is_there() -> None:
+def test_every_error_status_is_documented() -> None:
     """Each status of an error has a response, and each response is used."""
     statuses = {status for _, it in operations() for status in it["responses"]}
     assert {str(status.value) for status in responses.STATUS_OF_ERROR.values()} <= statuses
@@ -134,7 +134,7 @@ def test_every_status_is_there() -> None:
 
 @pytest.mark.parametrize("route", OPERATIONS)
 def test_errors_are_problems(route: str) -> None:
-    """Our errors are problems; API Gateway's have their own form."""
+    """Our errors are problems; those of API Gateway have another schema."""
     responses = dict(operations())[route]["responses"]
     for status, response in responses.items():
         if int(status) < HTTPStatus.BAD_REQUEST:
@@ -166,7 +166,7 @@ def texts(node: Any) -> Iterator[str]:
             yield from texts(value)
 
 
-def test_is_described() -> None:
+def test_every_parameter_and_field_is_described() -> None:
     """Each parameter and field has a description without line breaks."""
     assert not [text for text in texts(DOCUMENT) if "\n " in text or not text]
     for route, operation in operations():
@@ -207,7 +207,9 @@ WAYS = [
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("kind", [bodies.NewTimer, bodies.TimerChange])
-def test_ways_to_say_when(kind: type[bodies.TimerChange], way: dict[str, object]) -> None:
+def test_accepts_every_way_to_set_a_deadline(
+    kind: type[bodies.TimerChange], way: dict[str, object]
+) -> None:
     """A deadline is a number, a duration or a time; a time in the past means now."""
     body = {"url": "http://localhost/", **way}
     assert accepts(kind, body) == understood(kind, body)
@@ -252,7 +254,7 @@ MEMBERS = [
 
 
 @pytest.mark.parametrize("members", MEMBERS, ids=lambda it: str(it)[:50])
-def test_fields(members: dict[str, object]) -> None:
+def test_document_and_service_agree_on_fields(members: dict[str, object]) -> None:
     """Document and service agree on the fields of a timer."""
     body = {"seconds": 1, "url": "http://localhost/", **members}
     assert accepts(bodies.NewTimer, body) == understood(bodies.NewTimer, body)
@@ -262,7 +264,7 @@ def test_fields(members: dict[str, object]) -> None:
     st.from_regex(durations.DURATION_PATTERN.removesuffix("$") + r"\Z")
     | st.text("PT0123dhmsDHMS ", max_size=8)
 )
-def test_durations(text: str) -> None:
+def test_duration_pattern_agrees_with_the_parser(text: str) -> None:
     """The regular expression of durations agrees with the parser."""
     try:
         durations.parse_duration(text)

@@ -54,7 +54,7 @@ def test_bursts_and_refills(rate: int, steps: list[tuple[float, int, int]]) -> N
     st.integers(1, 50),
     st.lists(st.tuples(st.integers(0, SECOND), st.integers(0, 60)), max_size=20),
 )
-def test_never_more_than_burst_and_rate(rate: int, steps: list[tuple[int, int]]) -> None:
+def test_limits_requests_to_burst_and_rate(rate: int, steps: list[tuple[int, int]]) -> None:
     """In any interval, at most a full bucket plus the returned tokens pass; and a refused caller
     gets a token within a second."""
     clock = Nanoseconds()
@@ -128,7 +128,7 @@ def test_threads_share_a_bucket() -> None:
         assert sum(pool.map(ask, range(8))) == 40
 
 
-def test_threads_on_the_real_clock() -> None:
+def test_threads_keep_the_limit_on_the_real_clock() -> None:
     """Concurrent threads on the real clock get at most a full bucket plus returned tokens."""
     rate = 100
     began = time.monotonic_ns()

@@ -56,7 +56,7 @@ def refusal(**members: Any) -> tuple[str, str | None]:
         ({"fire_at": "0001-01-01T00:00:00Z"}, 0),
     ],
 )
-def test_ways_to_say_when(members: dict[str, Any], seconds: float) -> None:
+def test_accepts_every_way_to_set_a_deadline(members: dict[str, Any], seconds: float) -> None:
     """A deadline is a number, a duration or a time; a time in the past means now."""
     assert spec(**members).deadline == START + timedelta(seconds=seconds)
 
@@ -74,7 +74,7 @@ PARTS = {"hours", "minutes", "seconds"}
 
 @pytest.mark.parametrize("one", WAYS)
 @pytest.mark.parametrize("other", WAYS)
-def test_rejects_two_ways_to_say_when(one: str, other: str) -> None:
+def test_rejects_two_ways_to_set_a_deadline(one: str, other: str) -> None:
     """Two ways at once are rejected; hours, minutes and seconds are one way."""
     both = {**WAYS[one], **WAYS[other]}
     if one == other or {one, other} <= PARTS or len(both) == 1:
@@ -134,7 +134,7 @@ def test_invalid_fields_have_a_pointer(members: dict[str, Any], pointer: str) ->
 
 @given(st.integers(0, 4), st.integers(0, 30), st.integers(0, 70), st.integers(0, 10**10 - 1))
 def test_all_ways_agree(days: int, hours: int, minutes: int, seconds: int) -> None:
-    """Parts, seconds, duration and time lead to the same deadline."""
+    """Hours and minutes, seconds, a duration and a time lead to the same deadline."""
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     parts = {"hours": days * 24 + hours, "minutes": minutes, "seconds": seconds}
     ways: list[dict[str, Any]] = [
@@ -296,7 +296,7 @@ OTHER_ORDER = (
         (FIRST.replace('"seconds": 5', '"seconds": 5, "timeout": 7'), False),
     ],
 )
-def test_fingerprint(text: str, same: bool) -> None:
+def test_fingerprint_covers_values_only(text: str, same: bool) -> None:
     """The fingerprint covers the values, not spaces or the order of fields."""
     assert (fingerprint(text) == fingerprint(FIRST)) is same
 
@@ -431,14 +431,14 @@ def test_cursors_round_trip(moment: datetime, id: str) -> None:
 
 @given(st.text(max_size=30) | st.binary(max_size=30).map(lambda it: it.decode("latin-1")))
 def test_any_text_is_a_cursor_or_rejected(text: str) -> None:
-    """No text crashes the parser."""
+    """Any text is a cursor, or raises InvalidRequest."""
     try:
         requests.parse_query({"cursor": [text]})
     except InvalidRequest as error:
         assert "cursor" in str(error)  # noqa: PT017  # that it is no other error is the point
 
 
-def test_no_cursor_at_the_end() -> None:
+def test_end_of_a_list_has_no_cursor() -> None:
     """The end of a list has no cursor."""
     assert requests.encode_cursor(None) is None
 

@@ -1,4 +1,4 @@
-"""JSON ↔ values and errors: the routes on fakes, called as API Gateway calls them."""
+"""Requests and responses of the routes, on fakes, called as API Gateway calls them."""
 
 import json
 import logging
@@ -155,7 +155,9 @@ BAD_BODIES = {
 
 
 @pytest.mark.parametrize(("body", "pointer", "fragment"), BAD_BODIES.values(), ids=BAD_BODIES)
-def test_invalid_bodies(api_on_fakes: Api, body: bytes, pointer: str, fragment: str) -> None:
+def test_invalid_bodies_are_400(
+    api_on_fakes: Api, body: bytes, pointer: str, fragment: str
+) -> None:
     """An invalid body is a 400 with the reason and a pointer."""
     answer = refused(api_on_fakes.post(body), 400)
     assert answer["pointer"] == pointer
@@ -199,7 +201,7 @@ def test_invalid_bodies(api_on_fakes: Api, body: bytes, pointer: str, fragment: 
         ("http://169.254.169.254/latest/meta-data", "are not allowed"),
     ],
 )
-def test_invalid_urls(api_on_fakes: Api, url: str, fragment: str) -> None:
+def test_rejects_invalid_urls(api_on_fakes: Api, url: str, fragment: str) -> None:
     """A URL that no webhook may go to is rejected, with a pointer."""
     body = json.dumps({"seconds": 1, "url": url}).encode()
     answer = refused(api_on_fakes.post(body), 400)
@@ -356,7 +358,7 @@ def test_seconds_is_a_bounded_integer(api_on_fakes: Api, value: Any) -> None:
 @on_one_api
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_unknown_fields_have_a_pointer(api_on_fakes: Api, name: str) -> None:
-    """The pointer leads to the unknown field, whatever its name."""
+    """The pointer leads to the unknown field, with any name."""
     name += "?"
     answer = refused_anyhow(api_on_fakes.post(json.dumps({"url": URL, name: 1}).encode()))
     assert answer["pointer"].startswith("/")
@@ -372,7 +374,7 @@ def refused_anyhow(answer: HTTPResponse) -> dict[str, Any]:
 @on_one_api
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_unknown_id_is_not_found(api_on_fakes: Api, id: str) -> None:
-    """An id that was not issued is a 404, whatever it looks like."""
+    """An id that was not issued is a 404, also a malformed one."""
     path = f"/timers/{quote(id, safe='')}"
     if id not in ("", "batch", "cancel", "retry"):  # these are other routes
         assert (
@@ -413,7 +415,7 @@ def test_only_creation_has_a_location(api_on_fakes: Api, method: str) -> None:
     assert "Location" not in api_on_fakes.ask(method, f"/timers/{id}").headers
 
 
-def test_timer_as_json(api_on_fakes: Api) -> None:
+def test_a_new_timer_has_these_fields(api_on_fakes: Api) -> None:
     """A new timer has these fields and values, all times in UTC."""
     assert api_on_fakes.create(90) == {
         "id": "timer-0",
@@ -460,7 +462,7 @@ def test_fire_at_is_created_at_and_the_delay(api_on_fakes: Api, seconds: int) ->
         (-1, 61),
     ],
 )
-def test_time_left(api_on_fakes: Api, passed: float, left: int) -> None:
+def test_time_left_is_rounded_up(api_on_fakes: Api, passed: float, left: int) -> None:
     """`time_left` is rounded up to whole seconds, and 0 once due."""
     id = api_on_fakes.create(60)["id"]
     api_on_fakes.clock.forward(passed)
@@ -475,7 +477,7 @@ def test_a_cancelled_timer_has_no_time_left(api_on_fakes: Api) -> None:
     assert (timer["time_left"], timer["next_attempt_at"]) == (0, None)
 
 
-def test_delivered_timer_as_json(api_on_fakes: Api) -> None:
+def test_a_delivered_timer_shows_its_attempt(api_on_fakes: Api) -> None:
     """A delivered timer shows its attempt."""
     id = api_on_fakes.create(60)["id"]
     api_on_fakes.clock.forward(60.25)
@@ -501,7 +503,7 @@ def test_delivered_timer_as_json(api_on_fakes: Api) -> None:
     ]
 
 
-def test_retrying_timer_as_json(api_on_fakes: Api) -> None:
+def test_a_retrying_timer_shows_its_next_attempt(api_on_fakes: Api) -> None:
     """A retrying timer shows its error, and a next attempt after the deadline."""
     timer = api_on_fakes.read(api_on_fakes.retrying())
     assert (timer["status"], timer["failure"], timer["time_left"]) == ("retrying", None, 0)
@@ -509,7 +511,7 @@ def test_retrying_timer_as_json(api_on_fakes: Api) -> None:
     assert (timer["attempts"][0]["status"], timer["attempts"][0]["error"]) == (None, "worker lost")
 
 
-def test_failed_timer_as_json(api_on_fakes: Api) -> None:
+def test_a_failed_timer_shows_the_reason(api_on_fakes: Api) -> None:
     """A failed timer shows the reason."""
     id = api_on_fakes.create(0)["id"]
     api_on_fakes.sender.outcome = Outcome(status=404)
@@ -526,14 +528,14 @@ def test_delete_may_be_repeated(api_on_fakes: Api) -> None:
         assert (answer.status_code, answer.json_body["status"]) == (200, "cancelled")
 
 
-def test_delete_while_retrying(api_on_fakes: Api) -> None:
+def test_delete_cancels_a_retrying_timer(api_on_fakes: Api) -> None:
     """A retrying timer can be cancelled."""
     answer = api_on_fakes.ask("DELETE", f"/timers/{api_on_fakes.retrying()}")
     assert (answer.status_code, answer.json_body["status"]) == (200, "cancelled")
 
 
 @pytest.mark.parametrize(("status", "word"), [(204, "delivered"), (404, "failed")])
-def test_delete_too_late(api_on_fakes: Api, status: int, word: str) -> None:
+def test_delete_of_a_finished_timer_is_409(api_on_fakes: Api, status: int, word: str) -> None:
     """DELETE of a finished timer is a 409 without Retry-After."""
     id = api_on_fakes.create(0)["id"]
     api_on_fakes.sender.outcome = Outcome(status=status)
@@ -544,7 +546,7 @@ def test_delete_too_late(api_on_fakes: Api, status: int, word: str) -> None:
     assert api_on_fakes.read(id)["status"] == word
 
 
-def test_delete_while_delivering(api_on_fakes: Api) -> None:
+def test_delete_while_delivering_is_409(api_on_fakes: Api) -> None:
     """DELETE of a timer that is being sent is a 409 with Retry-After."""
     id = api_on_fakes.delivering()
     answer = api_on_fakes.ask("DELETE", f"/timers/{id}")
@@ -567,7 +569,7 @@ def test_expired_timer_is_not_found(api_on_fakes: Api) -> None:
     refused(api_on_fakes.ask("GET", f"/timers/{id}"), 404)
 
 
-def test_healthy(api_on_fakes: Api) -> None:
+def test_health_is_200_if_everything_works(api_on_fakes: Api) -> None:
     """GET /health is 200 if store and scheduler work."""
     answer = api_on_fakes.ask("GET", "/health")
     assert (answer.status_code, answer.json_body) == (
@@ -576,14 +578,14 @@ def test_healthy(api_on_fakes: Api) -> None:
     )
 
 
-def test_unhealthy_without_a_store(api_on_fakes: Api) -> None:
+def test_health_is_503_without_a_store(api_on_fakes: Api) -> None:
     """GET /health is 503 if the store does not work."""
     api_on_fakes.store.down = True
     answer = api_on_fakes.ask("GET", "/health")
     assert refused(answer, 503)["detail"] == "The fake store is down."
 
 
-def test_unhealthy_when_nothing_fires(api_on_fakes: Api) -> None:
+def test_health_is_503_when_nothing_fires(api_on_fakes: Api) -> None:
     """GET /health is 503 if wake-ups are not delivered."""
     api_on_fakes.scheduler.failure = Unavailable("The firing loop does not respond.")
     answer = api_on_fakes.ask("GET", "/health")
@@ -602,7 +604,7 @@ def test_every_route_is_503_without_a_store(api_on_fakes: Api, method: str, path
         assert answer.headers["Retry-After"] == "1"
 
 
-def test_refused_schedule(api_on_fakes: Api) -> None:
+def test_a_refused_schedule_is_503(api_on_fakes: Api) -> None:
     """If the schedule is refused, POST is a 503 and no timer is left."""
     api_on_fakes.scheduler.failure = ScheduleRefused("The schedule may not be made.")
     answer = refused(api_on_fakes.post(timer_json('"seconds": 1')), 503)
@@ -611,7 +613,9 @@ def test_refused_schedule(api_on_fakes: Api) -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), SERVICE_ROUTES)
-def test_not_configured(monkeypatch: pytest.MonkeyPatch, method: str, path: str) -> None:
+def test_every_route_is_503_without_dependencies(
+    monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
     """Without dependencies every route is a 503 that says what to do."""
     monkeypatch.setattr(runtime, "_installed", None)
     client = Client(app)
@@ -621,7 +625,7 @@ def test_not_configured(monkeypatch: pytest.MonkeyPatch, method: str, path: str)
 
 
 @pytest.mark.parametrize(("method", "path"), SERVICE_ROUTES)
-def test_unexpected_errors(
+def test_unexpected_errors_are_500(
     api_on_fakes: Api,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -674,7 +678,7 @@ def test_every_status_belongs_to_an_error() -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/timers"), ("POST", "/health")])
-def test_unknown_methods(api_on_fakes: Api, method: str, path: str) -> None:
+def test_unknown_methods_are_405(api_on_fakes: Api, method: str, path: str) -> None:
     """A 405 of Chalice becomes a problem and keeps its headers."""
     answer = api_on_fakes.ask(method, path)
     assert method in refused(answer, 405)["detail"]
@@ -691,8 +695,8 @@ def test_unknown_methods(api_on_fakes: Api, method: str, path: str) -> None:
         Response(None, {"content": "nothing"}, 404),
     ],
 )
-def test_errors_of_chalice(response: Response) -> None:
-    """An error response of Chalice gets our form, whatever it looks like."""
+def test_chalice_errors_become_problems(response: Response) -> None:
+    """Any error response of Chalice becomes problem+json."""
     answer = responses.finished(response, CONTEXT)
     assert answer.status_code == response.status_code
     body = problem(answer.status_code, answer.headers["Content-Type"], answer.body.encode())
@@ -707,7 +711,7 @@ def test_success_passes_unchanged(status: int) -> None:
     assert response.headers[responses.REQUEST_ID_HEADER] == CONTEXT.aws_request_id
 
 
-def test_status_values() -> None:
+def test_status_values_are_stable() -> None:
     """The values of `status` are those of the documents: clients compare with them."""
     words = {"scheduled", "delivering", "delivered", "retrying", "failed", "cancelled"}
     assert {status.value for status in Status} == words

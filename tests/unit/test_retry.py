@@ -57,7 +57,7 @@ def answered(status: int, retry_after: float | None = None) -> Outcome:
         (answered(404, 7), 1, RetryPolicy(), None),
     ],
 )
-def test_decision(
+def test_decides_whether_and_when_to_retry(
     outcome: Outcome, attempt: int, policy: RetryPolicy, seconds: float | None
 ) -> None:
     """The outcome, the attempt's number and the policy decide; chance is 0.5 here."""

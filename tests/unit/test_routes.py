@@ -1,4 +1,4 @@
-"""The routes beyond making and reading one timer: changing, firing, finding, many at once."""
+"""The routes that change, fire and list timers, and the bulk routes."""
 
 import json
 from datetime import timedelta
@@ -79,8 +79,8 @@ def test_patch_changes_fields_and_deadline(api_on_fakes: Api) -> None:
     assert (answer["time_left"], answer["url"], answer["label"]) == (90, f"{URL}/2", "x")
 
 
-def test_patch_a_retrying_timer(api_on_fakes: Api) -> None:
-    """A failing webhook can be corrected; its next attempt stays when it was."""
+def test_patch_keeps_the_next_attempt(api_on_fakes: Api) -> None:
+    """A failing webhook can be corrected; the time of its next attempt stays the same."""
     id = api_on_fakes.retrying()
     before = api_on_fakes.read(id)
     answer = patch(api_on_fakes, id, url=f"{URL}/2").json_body
@@ -119,7 +119,7 @@ def test_an_invalid_patch_changes_nothing(api_on_fakes: Api) -> None:
     assert api_on_fakes.read(before["id"]) == before
 
 
-def test_patch_of_an_unknown_timer(api_on_fakes: Api) -> None:
+def test_patch_of_an_unknown_timer_is_404(api_on_fakes: Api) -> None:
     """An unknown timer is a 404; the body is checked first."""
     refused(patch(api_on_fakes, "nope", label="x"), 404)
     refused(patch(api_on_fakes, "nope", label=5), 400)
@@ -161,7 +161,7 @@ def test_list_is_newest_first(api_on_fakes: Api) -> None:
     assert third["next_cursor"] is None
 
 
-def test_list_filters(api_on_fakes: Api) -> None:
+def test_list_filters_by_status_label_and_time(api_on_fakes: Api) -> None:
     """Status, label and time of creation filter, also together."""
     old = api_on_fakes.create()["id"]
     patch(api_on_fakes, old, label="a")
@@ -217,7 +217,7 @@ def test_a_page_has_at_least_one_timer(api_on_fakes: Api, monkeypatch: pytest.Mo
     assert len(listed(api_on_fakes)["timers"]) == 1
 
 
-def test_invalid_list_parameters(api_on_fakes: Api) -> None:
+def test_rejects_invalid_list_parameters(api_on_fakes: Api) -> None:
     """An invalid parameter is a 400 without a pointer."""
     for query in ("limit=0", "limit=5&limit=6", "state=failed", "cursor=x", "to=2026"):
         answer = refused(api_on_fakes.ask("GET", f"/timers?{query}"), 400)
@@ -317,7 +317,7 @@ def test_a_crash_in_a_batch_is_one_result(
     assert b"secret" not in answer.body
 
 
-def test_cancel_many(api_on_fakes: Api) -> None:
+def test_cancels_many_timers(api_on_fakes: Api) -> None:
     """Each id has its result, in order; cancelling twice is no error."""
     ids = [api_on_fakes.create()["id"] for _ in range(3)]
     delivering = api_on_fakes.delivering()
@@ -329,7 +329,7 @@ def test_cancel_many(api_on_fakes: Api) -> None:
     assert api_on_fakes.read(ids[1])["status"] == "scheduled"
 
 
-def test_retry_many(api_on_fakes: Api) -> None:
+def test_retries_many_timers(api_on_fakes: Api) -> None:
     """Failed timers of the batch are sent again."""
     id, waiting = failed(api_on_fakes), api_on_fakes.create()["id"]
     found = results(api_on_fakes.send("POST", "/timers/retry", {"ids": [waiting, id]}))
@@ -343,7 +343,7 @@ def test_retry_many(api_on_fakes: Api) -> None:
     [([], ""), ({}, "/ids"), ({"ids": "x"}, "/ids"), ({"ids": [1]}, "/ids/0"),
      ({"ids": ["x"] * 101}, "/ids"), ({"ids": [], "x": 1}, "/x")],
 )  # fmt: skip
-def test_invalid_ids(api_on_fakes: Api, path: str, body: object, pointer: str) -> None:
+def test_rejects_invalid_ids(api_on_fakes: Api, path: str, body: object, pointer: str) -> None:
     """Anything but a list of at most 100 ids is rejected as a whole."""
     assert refused(api_on_fakes.send("POST", path, body), 400)["pointer"] == pointer
 

@@ -1,4 +1,4 @@
-"""The use cases, on fakes and a clock that stands until it is moved."""
+"""Commands and worker, on fakes and a clock that only the tests move."""
 
 import json
 from collections.abc import Sequence
@@ -730,7 +730,7 @@ def test_a_webhook_that_was_not_sent_is_no_attempt(world: World) -> None:
     ("body", "kept"),
     [("x" * 60_000, True), ('"' * 30_000, True), ('"' * 60_000, False), ("\x01" * 60_000, False)],
 )
-def test_a_notice_fits_whatever_the_body(world: World, body: str, kept: bool) -> None:
+def test_a_notice_fits_with_any_body(world: World, body: str, kept: bool) -> None:
     """A notice is small enough to store; otherwise the failure could not be recorded."""
     failed = failing(world, body=body, headers={"X": "ÿ" * 5_000})
     (notice,) = notices(world, failed)
@@ -786,7 +786,7 @@ def test_rejects_urls_that_no_webhook_may_go_to(world: World, field: str, url: s
 
 
 def test_a_change_accepts_urls_that_it_leaves_alone(world: World) -> None:
-    """A timer whose URL has been forbidden since can still get another label."""
+    """A timer whose URL is no longer allowed can still get another label."""
     timer = world.create()
     world.store.timers[timer.id] = replace(timer, url="http://10.0.0.1/")
     assert world.service.change(DEFAULT_TENANT, timer.id, label="x").label == "x"

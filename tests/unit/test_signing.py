@@ -39,7 +39,7 @@ def verifies(by: str, signature: str, id: str, timestamp: int, body: bytes) -> b
     return True
 
 
-def test_example_of_the_specification() -> None:
+def test_equals_the_example_of_the_specification() -> None:
     """The signature equals the published one, and the library's."""
     id, timestamp, body = "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, '{"test": 2432232314}'
     signature = signing.sign([SAMPLE], id, timestamp, body.encode())

@@ -1,4 +1,4 @@
-"""Hypothesis drives the service through anything that may happen, and checks the promises."""
+"""Hypothesis drives the service through random events, and checks the promises."""
 
 from datetime import timedelta
 
@@ -36,7 +36,7 @@ class Machine(RuleBasedStateMachine):
     """Wake-ups arrive in any order, twice, late, early, or not at all; workers die anywhere."""
 
     created = Bundle("created")
-    wakeups = Bundle("rings")
+    wakeups = Bundle("wakeups")
 
     def __init__(self) -> None:
         super().__init__()

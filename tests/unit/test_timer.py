@@ -228,7 +228,7 @@ def test_ids_are_uuids_of_version_7(at: datetime, entropy: bytes) -> None:
 
 @given(st.lists(st.binary(min_size=10, max_size=10), unique=True))
 def test_ids_sort_by_age(entropies: list[bytes]) -> None:
-    """A later id sorts after an earlier one, whatever its random part is."""
+    """A later id sorts after an earlier one, with any random part."""
     ids = [
         timer_id(START + timedelta(milliseconds=n), entropy) for n, entropy in enumerate(entropies)
     ]

@@ -68,14 +68,14 @@ class Campaign(NamedTuple):
 
 def main() -> None:
     """Run all campaigns, print the table, and write it to the document if no promise was broken."""
-    given = _arguments()
-    again = f"make chaos KILLS={given.kills} STORMS={given.storms} SEED={given.seed}"
+    options = _arguments()
+    again = f"make chaos KILLS={options.kills} STORMS={options.storms} SEED={options.seed}"
     print(again, _heading(), sep="\n\n", flush=True)  # noqa: T201
     rows: list[str] = []
     broken: list[str] = []
     with ProcessPoolExecutor(CONCURRENT_RUNS, initializer=logging.disable) as pool:
-        for title, run, runs in _campaigns(given.kills, given.storms):
-            seeds = [f"{given.seed}-{number}" for number in range(runs)]
+        for title, run, runs in _campaigns(options.kills, options.storms):
+            seeds = [f"{options.seed}-{number}" for number in range(runs)]
             try:
                 done = Run.together(zip(seeds, pool.map(run, seeds), strict=True))
                 rows.append(_row(title, done.figures))

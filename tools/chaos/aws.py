@@ -66,30 +66,28 @@ def simulated(seed: str, number: int = 150) -> Run:
     """Run timers that owners create, cancel and move within an hour, at high fault rates."""
     world = Deployment(seed, fault_rates=STORM_RATES)
     for _ in range(number):
-        delay = world.sim.dice.choice(DELAYS) * world.sim.dice.random()
-        world.create_at(
-            world.sim.dice.uniform(0, 3600), delay, partial(_change, world, MAX_CHANGES)
-        )
+        delay = world.sim.rng.choice(DELAYS) * world.sim.rng.random()
+        world.create_at(world.sim.rng.uniform(0, 3600), delay, partial(_change, world, MAX_CHANGES))
     world.sim.run(6 * 3600)
     run = Run.of(world.ledger())
-    run.violations += [f"given up: {text}" for text in world.queue.dead]
+    run.violations += [f"in the dead-letter queue: {text}" for text in world.queue.dead]
     return run
 
 
 def _change(world: Deployment, left: int, id: str) -> None:
     """Let the owner change a timer up to `left` more times, at random moments."""
-    dice, service = world.sim.dice, world.service
-    if not left or dice.random() < 0.5:
+    rng, service = world.sim.rng, world.service
+    if not left or rng.random() < 0.5:
         return
-    time = world.sim.time + dice.choice(DELAYS) * dice.random()
-    at = world.sim.moment(time + dice.choice(DELAYS) * dice.random())
+    time = world.sim.time + rng.choice(DELAYS) * rng.random()
+    at = world.sim.moment(time + rng.choice(DELAYS) * rng.random())
     changes: list[tuple[RequestKind, datetime | None, Callable[[], Timer]]] = [
         ("cancel", None, partial(service.cancel, DEFAULT_TENANT, id)),
         ("move", at, partial(service.change, DEFAULT_TENANT, id, at)),
         ("move", world.sim.moment(time), partial(service.fire_now, DEFAULT_TENANT, id)),
         ("read", None, partial(service.get, DEFAULT_TENANT, id)),
     ]
-    kind, deadline, call = dice.choice(changes)
+    kind, deadline, call = rng.choice(changes)
     world.ask_at(time, kind, id, deadline, call, lambda _: _change(world, left - 1, id))
 
 
@@ -100,8 +98,8 @@ class Storm(Cloud):
         super().__init__(aws)
         self.ledger = Ledger()
         self.calm = False
-        self._dice = Random(seed)  # noqa: S311
-        self.chance = self._dice.random
+        self._rng = Random(seed)  # noqa: S311
+        self.chance = self._rng.random
         self._specs: list[TimerSpec] = []
         self._answers: list[int] = []
         self.sender.during = self._answer
@@ -110,22 +108,22 @@ class Storm(Cloud):
 
     def happen(self) -> None:
         """Make one random request, let time pass, or sweep."""
-        draw = self._dice.random()
+        draw = self._rng.random()
         if draw < 0.25 or not self._specs:
             key = str(len(self._specs))
             self._specs.append(self._new_spec(key))
             self._create(self._specs[-1])
         elif draw < 0.3:
-            self._create(self._dice.choice(self._specs))
+            self._create(self._rng.choice(self._specs))
         elif draw < 0.5:
-            self._change(self._dice.choice(self._specs))
+            self._change(self._rng.choice(self._specs))
         elif draw < 0.9:
             self.turn(self._span())
         else:
             self._survive("", self.sweep)
 
     def settle(self) -> Run:
-        """Stop all faults, let time pass until all timers are final, and judge the run."""
+        """Stop all faults, let time pass until all timers are final, and check the promises."""
         self.calm = True
         for spec in self._specs:
             self._create(spec)
@@ -149,7 +147,7 @@ class Storm(Cloud):
         """Remove and return the due messages: shuffled, some doubled, some put back for later."""
         due = super().messages_due()
         due += [text for text in due if self._strikes(STORM_RATES.duplicates)]
-        self._dice.shuffle(due)
+        self._rng.shuffle(due)
         late = [text for text in due if self._strikes(STORM_RATES.duplicates)]
         for text in late:
             due.remove(text)
@@ -195,7 +193,7 @@ class Storm(Cloud):
         return self.clock.now + timedelta(seconds=self._span())
 
     def _span(self) -> float:
-        return self._dice.choice(DELAYS) * self._dice.random()
+        return self._rng.choice(DELAYS) * self._rng.random()
 
     def _create(self, spec: TimerSpec) -> None:
         def create() -> Timer:
@@ -205,7 +203,7 @@ class Storm(Cloud):
 
     def _change(self, spec: TimerSpec) -> None:
         id, at = _id(spec), self._deadline()
-        draw = self._dice.random()
+        draw = self._rng.random()
         if draw < 0.4:
             self._ask("cancel", id, None, lambda: self.service.cancel(DEFAULT_TENANT, id))
         elif draw < 0.7:
@@ -230,14 +228,14 @@ class Storm(Cloud):
             return [item["id"]["S"] for item in self.aws.dynamodb.scan(TableName=NAME)["Items"]]
 
     def _strikes(self, share: float) -> bool:
-        return not self.calm and self._dice.random() < share
+        return not self.calm and self._rng.random() < share
 
     def _fail(self, faults: tuple[Callable[[], BaseException], ...]) -> None:
         if self._strikes(FAILING):
-            raise self._dice.choice(faults)()  # noqa: RSE102  # the call creates the exception
+            raise self._rng.choice(faults)()  # noqa: RSE102  # the call creates the exception
 
     def _answer(self) -> None:
-        self.sender.outcome = NO_CONTENT if self.calm else self._dice.choice(OUTCOMES)
+        self.sender.outcome = NO_CONTENT if self.calm else self._rng.choice(OUTCOMES)
         self._answers.append(self.sender.outcome.status or 0)
         if self._strikes(FAILING):
             raise Killed

@@ -1,9 +1,9 @@
 """Compare the promises of the API with the webhooks that arrived. Pure.
 
-Each timer has one client, which sends one request at a time. This tells which deadline was in force
-for an attempt: the last deadline whose response shows fewer attempts, or one that was requested
-later and got no response. Clocks only decide whether a webhook is early and whether a crash lies
-between two webhooks.
+Each timer has one client, which sends one request at a time. This determines which deadline was in
+force for an attempt: the last deadline whose response shows fewer attempts, or one that was
+requested later and got no response. Clocks only decide whether a webhook is early and whether a
+crash lies between two webhooks.
 """
 
 from collections import Counter, defaultdict
@@ -87,12 +87,12 @@ class Ledger:
         found = [
             line for request in self.requests for line in _without_response(request, self.crashes)
         ]
-        for id, story in self._stories().items():
+        for id, history in self._histories().items():
             lines = [
-                *_lost(story, self.ended),
-                *_early(story),
-                *_twice(story),
-                *_sent_after_cancel(story),
+                *_lost(history, self.ended),
+                *_early(history),
+                *_twice(history),
+                *_sent_after_cancel(history),
             ]
             found += [f"{id}: {line}" for line in lines]
         return found
@@ -116,15 +116,15 @@ class Ledger:
             }
         )
 
-    def _stories(self) -> dict[str, "_Story"]:
-        stories: dict[str, _Story] = defaultdict(lambda: _Story(self.crashes))
+    def _histories(self) -> dict[str, "_History"]:
+        histories: dict[str, _History] = defaultdict(lambda: _History(self.crashes))
         for request in self.requests:
-            stories[request.id].requests.append(request)
+            histories[request.id].requests.append(request)
         for webhook in self.received:
-            stories[webhook.id].received.append(webhook)
+            histories[webhook.id].received.append(webhook)
         for id, end in self.ends.items():
-            stories[id].end = end
-        return stories
+            histories[id].end = end
+        return histories
 
 
 @dataclass
@@ -154,7 +154,7 @@ class Run:
 
 
 @dataclass
-class _Story:
+class _History:
     """Everything in the ledger about one timer."""
 
     crashes: Sequence[Crash]
@@ -210,70 +210,70 @@ def _without_response(request: Request, crashes: Sequence[Crash]) -> Iterator[st
         yield f"{about} got {request.status} {request.why!r}"
 
 
-def _lost(story: _Story, ended: datetime | None) -> Iterator[str]:
+def _lost(history: _History, ended: datetime | None) -> Iterator[str]:
     """After a 201 a timer fires, is cancelled by its owner, or fails with a stored reason."""
     created = False
-    for request in story.requests:
+    for request in history.requests:
         created |= request.kind == "create" and request.granted
         if created and request.status == 404:
             yield f"lost: {request.kind} got 404"
-    end = story.end
+    end = history.end
     if end is None:
-        if created or story.received:
+        if created or history.received:
             yield "lost: the timer is gone"
         return
-    if not story.asked("create"):
+    if not history.asked("create"):
         yield "the timer was never requested"
     match end.status:
-        case Status.DELIVERED if not any(webhook.taken for webhook in story.received):
+        case Status.DELIVERED if not any(webhook.taken for webhook in history.received):
             yield "lost: delivered, but nothing arrived"
         case Status.FAILED if not end.failure:
             yield "lost: failed without a reason"
-        case Status.CANCELLED if not story.asked("cancel"):
+        case Status.CANCELLED if not history.asked("cancel"):
             yield "lost: cancelled without a request"
         case status if status not in FINAL and (ended is None or end.fire_at <= ended):
             yield f"lost: still {status}"
 
 
-def _early(story: _Story) -> Iterator[str]:
+def _early(history: _History) -> Iterator[str]:
     """No webhook is sent before its deadline, and a confirmed deadline is in force."""
-    for webhook in story.received:
+    for webhook in history.received:
         if webhook.at < webhook.deadline:
             early = webhook.deadline - webhook.at
             yield f"early: attempt {webhook.attempt} arrived {early} too soon"
-        if not story.in_force(webhook.deadline, webhook.attempt):
+        if not history.in_force(webhook.deadline, webhook.attempt):
             yield f"wrong deadline: attempt {webhook.attempt} was made for {webhook.deadline}"
-    if story.end is None:
+    if history.end is None:
         return
-    for attempt in story.end.attempts:
+    for attempt in history.end.attempts:
         if attempt.lateness < 0:
             yield f"early: attempt {attempt.number} was made {-attempt.lateness} s too soon"
-    if not story.in_force(story.end.fire_at, story.attempts + 1):
-        yield f"wrong deadline: it became {story.end.fire_at}"
+    if not history.in_force(history.end.fire_at, history.attempts + 1):
+        yield f"wrong deadline: it became {history.end.fire_at}"
 
 
-def _twice(story: _Story) -> Iterator[str]:
+def _twice(history: _History) -> Iterator[str]:
     """A webhook is sent again only if it was not accepted or its sender crashed in between.
 
     A receiver that hangs up may get the same attempt once more.
     """
     resent: set[int] = set()
-    for one, next in pairwise(sorted(story.received, key=lambda it: (it.attempt, it.at))):
-        if any(crash.lies_between(one, next) for crash in story.crashes):
+    for one, next in pairwise(sorted(history.received, key=lambda it: (it.attempt, it.at))):
+        if any(crash.lies_between(one, next) for crash in history.crashes):
             continue
         if one.attempt < next.attempt:
-            is_meant = not one.taken
+            is_allowed = not one.taken
         else:
-            is_meant = not one.status and one.attempt not in resent
+            is_allowed = not one.status and one.attempt not in resent
             resent.add(one.attempt)
-        if not is_meant:
+        if not is_allowed:
             yield f"twice: attempts {one.attempt} and {next.attempt} without a crash in between"
 
 
-def _sent_after_cancel(story: _Story) -> Iterator[str]:
+def _sent_after_cancel(history: _History) -> Iterator[str]:
     """A confirmed cancel wins over every wake-up."""
-    for cancelled in story.granted("cancel"):
-        if any(webhook.attempt > cancelled.attempts for webhook in story.received):
+    for cancelled in history.granted("cancel"):
+        if any(webhook.attempt > cancelled.attempts for webhook in history.received):
             yield "sent after a cancel"
-        if story.end is not None and story.end.status is not Status.CANCELLED:
-            yield f"{story.end.status} after a cancel"
+        if history.end is not None and history.end.status is not Status.CANCELLED:
+            yield f"{history.end.status} after a cancel"

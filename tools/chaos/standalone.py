@@ -78,10 +78,10 @@ class Impossible(Exception):
 class Client:
     """Creates and changes timers, one request at a time, and records each response."""
 
-    def __init__(self, rig: "Rig", number: int, dice: Random) -> None:
+    def __init__(self, rig: "Rig", number: int, rng: Random) -> None:
         self._rig = rig
         self._number = number
-        self._dice = dice
+        self._rng = rng
         self._keys = 0
         self._pending: dict[str, dict[str, Any]] = {}
         """Bodies of creates without a success response yet, by idempotency key."""
@@ -101,18 +101,18 @@ class Client:
             if self._ask("read", id, "GET").status is None:
                 return
         self._unseen = []
-        while not over.wait(self._dice.uniform(0, MAX_PAUSE)):
+        while not over.wait(self._rng.uniform(0, MAX_PAUSE)):
             if not self._anything():
                 return
 
     def _anything(self) -> bool:
-        draw = self._dice.random()
+        draw = self._rng.random()
         if draw < 0.6 or not self._mine:
             self._keys += 1
             key = f"{self._number}-{self._keys}"
             self._pending[key] = self._new_body()
             return self._create(key)
-        id = self._dice.choice(self._mine[-20:])
+        id = self._rng.choice(self._mine[-20:])
         if draw < 0.75:
             request = self._ask("cancel", id, "DELETE")
         elif draw < 0.9:
@@ -125,12 +125,12 @@ class Client:
         return request.status is not None
 
     def _new_body(self) -> dict[str, Any]:
-        url = f"{self._rig.receiver}/{{id}}/{self._dice.choice(RESPONSES)}"
+        url = f"{self._rig.receiver}/{{id}}/{self._rng.choice(RESPONSES)}"
         body = {"fire_at": self._deadline().isoformat(), "url": url, "retry": RETRY}
         return body | self._rig.extra_fields
 
     def _deadline(self) -> datetime:
-        return self._rig.clock() + timedelta(seconds=self._dice.choice(DELAYS))
+        return self._rig.clock() + timedelta(seconds=self._rng.choice(DELAYS))
 
     def _create(self, key: str) -> bool:
         """Create or repeat the timer of this key; return whether the server responded."""
@@ -182,7 +182,7 @@ class Rig:
     def __init__(self, folder: Path, seed: str, **settings: str) -> None:
         self.database = folder / "timers.db"
         self.ledger = Ledger()
-        self.dice = Random(seed)  # noqa: S311
+        self.rng = Random(seed)  # noqa: S311
         self.hanging = threading.Event()
         self.extra_fields: dict[str, Any] = {}
         """Further fields of each new timer."""
@@ -236,10 +236,10 @@ class Rig:
         try:
             self.server.wait_until_ready()
         except AssertionError:
-            status, said = self.server.process.wait(60), self.server.lines
+            status, lines = self.server.process.wait(60), self.server.lines
             self.server.kill()  # closes its pipes
-            if status != 1 or len(said) != 1:
-                self._troubles.append(f"The server exited with {status} and printed: {said}")
+            if status != 1 or len(lines) != 1:
+                self._troubles.append(f"The server exited with {status} and printed: {lines}")
         else:
             self.kill()
 
@@ -274,7 +274,7 @@ class Rig:
         self._look_for_tracebacks()
 
     def settle(self) -> Run:
-        """Wait for all due timers and judge the run."""
+        """Wait for all due timers, and check the promises."""
         self.undone()  # the ledger reports the rest as lost
         self.ledger.ended = self.clock()
         self.ledger.received = [self._received(it) for it in self._receiver.arrivals]
@@ -348,14 +348,14 @@ def kills(folder: Path, seed: str, deaths: int = KILLS_PER_DATABASE) -> Run:
     """Kill the server repeatedly, under load or during its start."""
     with Rig(folder, seed) as rig:
         for _ in range(deaths):
-            if rig.dice.random() < KILLED_AT_START:
+            if rig.rng.random() < KILLED_AT_START:
                 rig.spawn()
-                time.sleep(rig.dice.random() * rig.starting)
+                time.sleep(rig.rng.random() * rig.starting)
                 rig.kill()
             else:
                 rig.start()
                 with rig.load():
-                    time.sleep(rig.dice.random() * MAX_LOAD)
+                    time.sleep(rig.rng.random() * MAX_LOAD)
                     rig.kill()
         rig.start()
         return rig.settle()
@@ -506,14 +506,14 @@ def torn_log(folder: Path, seed: str, tears: int = TEARS) -> Run:
         run = rig.settle()
         rig.kill()
         for _ in range(tears):
-            place = rig.dice.randrange(len(left.log) + 1)
-            torn = left.torn(place, rig.dice.randbytes(rig.dice.choice(GARBAGE)))
+            place = rig.rng.randrange(len(left.log) + 1)
+            torn = left.torn(place, rig.rng.randbytes(rig.rng.choice(GARBAGE)))
             clean = left.torn(place, b"").committed()
             if torn.timers(folder / "torn.db") != clean.timers(folder / "clean.db"):
                 run.violations.append(
                     f"torn at {place}: SQLite did not recover the committed transactions"
                 )
-        left.torn(rig.dice.randrange(len(left.log)), b"").lay_down(rig.database)
+        left.torn(rig.rng.randrange(len(left.log)), b"").lay_down(rig.database)
         rig.start()
         run.violations += [f"{id}: not finished from a torn log" for id in rig.undone()]
         return run

@@ -37,9 +37,9 @@ class Run:
     """The result of one fuzzing run."""
 
     passed: bool
-    said: str
+    output: str
     """The output of Schemathesis; empty if it went to the terminal."""
-    answers: dict[str, Counter[int]]
+    responses: dict[str, Counter[int]]
     """Counts of response statuses, by operation."""
     excused: dict[str, int]
     """Counts of expected failures, by reason."""
@@ -48,10 +48,12 @@ class Run:
 
     def __str__(self) -> str:
         lines = [f"{'Requests':>8}  Operation and its responses"]
-        for operation, statuses in self.answers.items():
-            told = ", ".join(f"{number} × {status}" for status, number in sorted(statuses.items()))
-            lines.append(f"{statuses.total():>8}  {operation:<29} {told}")
-        lines.append(f"{sum(map(Counter.total, self.answers.values())):>8}  in all")
+        for operation, statuses in self.responses.items():
+            counts = ", ".join(
+                f"{number} × {status}" for status, number in sorted(statuses.items())
+            )
+            lines.append(f"{statuses.total():>8}  {operation:<29} {counts}")
+        lines.append(f"{sum(map(Counter.total, self.responses.values())):>8}  in total")
         lines += [
             "",
             f"{'Excused':>8}  Reason: a rule outside the schema, or unknown to Schemathesis",
@@ -86,8 +88,8 @@ def fuzz(folder: Path, examples: int, seed: int, *, shown: bool = False) -> Run:
 def _command(url: str, examples: int, seed: int) -> list[str]:
     program = [sys.executable, "-m", "schemathesis.cli", "--no-color"]
     settings = ["--config-file", str(HERE / "schemathesis.toml")]
-    wanted = ["--max-examples", str(examples), "--seed", str(seed)]
-    return [*program, *settings, "run", f"{url}/openapi.json", *wanted]
+    limits = ["--max-examples", str(examples), "--seed", str(seed)]
+    return [*program, *settings, "run", f"{url}/openapi.json", *limits]
 
 
 def _environment(folder: Path, url: str, headers: Mapping[str, str]) -> dict[str, str]:
@@ -110,9 +112,11 @@ def _named(tenant: str, authorization: str) -> dict[str, object]:
 
 def _headers(database: Path) -> dict[str, str]:
     """Return an Authorization header with a new key for each tenant."""
-    with tenants_in(database) as (kept, signed):
+    with tenants_in(database) as (keys, secrets):
         now = datetime.now(UTC)
-        return {name: f"Bearer {issue_key(kept, signed, name, Role.FULL, now)}" for name in TENANTS}
+        return {
+            name: f"Bearer {issue_key(keys, secrets, name, Role.FULL, now)}" for name in TENANTS
+        }
 
 
 def _failed(url: str, authorization: str) -> list[str]:
@@ -131,9 +135,9 @@ def _run(folder: Path, ended: "subprocess.CompletedProcess[str]", lines: Sequenc
     kept = folder / "figures.json"
     assert kept.exists(), f"Schemathesis did not start: {ended.stdout}"
     figures = json.loads(kept.read_text())
-    answers: dict[str, Counter[int]] = {}
-    for operation, status, number in sorted(figures["answers"]):
-        answers.setdefault(operation, Counter())[status] = number
+    responses: dict[str, Counter[int]] = {}
+    for operation, status, number in sorted(figures["responses"]):
+        responses.setdefault(operation, Counter())[status] = number
     first = next((at for at, line in enumerate(lines) if line.startswith("Traceback")), len(lines))
     fault = "\n".join(lines[first : first + 40])
-    return Run(ended.returncode == 0, ended.stdout or "", answers, figures["excused"], fault)
+    return Run(ended.returncode == 0, ended.stdout or "", responses, figures["excused"], fault)

@@ -14,10 +14,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.fuzz", description=__doc__)
     parser.add_argument("--examples", type=int, default=500, help="requests for each operation")
     parser.add_argument("--seed", type=int, default=SystemRandom().randrange(2**32))
-    given = parser.parse_args()
+    options = parser.parse_args()
     with TemporaryDirectory() as folder:
-        run = fuzz(Path(folder), given.examples, given.seed, shown=True)
-    print(f"\n{run}\n\nReproduce with: make fuzz EXAMPLES={given.examples} SEED={given.seed}")  # noqa: T201
+        run = fuzz(Path(folder), options.examples, options.seed, shown=True)
+    print(f"\n{run}\n\nReproduce with: make fuzz EXAMPLES={options.examples} SEED={options.seed}")  # noqa: T201
     sys.exit(not run.passed or bool(run.fault))
 
 

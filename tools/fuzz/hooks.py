@@ -41,7 +41,7 @@ NO_MOMENT = r"(?:In the parameter `(from|to)`: )?There is no such date and time\
 EDGE_OF_TIME = re.compile("000[01]-|9999-|.*:60")
 """Such a date-time: its year is 0 or 10000, perhaps only in UTC, or it is a leap second."""
 
-answers: Counter[tuple[str, int]] = Counter()
+responses: Counter[tuple[str, int]] = Counter()
 """Counts of responses by operation and status."""
 
 excused: Counter[str] = Counter()
@@ -91,7 +91,7 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
 @schemathesis.hook
 def after_call(context: Any, case: Any, response: Any) -> None:
     """Count the response."""
-    answers[case.operation.label, response.status_code] += 1
+    responses[case.operation.label, response.status_code] += 1
 
 
 @schemathesis.check
@@ -145,7 +145,7 @@ def _at(pointer: str, body: Any) -> Any:
 @register
 def _write_figures() -> None:
     figures = {
-        "answers": [[label, status, number] for (label, status), number in answers.items()],
+        "responses": [[label, status, number] for (label, status), number in responses.items()],
         "excused": dict(excused),
     }
     Path(os.environ["FUZZ_FIGURES"]).write_text(json.dumps(figures))

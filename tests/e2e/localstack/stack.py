@@ -83,7 +83,7 @@ class Stack:
             "GATEWAY_SERVER": "loopback",
             "LOCALSTACK_HOST": self._address,
             "DNS_ADDRESS": "0",  # it needs no name server of its own
-            "AWS_EC2_METADATA_DISABLED": "true",  # avoids a network look-up of credentials
+            "AWS_EC2_METADATA_DISABLED": "true",  # avoids a network lookup of credentials
             "PROVIDER_OVERRIDE_DYNAMODB": "moto",
             "PROVIDER_OVERRIDE_S3": "temporary",
             "SQS_ENDPOINT_STRATEGY": "path",  # queues share one host name

@@ -244,8 +244,8 @@ def test_retries_failures_and_sends_on_failure(deployed: Deployed, receivers: Re
     read = deployed.read(timer["id"])
     assert [attempt["error"] for attempt in read["attempts"]] == ["connect", "connect"]
     wait_until(lambda: [it for it in receivers.quick.arrivals if it.path == "/failed"], 60)
-    (told,) = [it for it in receivers.quick.arrivals if it.path == "/failed"]
-    assert json.loads(told.body)["timer"]["id"] == timer["id"]
+    (notice,) = [it for it in receivers.quick.arrivals if it.path == "/failed"]
+    assert json.loads(notice.body)["timer"]["id"] == timer["id"]
     again = deployed.ask("POST", f"/timers/{timer['id']}/retry")
     assert (again.status_code, again.json()["status"]) == (202, "scheduled")
 

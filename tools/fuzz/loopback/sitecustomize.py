@@ -1,4 +1,4 @@
-"""Block name look-ups and connections beyond loopback, whichever code makes them.
+"""Block all name lookups and connections beyond loopback.
 
 Python imports `sitecustomize` before any other code if its folder is in PYTHONPATH.
 """
