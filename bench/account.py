@@ -24,11 +24,11 @@ from botocore.awsrequest import AWSPreparedRequest
 from moto.core.botocore_stubber import BotocoreStubber
 
 from chalicelib import runtime
-from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets
+from chalicelib.aws.credential_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core import api_keys, signing
 from chalicelib.core.api_keys import Role
 from chalicelib.core.timer import DEFAULT_TENANT, Webhook
-from chalicelib.service import tenants
+from chalicelib.service import credentials
 from tests.support.aws import ACCOUNT, REGION, STAGE, TENANTS, Account, account
 from tests.support.cloud import Cloud
 from tests.support.fakes import created
@@ -55,7 +55,7 @@ class MeasuredAccount:
         self._key, key = api_keys.mint(DEFAULT_TENANT, Role.FULL, now, chance())
         DynamoApiKeys(aws.dynamodb, TENANTS).add(key)
         secrets = DynamoSecrets(aws.dynamodb, TENANTS)
-        tenants.ensure_secret(secrets, DEFAULT_TENANT, token_bytes(signing.SECRET_ENTROPY))
+        credentials.ensure_secret(secrets, DEFAULT_TENANT, token_bytes(signing.SECRET_ENTROPY))
 
     def create(self) -> Any:
         """POST /timers, due in ten minutes."""

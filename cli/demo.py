@@ -12,7 +12,7 @@ from typing import Any
 
 import requests
 
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 from chalicelib.core.targets import LOOPBACK_TARGETS
 
 ROOT = Path(__file__).parent.parent
@@ -93,7 +93,7 @@ def _follow(server: "subprocess.Popen[str]") -> int:
 
 
 def _create_timers(url: str) -> None:
-    """Create the timers and print the console's URL; raise CommandError if one is rejected."""
+    """Create the timers and print the console's URL; raise OperatorError if one is rejected."""
     specs = {"timers": timers(f"{url}/_receiver/")}
     with requests.Session() as session:
         session.trust_env = False  # a proxy would look for 127.0.0.1 on its own machine
@@ -102,6 +102,6 @@ def _create_timers(url: str) -> None:
     results = response.json()["results"]
     problems = [result["problem"]["detail"] for result in results if "problem" in result]
     if problems:
-        raise CommandError(f"The demo could not create its timers. {' '.join(problems)}")
+        raise OperatorError(f"The demo could not create its timers. {' '.join(problems)}")
     print(f"Look at {url}/console. Webhooks show up here as they arrive. Ctrl-C stops the demo.\n",
           flush=True)  # fmt: skip

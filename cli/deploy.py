@@ -7,7 +7,7 @@ from infra.stages import aws_session
 
 
 def run(options: argparse.Namespace) -> None:
-    """Deploy or destroy the stage; AWS errors become a CommandError."""
+    """Deploy or destroy the stage; AWS errors become a OperatorError."""
     with aws_session(options.stage) as session:
         deployment = Deployment(options.stage, session)
         if options.destroy:

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 
 from chalicelib.core import api_keys
 from chalicelib.core.api_keys import ApiKey, Role
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
+from chalicelib.service.credentials import issue_key
 from chalicelib.service.ports import ApiKeys
-from chalicelib.service.tenants import issue_key
-from cli.tenants import open_tenants, tenant_name
+from cli.credentials import open_credentials, tenant_name
 
 COLUMNS = ("id", "tenant", "role", "created (UTC)")
 
@@ -18,7 +18,7 @@ def run(options: argparse.Namespace) -> None:
     """Add, list or revoke; `add` prints the key and nothing else, so scripts can capture it."""
     stage = f" STAGE={options.stage}" if options.stage else ""
     tenant = tenant_name(options.tenant) if options.action == "add" else ""
-    with open_tenants(options.stage) as (keys, secrets):
+    with open_credentials(options.stage) as (keys, secrets):
         match options.action:
             case "add":
                 role = Role(options.role)
@@ -33,7 +33,7 @@ def _revoke(keys: ApiKeys, text: str, stage: str) -> str:
     id = api_keys.key_id_in(text)
     key = keys.get(id) if id else None
     if key is None or not keys.remove(key.id):
-        raise CommandError(f"No such API key. `make keys{stage}` lists them.")
+        raise OperatorError(f"No such API key. `make keys{stage}` lists them.")
     return f"Revoked API key {key.id} of tenant {key.tenant}."
 
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from chalicelib import __version__
-from chalicelib.core.errors import CommandError, Unavailable
+from chalicelib.core.errors import OperatorError, Unavailable
 from infra import stages
 
 OUR_PACKAGES = ("chalicelib", "cli", "infra", "standalone")
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         import_module(options.module).run(options)
-    except (CommandError, Unavailable) as error:
+    except (OperatorError, Unavailable) as error:
         sys.exit(str(error))
     except ModuleNotFoundError as missing:
         if str(missing.name).partition(".")[0] in OUR_PACKAGES:

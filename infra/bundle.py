@@ -22,7 +22,7 @@ from pathlib import Path
 
 import chalice.app
 
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 
 PLATFORM = "manylinux2014_x86_64"
 """The functions' platform. Their Python version is that of the deploying machine."""
@@ -44,7 +44,7 @@ UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
 def build(root: Path, folder: Path) -> None:
     """Fill the empty `folder` with the project that `chalice deploy` ships.
 
-    Raises CommandError if pip can't install the libraries.
+    Raises OperatorError if pip can't install the libraries.
     """
     (folder / ".chalice").symlink_to(root / ".chalice")
     shutil.copy(root / "app.py", folder)
@@ -69,7 +69,7 @@ def _install(requirements: Path, vendor: Path) -> None:
         check=False,
     )
     if finished.returncode:
-        raise CommandError(
+        raise OperatorError(
             "pip could not install the libraries of the bundle; its output is above."
         )
 

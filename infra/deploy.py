@@ -17,13 +17,13 @@ from tempfile import TemporaryDirectory
 
 import boto3
 
-from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets
+from chalicelib.aws.credential_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core import signing
 from chalicelib.core.api_keys import Role
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 from chalicelib.core.timer import DEFAULT_TENANT
-from chalicelib.service import tenants
-from chalicelib.service.tenants import issue_key
+from chalicelib.service import credentials
+from chalicelib.service.credentials import issue_key
 from infra import bundle
 from infra.chalice_state import ChaliceState
 from infra.clients import Clients, ignoring
@@ -58,7 +58,7 @@ class Deployment:
     ) -> None:
         """Create or update the stage, and print its URL and how to use it.
 
-        None keeps a setting as it is. Raises CommandError.
+        None keeps a setting as it is. Raises OperatorError.
         """
         print(self._place(), flush=True)
         self._stack().update(topic)
@@ -76,14 +76,14 @@ class Deployment:
             self._provision(pollers)
 
     def destroy(self) -> None:
-        """Delete the stage and its timers; raise CommandError if it is protected."""
+        """Delete the stage and its timers; raise OperatorError if it is protected."""
         print(self._place(), flush=True)
         self._require_unprotected()
         # The API goes first, so no new timers arrive. The tables go last.
         if self._state.fetch():
             self._chalice("delete", self._root)
         elif self._has_functions():
-            raise CommandError(
+            raise OperatorError(
                 "An earlier command was interrupted before it could record its Lambda functions."
                 f" Run `make deploy STAGE={self._stage}` once more, then destroy the stage."
             )
@@ -106,7 +106,7 @@ class Deployment:
             check=False,
         )
         if finished.returncode:
-            raise CommandError(
+            raise OperatorError(
                 f"`chalice {command}` failed; its output is above. If an earlier command deleted"
                 f" something that it needs, `make deploy STAGE={self._stage}` restores it."
             )
@@ -116,7 +116,7 @@ class Deployment:
         keys = self._keys.all()
         # Keys may be older than signing, so their tenants may lack a secret.
         for tenant in sorted({DEFAULT_TENANT, *(key.tenant for key in keys)}):
-            tenants.ensure_secret(self._secrets, tenant, token_bytes(signing.SECRET_ENTROPY))
+            credentials.ensure_secret(self._secrets, tenant, token_bytes(signing.SECRET_ENTROPY))
         if keys:
             return None
         now = datetime.now(UTC)
@@ -177,7 +177,7 @@ class Deployment:
 
     def _require_unprotected(self) -> None:
         if protections := list(self._protections()):
-            raise CommandError(
+            raise OperatorError(
                 f"{self._name} is protected; nothing was deleted. To delete it, turn off"
                 f" {' and '.join(protections)}, then run this command again."
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 from botocore.exceptions import WaiterError
 
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 from infra.clients import ignoring
 
 POLL_INTERVAL = 3
@@ -39,7 +39,7 @@ class Stack:
         """Create or update the stack, and wait for it.
 
         `topic` is the SNS topic of the alarms, "none" removes it, None keeps it.
-        Raises CommandError if the stack is stuck or fails.
+        Raises OperatorError if the stack is stuck or fails.
         """
         parameters = {"Stage": self._stage}
         if topic is not None:
@@ -105,14 +105,14 @@ class Stack:
         return None
 
     def _settled(self) -> dict[str, Any] | None:
-        """Wait until nothing changes the stack, and return it; raise CommandError if stuck."""
+        """Wait until nothing changes the stack, and return it; raise OperatorError if stuck."""
         stack = self._describe()
         while stack is not None and stack["StackStatus"].endswith("_IN_PROGRESS"):
             print(f"Waiting for the stack {self.name} ({stack['StackStatus']}) …", flush=True)
             time.sleep(POLL_INTERVAL)
             stack = self._describe()
         if stack is not None and (way_out := STUCK_STATES.get(stack["StackStatus"])):
-            raise CommandError(
+            raise OperatorError(
                 f"The stack {self.name} is stuck in {stack['StackStatus']}: {way_out} in the AWS"
                 " console (CloudFormation), then run this command again."
             )
@@ -123,11 +123,11 @@ class Stack:
             self._client.get_waiter(waiter).wait(StackName=stack, WaiterConfig=WAITER_CONFIG)
         except WaiterError as error:
             if "Max attempts" in str(error):
-                raise CommandError(
+                raise OperatorError(
                     f"The stack {self.name} is still changing. Run this command again later."
                 ) from None
             reasons = "\n".join(reversed(list(self._failures(stack))))
-            raise CommandError(f"The stack {self.name} failed:\n{reasons}") from None
+            raise OperatorError(f"The stack {self.name} failed:\n{reasons}") from None
 
     def _failures(self, stack: str) -> Iterator[str]:
         """Yield the failures of the last operation, newest first."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chalicelib.core.errors import CommandError, Unavailable
+from chalicelib.core.errors import OperatorError, Unavailable
 
 if TYPE_CHECKING:
     import boto3
@@ -27,7 +27,7 @@ ON_LOCALSTACK = {
 
 @contextmanager
 def aws_session(stage: str) -> Iterator["boto3.Session"]:
-    """Yield a session for a stage's account; AWS errors in the block become a CommandError."""
+    """Yield a session for a stage's account; AWS errors in the block become a OperatorError."""
     # Imported here because `make run` does not install boto3.
     import boto3  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
@@ -39,10 +39,10 @@ def aws_session(stage: str) -> Iterator["boto3.Session"]:
     try:
         session = boto3.Session()
         if not session.region_name:
-            raise CommandError("Set the region first: export AWS_DEFAULT_REGION=eu-central-1")
+            raise OperatorError("Set the region first: export AWS_DEFAULT_REGION=eu-central-1")
         yield session
     except (BotoCoreError, ClientError) as error:
-        raise CommandError(f"{error}{hint}") from None
+        raise OperatorError(f"{error}{hint}") from None
     except Unavailable as error:
         # Operators may see the AWS error, which the API hides from its users.
-        raise CommandError(f"{error.__cause__ or error}{hint}") from None
+        raise OperatorError(f"{error.__cause__ or error}{hint}") from None

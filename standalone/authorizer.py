@@ -8,8 +8,8 @@ from chalice.local import LocalGatewayAuthorizer
 
 from chalicelib.core import errors
 from chalicelib.core.api_keys import ApiKey
+from chalicelib.service.credentials import authenticate
 from chalicelib.service.ports import ApiKeys
-from chalicelib.service.tenants import authenticate
 from standalone.rate_limit import RateLimiter
 
 

@@ -18,12 +18,12 @@ from ipaddress import ip_address
 try:
     from app import app
     from chalicelib.core import signing
-    from chalicelib.core.errors import CommandError, Unavailable
+    from chalicelib.core.errors import OperatorError, Unavailable
     from chalicelib.core.timer import DEFAULT_TENANT, RETENTION
     from chalicelib.runtime import Dependencies, install, new_id, now
     from chalicelib.service.commands import Commands
     from chalicelib.service.concurrency import in_threads
-    from chalicelib.service.tenants import ensure_secret
+    from chalicelib.service.credentials import ensure_secret
     from chalicelib.service.worker import Worker
     from chalicelib.webhook.secrets_cache import SecretsCache
     from chalicelib.webhook.sender import WebhookSender
@@ -62,7 +62,7 @@ def main() -> None:
     try:
         settings = Settings.read(os.environ)
         store = SqliteTimerStore(settings.database)
-    except (CommandError, Unavailable) as error:
+    except (OperatorError, Unavailable) as error:
         sys.exit(str(error))
     server = _bind(settings, store)
     _raise_file_limit()

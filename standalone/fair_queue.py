@@ -19,8 +19,8 @@ The rest stay in the store and are read again when the queue of the host is half
 class FairQueue:
     """Hands wake-ups to a fixed number of senders, host by host (round robin).
 
-    A host gets another sender only while more are free than it already uses. One hanging host takes
-    at most half of the senders, a second a quarter, and so on.
+    A host gets another sender only if it uses fewer than are free. One hanging host takes at most
+    half of the senders, a second a quarter, and so on.
     """
 
     def __init__(self, senders: int) -> None:

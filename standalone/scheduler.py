@@ -44,8 +44,8 @@ REQUEUE_DELAY = timedelta(seconds=1)
 BACKLOG_WAIT = 0.05
 """Seconds to pause while the fair queue holds `HEAP_LIMIT` wake-ups."""
 
-SWEEP_INTERVAL = 10.0
-"""Seconds between two sweeps."""
+UPKEEP_INTERVAL = 10.0
+"""Seconds between two rounds of upkeep."""
 
 BEHIND_AFTER = timedelta(seconds=1)
 """How late the next wake-up must be for the scheduler to count as behind."""
@@ -76,7 +76,7 @@ class HeapScheduler:
     def start(
         self, deliver: Callable[[Wakeup, datetime], None], upkeep: Callable[[], bool]
     ) -> None:
-        """Start the threads: call `deliver(wakeup, lease_until)` for due timers, in greenlets.
+        """Start the threads: call `deliver(wakeup, ends_at)` for due timers, in greenlets.
 
         Call `upkeep` regularly, and again soon if it returns True (there was something to do).
         """
@@ -85,7 +85,7 @@ class HeapScheduler:
         self._start_thread(self._run_senders, "senders")
         self._start_thread(self._release_due, "release")
         self._start_thread(self._refill_when_low, "refill")
-        self._start_thread(self._sweep_regularly, "upkeep")
+        self._start_thread(self._upkeep_regularly, "upkeep")
 
     def stop(self) -> None:
         """Finish the webhooks under way; the next start fires the others."""
@@ -203,7 +203,7 @@ class HeapScheduler:
             log.warning("delivery postponed", extra={"timer": wakeup.id, "error": str(error)})
             self._push([((to_micros(self._clock() + REQUEUE_DELAY), wakeup.id), wakeup)])
         except Exception:
-            # The claim stays until the sweep reclaims the timer. Other deliveries go on.
+            # The claim stays until its lease ends or the next start. Other deliveries go on.
             log.exception("delivery crashed", extra={"timer": wakeup.id})
         finally:
             self._due.done(wakeup)
@@ -219,9 +219,9 @@ class HeapScheduler:
                 self._low.set()
                 self._stopping.wait(MAX_WAIT)
 
-    def _sweep_regularly(self) -> None:
+    def _upkeep_regularly(self) -> None:
         had_work = False
-        while not self._stopping.wait(MAX_WAIT if had_work else SWEEP_INTERVAL):
+        while not self._stopping.wait(MAX_WAIT if had_work else UPKEEP_INTERVAL):
             try:
                 had_work = self._upkeep()
             except Unavailable as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import RETENTION
 from standalone.rate_limit import DEFAULT_RATE, MAX_RATE
@@ -36,11 +36,11 @@ class Settings:
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Settings":
-        """Read the settings from environment variables; raise CommandError for a bad value."""
+        """Read the settings from environment variables; raise OperatorError for a bad value."""
         keys = _needs_keys(environ)
         host = environ.get("HOST", "127.0.0.1")
         if host not in LOCAL_HOSTS and not keys:
-            raise CommandError(
+            raise OperatorError(
                 f"HOST={host} requires AUTH=keys."
                 " Without keys, Timers listens on 127.0.0.1, localhost or ::1 only."
             )
@@ -65,12 +65,12 @@ class Settings:
 def _needs_keys(environ: Mapping[str, str]) -> bool:
     auth = environ.get("AUTH", "none")
     if auth not in ("none", "keys"):
-        raise CommandError(f"AUTH must be none or keys, not {auth[:20]!r}.")
+        raise OperatorError(f"AUTH must be none or keys, not {auth[:20]!r}.")
     return auth == "keys"
 
 
 def _number(environ: Mapping[str, str], name: str, default: int, limit: int) -> int:
     text = environ.get(name, str(default))
     if not (re.fullmatch("[0-9]{1,9}", text) and int(text) <= limit):
-        raise CommandError(f"{name} must be a number from 0 to {limit}, not {text[:20]!r}.")
+        raise OperatorError(f"{name} must be a number from 0 to {limit}, not {text[:20]!r}.")
     return int(text)

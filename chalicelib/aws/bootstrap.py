@@ -92,9 +92,9 @@ def _dependencies(partition: str, region: str, account: str) -> Dependencies:
     from botocore.config import Config  # noqa: PLC0415
 
     from chalicelib.aws import logs  # noqa: PLC0415
+    from chalicelib.aws.credential_store import DynamoApiKeys, DynamoSecrets  # noqa: PLC0415
     from chalicelib.aws.queue import SQS_MAX_DELAY, MessageQueue  # noqa: PLC0415
     from chalicelib.aws.scheduler import Addresses, AwsScheduler  # noqa: PLC0415
-    from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets  # noqa: PLC0415
     from chalicelib.aws.timer_store import DynamoTimerStore  # noqa: PLC0415
 
     log_lines = logs.attach(STAGE_NAME)

@@ -14,7 +14,7 @@ from chalicelib.core.errors import NotConfigured, Unavailable
 from chalicelib.core.timer import Wakeup
 from chalicelib.runtime import Dependencies
 from chalicelib.service.concurrency import MapConcurrently, in_threads
-from chalicelib.service.tenants import authenticate
+from chalicelib.service.credentials import authenticate
 from chalicelib.service.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ def deliver(
 ) -> None:
     """Deliver a batch of messages concurrently.
 
-    If some fail, deletes the others and raises the first failure, so only the failed ones return.
+    If some fail, deletes those that succeeded and raises the first failure: SQS then redelivers
+    only the failed ones.
     """
     if dependencies.queue is None:
         raise NotConfigured("Messages are delivered on AWS only: this process has no queue.")
@@ -69,7 +70,7 @@ def deliver(
     _log_failures(records, results)
     done = [it.receipt_handle for it, result in zip(records, results, strict=True) if not result]
     if done:
-        # A message that is not deleted returns, and its wake-up is ignored.
+        # If this fails, SQS redelivers these too, and their wake-ups are ignored.
         with suppress(Unavailable):
             dependencies.queue.delete(done)
     raise failures[0]

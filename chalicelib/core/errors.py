@@ -16,7 +16,7 @@ TimersError
      ├─ ScheduleRefused      the scheduler refuses the schedule for good
      └─ NotConfigured        the process is not set up for the request
 
-CommandError                 a command or a start failed
+OperatorError                 a command or a start failed
 """
 
 from typing import ClassVar
@@ -102,5 +102,5 @@ class NotConfigured(Unavailable):
     """The process is not set up for the request; a setting or a resource is missing."""
 
 
-class CommandError(Exception):
+class OperatorError(Exception):
     """A command or a start failed; `str(error)` tells the operator what to do."""

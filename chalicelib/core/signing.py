@@ -9,7 +9,7 @@ import hmac
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 
 SECRET_ENTROPY = 32
 """Random bytes of a new secret."""
@@ -46,9 +46,11 @@ def is_signed_with(
 
 
 def new_secret(entropy: bytes) -> str:
-    """Return random bytes as a secret; raise CommandError unless there are 24 to 64."""
+    """Return random bytes as a secret; raise OperatorError unless there are 24 to 64."""
     if not 24 <= len(entropy) <= 64:
-        raise CommandError(f"A secret is {SECRET_PREFIX} followed by the base64 of 24 to 64 bytes.")
+        raise OperatorError(
+            f"A secret is {SECRET_PREFIX} followed by the base64 of 24 to 64 bytes."
+        )
     return SECRET_PREFIX + b64encode(entropy).decode()
 
 
@@ -67,16 +69,16 @@ def with_secret(secrets: Sequence[str], secret: str) -> list[str]:
     if secret in secrets:
         return list(secrets)
     if len(secrets) >= MAX_SECRETS:
-        raise CommandError(f"A tenant can have at most {MAX_SECRETS} secrets. Retire one first.")
+        raise OperatorError(f"A tenant can have at most {MAX_SECRETS} secrets. Retire one first.")
     return [secret, *secrets]
 
 
 def without_secret(secrets: Sequence[str], secret: str) -> list[str]:
-    """Return the secrets without this one; raise CommandError if it is unknown or the only one."""
+    """Return the secrets without this one; raise OperatorError if it is unknown or the only one."""
     if secret not in secrets:
-        raise CommandError("The tenant does not have this secret.")
+        raise OperatorError("The tenant does not have this secret.")
     if len(secrets) == 1:
-        raise CommandError("This is the tenant's only secret. Add another one first.")
+        raise OperatorError("This is the tenant's only secret. Add another one first.")
     return [other for other in secrets if other != secret]
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import idna
 
-from chalicelib.core.errors import CommandError, InvalidRequest
+from chalicelib.core.errors import InvalidRequest, OperatorError
 
 MAX_URL_LENGTH = 2048
 """Characters of a URL after `{id}` is replaced."""
@@ -73,7 +73,7 @@ class Targets:
     def parse(cls, text: str) -> "Targets":
         """Parse `ALLOWED_TARGETS`: hosts or CIDRs with an optional `:port`, separated by commas.
 
-        IPv6 with a port needs brackets: `[fd00::/8]:8080`. Raises CommandError.
+        IPv6 with a port needs brackets: `[fd00::/8]:8080`. Raises OperatorError.
         """
         return cls(tuple(_entry(part.strip()) for part in text.split(",") if part.strip()))
 
@@ -196,12 +196,16 @@ def _entry(text: str) -> Entry:
     if not _PORT.fullmatch(port):
         host, port = text, ""
     if not (port == "" or 0 < int(port) < 65536) or not host:
-        raise CommandError(f"ALLOWED_TARGETS has an entry without a valid host and port: {text!r}.")
+        raise OperatorError(
+            f"ALLOWED_TARGETS has an entry without a valid host and port: {text!r}."
+        )
     number = int(port) if port else None
     try:
         return Entry(None, ip_network(host.removeprefix("[").removesuffix("]")), number)
     except ValueError as error:
         name = _ascii(host)
         if "/" in host or ":" in host or not _is_host(name):
-            raise CommandError(f"ALLOWED_TARGETS has an invalid entry {text!r}: {error}.") from None
+            raise OperatorError(
+                f"ALLOWED_TARGETS has an invalid entry {text!r}: {error}."
+            ) from None
     return Entry(name, None, number)

@@ -250,7 +250,7 @@ class Timer(Webhook, frozen=True, kw_only=True, omit_defaults=True):
         entry = Attempt(number=self.attempt, at=at, lateness=lateness, outcome=outcome)
         attempts = (*map(_shortened, self.attempts), entry)[-MAX_ATTEMPTS_KEPT:]
         if not outcome.succeeded and retry_at is not None:
-            return self._reschedule(retry_at, status=Status.RETRYING, attempts=attempts)
+            return self._next_generation(retry_at, status=Status.RETRYING, attempts=attempts)
         status = Status.DELIVERED if outcome.succeeded else Status.FAILED
         return self._finish(status, at, attempts=attempts)
 
@@ -312,14 +312,14 @@ class Timer(Webhook, frozen=True, kw_only=True, omit_defaults=True):
     def _next(self, **changes: Any) -> Self:
         return replace(self, version=self.version + 1, **changes)
 
-    def _reschedule(self, due_at: datetime, **changes: Any) -> Self:
+    def _next_generation(self, due_at: datetime, **changes: Any) -> Self:
         generation = self.generation + 1
         return self._next(
             generation=generation, due_at=due_at, wake_at=due_at, armed=True, **changes
         )
 
     def _restart(self, deadline: datetime, **changes: Any) -> Self:
-        return self._reschedule(
+        return self._next_generation(
             deadline,
             status=Status.SCHEDULED,
             deadline=deadline,

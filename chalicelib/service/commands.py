@@ -171,7 +171,7 @@ class Commands:
         try:
             self._scheduler.schedule(timer)
         except ScheduleRefused:
-            # First the schedule: the next timer with this key has a schedule of the same name.
+            # The schedule first: a new timer with this key would reuse the schedule's name.
             self._transitions.unschedule(timer)
             if self._store.remove(timer):
                 raise

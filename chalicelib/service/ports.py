@@ -103,7 +103,7 @@ class ApiKeys(Protocol):
 
 
 class Secrets(Protocol):
-    """Stores signing secrets. Raises CommandError if a change is not allowed."""
+    """Stores signing secrets. Raises OperatorError if a change is not allowed."""
 
     def of(self, tenant: str) -> list[str]:
         """Return the tenant's secrets, newest first."""

@@ -26,7 +26,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 
 if TYPE_CHECKING:
     from mypy_boto3_scheduler import EventBridgeSchedulerClient
@@ -288,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _stop_on_signals(stop)
     try:
         runner = _runner(f"timers-{options.stage}", options.precision)
-    except CommandError as error:
+    except OperatorError as error:
         sys.exit(str(error))
     _log(f"Firing the schedules of {runner.group} at {runner.scheduler.meta.endpoint_url}.")
     while not stop.is_set():
@@ -300,11 +300,11 @@ def _runner(group: str, precision: int) -> Runner:
     try:
         scheduler, functions, sqs = clients("scheduler", "lambda", "sqs")
     except ModuleNotFoundError as missing:
-        raise CommandError(
+        raise OperatorError(
             f"{missing.name} is missing: run `pip install -r requirements-deploy.txt`."
         ) from None
     except (ValueError, RuntimeError, BotoCoreError) as error:
-        raise CommandError(f"Can't use LocalStack: {str(error).rstrip('.')}.") from None
+        raise OperatorError(f"Can't use LocalStack: {str(error).rstrip('.')}.") from None
     return Runner(scheduler, functions, sqs, group, _now, _log, precision)
 
 

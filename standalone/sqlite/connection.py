@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from chalicelib.core.errors import CommandError, Unavailable
+from chalicelib.core.errors import OperatorError, Unavailable
 
 DEFAULT_DATABASE = ".data/timers.db"
 """Path of the database, relative to the working directory, unless the operator sets another."""
@@ -48,7 +48,7 @@ def translated_errors() -> Iterator[None]:
 def lock(path: Path) -> int:
     """Lock the database for this process; return the lock file's descriptor.
 
-    The lock lasts until the descriptor is closed or the process ends. Raises CommandError if
+    The lock lasts until the descriptor is closed or the process ends. Raises OperatorError if
     another process holds it.
     """
     # A separate file: closing any descriptor of the database would drop SQLite's own locks.
@@ -57,10 +57,10 @@ def lock(path: Path) -> int:
             path.parent.mkdir(parents=True)
         descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise CommandError(f"The database {path} can't be written: {error.strerror}.") from error
+        raise OperatorError(f"The database {path} can't be written: {error.strerror}.") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise CommandError(f"The database {path} is in use by another process.") from error
+        raise OperatorError(f"The database {path} is in use by another process.") from error
     return descriptor

@@ -5,7 +5,7 @@ import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 from chalicelib.core.timer import host_of
 from standalone.sqlite.connection import connect
 
@@ -81,7 +81,7 @@ def from_micros(micros: int) -> datetime:
 def create_or_upgrade(path: Path) -> None:
     """Bring the database to the current schema, and make the file if there is none.
 
-    Raises CommandError if the file can't be used.
+    Raises OperatorError if the file can't be used.
     """
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -91,11 +91,11 @@ def create_or_upgrade(path: Path) -> None:
             path.chmod(0o600)
         db = connect(path)
     except (OSError, sqlite3.Error) as error:
-        raise CommandError(f"The database {path} can't be written: {_reason(error)}.") from error
+        raise OperatorError(f"The database {path} can't be written: {_reason(error)}.") from error
     try:
         _upgrade(db, path)
     except sqlite3.Error as error:
-        raise CommandError(f"The database {path} can't be used: {error}.") from error
+        raise OperatorError(f"The database {path} can't be used: {error}.") from error
     finally:
         db.close()
 
@@ -109,7 +109,7 @@ def version_of(db: sqlite3.Connection) -> int:
 def _upgrade(db: sqlite3.Connection, path: Path) -> None:
     version = version_of(db)
     if version > len(MIGRATIONS):
-        raise CommandError(
+        raise OperatorError(
             f"The database {path} is from a newer version of Timers (schema {version})."
             " Start that version instead."
         )

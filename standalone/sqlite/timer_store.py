@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 from chalicelib.core.pagination import Cursor, Page, TimerFilter, cursor_of
 from chalicelib.core.timer import Status, Timer, Wakeup, host_of
 from standalone.greenlets import run_in_thread
 from standalone.sqlite.connection import connect, lock, translated_errors
+from standalone.sqlite.credentials import SqliteApiKeys, SqliteSecrets
 from standalone.sqlite.schema import create_or_upgrade, from_micros, to_micros
-from standalone.sqlite.tenants import SqliteApiKeys, SqliteSecrets
 from standalone.sqlite.writer import Writer
 
 MAX_ROWS_SCANNED = 10_000
@@ -53,14 +53,15 @@ _PAGE = """
 class SqliteTimerStore:
     """Store in the SQLite file at `path`, which is created if missing.
 
-    A lock file excludes other servers until `close`. Raises CommandError if the file can't be used.
+    A lock file excludes other servers until `close`. Raises OperatorError if the
+    file can't be used.
     """
 
     def __init__(self, path: Path) -> None:
         try:
             self._path = path.resolve()
         except (OSError, RuntimeError) as error:  # a loop of symbolic links
-            raise CommandError(f"The database {path} can't be opened: {error}.") from error
+            raise OperatorError(f"The database {path} can't be opened: {error}.") from error
         self._lock = lock(self._path)
         try:
             create_or_upgrade(self._path)

@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from chalicelib.aws import handlers, queue, timer_store
-from chalicelib.aws.tenant_store import DynamoApiKeys
+from chalicelib.aws.credential_store import DynamoApiKeys
 from chalicelib.aws.timer_store import DynamoTimerStore
 from chalicelib.core import api_keys
 from chalicelib.core.api_keys import KEY_ENTROPY, Role

@@ -3,9 +3,9 @@
 import pytest
 
 from chalicelib.core import signing
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 from chalicelib.core.signing import MAX_SECRETS
-from chalicelib.service import tenants
+from chalicelib.service import credentials
 from chalicelib.service.ports import Secrets
 
 
@@ -38,7 +38,7 @@ class SecretsContract:
         """A refused secret changes nothing."""
         for number in range(MAX_SECRETS):
             secrets.add("acme", secret(number))
-        with pytest.raises(CommandError, match="at most 5 secrets"):
+        with pytest.raises(OperatorError, match="at most 5 secrets"):
             secrets.add("acme", secret(MAX_SECRETS))
         assert len(secrets.of("acme")) == MAX_SECRETS
         assert secret(MAX_SECRETS) not in secrets.of("acme")
@@ -54,7 +54,7 @@ class SecretsContract:
     def test_refuses_to_retire_an_unknown_secret(self, secrets: Secrets) -> None:
         """A typo must not hide that a leaked secret is still valid."""
         for tenant in ("acme", "other"):
-            with pytest.raises(CommandError, match="does not have this secret"):
+            with pytest.raises(OperatorError, match="does not have this secret"):
                 secrets.retire(tenant, secret(1))
             secrets.add("acme", secret(0))
         assert secrets.of("acme") == [secret(0)]
@@ -63,7 +63,7 @@ class SecretsContract:
     def test_refuses_to_retire_the_last_secret(self, secrets: Secrets) -> None:
         """Signing can't be turned off by mistake."""
         secrets.add("acme", secret(0))
-        with pytest.raises(CommandError, match="only secret"):
+        with pytest.raises(OperatorError, match="only secret"):
             secrets.retire("acme", secret(0))
         assert secrets.of("acme") == [secret(0)]
 
@@ -79,5 +79,5 @@ class SecretsContract:
     def test_ensures_a_first_secret(self, secrets: Secrets) -> None:
         """A tenant keeps its secret, however often the service starts or is deployed."""
         for number in range(3):
-            tenants.ensure_secret(secrets, "acme", bytes([number]) * 32)
+            credentials.ensure_secret(secrets, "acme", bytes([number]) * 32)
         assert secrets.of("acme") == [secret(0)]

@@ -16,7 +16,7 @@ import pytest
 
 from chalicelib.core.timer import Status
 from chalicelib.http import openapi
-from tests.support.processes import ROOT, TOOLS, Standalone, environment, tenants
+from tests.support.processes import ROOT, TOOLS, Standalone, environment, run_timers
 
 pytestmark = pytest.mark.e2e
 
@@ -85,7 +85,7 @@ def test_documented_program_works_with_an_api_key(folder: Path, tmp_path: Path) 
     """With AUTH=keys the program needs the documented line with a key."""
     database = tmp_path / "timers.db"
     with Standalone(database, {"AUTH": "keys"}) as server:
-        key = tenants("keys", "add", TIMERS_DB=str(database)).stdout.strip()
+        key = run_timers("keys", "add", TIMERS_DB=str(database)).stdout.strip()
         program = block("python", server.url)
         without = run([sys.executable, "-c", program], folder)
         keyed = program.replace("# With a key: ", "").replace("tmr_…", key)

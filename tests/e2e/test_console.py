@@ -13,7 +13,7 @@ from playwright.sync_api import APIResponse, Browser, Locator, Page, Request, Ro
 from pytest_httpserver import HTTPServer
 
 from tests.support.browser import Console, barriers, chromium, opened
-from tests.support.processes import ROOT, Standalone, tenants, wait_until
+from tests.support.processes import ROOT, Standalone, run_timers, wait_until
 from tools.screenshot import PICTURE, take
 
 
@@ -701,7 +701,7 @@ class Keyed(NamedTuple):
         return self.run("add", "--role", role)
 
     def run(self, *arguments: str) -> str:
-        return tenants("keys", *arguments, TIMERS_DB=str(self.database)).stdout.strip()
+        return run_timers("keys", *arguments, TIMERS_DB=str(self.database)).stdout.strip()
 
     def create(self, key: str, **fields: Any) -> str:
         """Create a timer that is due in an hour. Return its ID."""

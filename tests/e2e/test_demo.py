@@ -10,7 +10,7 @@ import pytest
 import requests
 from pytest_httpserver import HTTPServer
 
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 from cli import demo
 from tests.support.processes import ROOT, environment, wait_until
 
@@ -61,5 +61,5 @@ def test_demo_fails_if_a_timer_is_rejected(httpserver: HTTPServer) -> None:
     refused = {"status": 400, "problem": {"detail": "No such host."}}
     answer = {"results": [{"status": 201}, refused]}
     httpserver.expect_request("/timers/batch", "POST").respond_with_json(answer)
-    with pytest.raises(CommandError, match="No such host"):
+    with pytest.raises(OperatorError, match="No such host"):
         demo._create_timers(httpserver.url_for("").rstrip("/"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.support.processes import ROOT, Receiver, Standalone, tenants, wait_until
+from tests.support.processes import ROOT, Receiver, Standalone, run_timers, wait_until
 
 SENDER, RECEIVER = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
@@ -25,7 +25,7 @@ def test_use_case(tmp_path: Path) -> None:
         assert ours["on_payment"](paid)
         requests.post(f"{server.url}/timers/{unpaid}/fire", timeout=10).raise_for_status()
         wait_until(lambda: hooks.arrivals)
-        secret = tenants("secrets", TIMERS_DB=str(database)).stdout.strip()
+        secret = run_timers("secrets", TIMERS_DB=str(database)).stdout.strip()
     (arrival,) = hooks.arrivals
     exec(RECEIVER.replace("whsec_…", secret), theirs)  # noqa: S102 - the README is ours
     assert theirs["trial_over"](arrival.headers, arrival.body) == 204

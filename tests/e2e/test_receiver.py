@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.support.processes import Standalone, tenants, wait_until
+from tests.support.processes import Standalone, run_timers, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_list_needs_a_key(tmp_path: Path) -> None:
     with Standalone(database, {"AUTH": "keys"}) as server:
         mine, theirs = (
             "Bearer "
-            + tenants("keys", "add", "--tenant", name, TIMERS_DB=str(database)).stdout.strip()
+            + run_timers("keys", "add", "--tenant", name, TIMERS_DB=str(database)).stdout.strip()
             for name in ("acme", "zeta")
         )
         body = {"seconds": 0, "url": f"{server.url}/_receiver/x"}

@@ -33,8 +33,8 @@ from standalone.bootstrap import Runner, _url, build_application
 from standalone.scheduler import MAX_SENDERS, HeapScheduler
 from standalone.server import Server
 from standalone.settings import Settings
+from standalone.sqlite.credentials import credentials_in
 from standalone.sqlite.schema import MIGRATIONS
-from standalone.sqlite.tenants import tenants_in
 from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.fakes import NO_CONTENT, created
 from tests.support.http import running
@@ -313,7 +313,7 @@ def timer_due_at(moment: datetime) -> Timer:
 def frequent_upkeep(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run upkeep every 50 ms."""
     monkeypatch.setattr(runtime, "_installed", None)
-    monkeypatch.setattr(engine_module, "SWEEP_INTERVAL", 0.05)
+    monkeypatch.setattr(engine_module, "UPKEEP_INTERVAL", 0.05)
 
 
 @pytest.mark.usefixtures("frequent_upkeep")
@@ -374,7 +374,7 @@ def test_runs_with_keys(database: Path) -> None:
         assert (asked.status_code, asked.headers["www-authenticate"]) == (401, "Bearer")
         assert requests.get(f"{server.url}/health", timeout=30).status_code == 200
         text, key = api_keys.mint("acme", Role.FULL, now(), os.urandom(api_keys.KEY_ENTROPY))
-        with tenants_in(database) as (kept, _):
+        with credentials_in(database) as (kept, _):
             kept.add(key)
         command = server.lines[1].replace('"seconds": 5', '"seconds": 0') + " -s"
         answer = subprocess.run(
@@ -391,7 +391,7 @@ def test_runs_with_keys(database: Path) -> None:
             client.headers["Authorization"] = f"Bearer {text}"
             many = [client.get(f"{server.url}/timers/x", timeout=30) for _ in range(100)]
             assert {answer.status_code for answer in many} == {404, 429}
-            with tenants_in(database) as (kept, _):
+            with credentials_in(database) as (kept, _):
                 assert kept.remove(key.id)
             assert client.get(f"{server.url}/timers", timeout=30).status_code == 401
         assert not [line for line in server.lines if text.rpartition("_")[2] in line]

@@ -15,15 +15,15 @@ import app as app_module
 from app import app
 from chalicelib import runtime
 from chalicelib.aws import bootstrap
-from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets
+from chalicelib.aws.credential_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core import api_keys, signing
 from chalicelib.core.api_keys import KEY_ENTROPY, Role
 from chalicelib.core.errors import Forbidden, Unavailable
 from chalicelib.core.timer import DEFAULT_TENANT
 from chalicelib.http import requests
-from chalicelib.service import tenants
+from chalicelib.service import credentials
 from chalicelib.service.ports import ApiKeys
-from standalone.sqlite.tenants import SqliteApiKeys, tenants_in
+from standalone.sqlite.credentials import SqliteApiKeys, credentials_in
 from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.contracts.api_keys import KEY, TOKEN, ApiKeysContract, another
 from tests.support.aws import TENANTS, account
@@ -66,7 +66,7 @@ class TestApiKeysOfTheCommand(ApiKeysContract):
     @pytest.fixture
     def keys(self, tmp_path: Path) -> Iterator[ApiKeys]:
         path = tmp_path / "timers.db"
-        with closing(SqliteTimerStore(path)), tenants_in(path) as (keys, _):
+        with closing(SqliteTimerStore(path)), credentials_in(path) as (keys, _):
             yield keys
 
 
@@ -90,7 +90,7 @@ def test_removing_a_key_never_removes_secrets() -> None:
     """API keys and secrets share a table, but a tenant's name never matches a key."""
     with account() as aws:
         kept, signed = DynamoApiKeys(aws.dynamodb, TENANTS), DynamoSecrets(aws.dynamodb, TENANTS)
-        tenants.ensure_secret(signed, "acme", bytes(signing.SECRET_ENTROPY))
+        credentials.ensure_secret(signed, "acme", bytes(signing.SECRET_ENTROPY))
         for name in ("acme", "secrets#acme"):
             assert not kept.remove(name)
         assert signed.of("acme") != []
@@ -99,12 +99,12 @@ def test_removing_a_key_never_removes_secrets() -> None:
 def test_the_server_sees_key_changes_at_once(tmp_path: Path) -> None:
     """The server's next request sees a key that another process has created or revoked."""
     path = tmp_path / "timers.db"
-    with closing(SqliteTimerStore(path)) as store, tenants_in(path) as (kept, _):
-        assert tenants.authenticate(store.keys, f"Bearer {TOKEN}") is None
+    with closing(SqliteTimerStore(path)) as store, credentials_in(path) as (kept, _):
+        assert credentials.authenticate(store.keys, f"Bearer {TOKEN}") is None
         kept.add(KEY)
-        assert tenants.authenticate(store.keys, f"Bearer {TOKEN}") == KEY
+        assert credentials.authenticate(store.keys, f"Bearer {TOKEN}") == KEY
         kept.remove(KEY.id)
-        assert tenants.authenticate(store.keys, f"Bearer {TOKEN}") is None
+        assert credentials.authenticate(store.keys, f"Bearer {TOKEN}") is None
         assert store.keys.all() == []
 
 
@@ -112,7 +112,7 @@ def test_the_server_sees_key_changes_at_once(tmp_path: Path) -> None:
 def test_a_key_outlives_a_power_cut(tmp_path: Path, where: str) -> None:
     """Created and revoked keys are synced to disk before the command or the server confirms it."""
     path = tmp_path / "timers.db"
-    with closing(SqliteTimerStore(path)) as store, tenants_in(path) as (kept, _):
+    with closing(SqliteTimerStore(path)) as store, credentials_in(path) as (kept, _):
         store.check()  # which is not synced
         found: SqliteApiKeys = store.keys if where == "server" else kept
 
@@ -168,7 +168,7 @@ def test_a_known_key_is_found(header: str) -> None:
     """The scheme is case-insensitive, and spaces around the key are ignored (RFC 9110)."""
     kept = FakeApiKeys()
     kept.add(KEY)
-    assert tenants.authenticate(kept, header) == KEY
+    assert credentials.authenticate(kept, header) == KEY
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_rejects_headers_without_a_known_key(header: str) -> None:
     kept = FakeApiKeys()
     kept.add(KEY)
     kept.add(another(1))
-    assert tenants.authenticate(kept, header) is None
+    assert credentials.authenticate(kept, header) is None
 
 
 class Opened:

@@ -13,7 +13,7 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 from infra import deploy, stages
 from infra.deploy import Deployment
 from infra.stages import ON_LOCALSTACK
@@ -72,7 +72,7 @@ def test_destroy_refuses_a_protected_stage(deployment: FakeDeployment, protected
     }
     deployment.state.save()
     resource = "stack timers-dev" if protected == "stack" else f"table {protected},"
-    with pytest.raises(CommandError, match=resource):
+    with pytest.raises(OperatorError, match=resource):
         deployment.destroy()
     assert deployment.chalice_commands == []
     assert deployment.saved_states()
@@ -102,7 +102,7 @@ def test_destroy_continues_after_a_failed_stack(deployment: FakeDeployment) -> N
     cloudformation.stack = {"StackStatus": "UPDATE_COMPLETE"}
     cloudformation.failure = {"ResourceStatus": "DELETE_FAILED", "LogicalResourceId": "Queue"}
     deployment.state.save()
-    with pytest.raises(CommandError):
+    with pytest.raises(OperatorError):
         deployment.destroy()
     cloudformation.failure = None
     deployment.destroy()
@@ -115,7 +115,7 @@ def test_destroy_leaves_no_functions_behind(
     """Without a state Chalice can't delete the functions; the error says how to restore it."""
     monkeypatch.setattr(deployment, "_has_functions", lambda: True)
     deployment.state_file.unlink()
-    with pytest.raises(CommandError, match="make deploy STAGE=dev"):
+    with pytest.raises(OperatorError, match="make deploy STAGE=dev"):
         deployment.destroy()
 
 

@@ -537,7 +537,7 @@ def test_sweeps_go_on_after_a_failure(
     running: Callable[..., HeapScheduler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A failed sweep is tried again at the next interval."""
-    monkeypatch.setattr(scheduler, "SWEEP_INTERVAL", 0.01)
+    monkeypatch.setattr(scheduler, "UPKEEP_INTERVAL", 0.01)
     monkeypatch.setattr(scheduler, "MAX_WAIT", 0.01)
     done = threading.Event()
     faults: list[Exception] = [Unavailable("disk"), RuntimeError("bug")]

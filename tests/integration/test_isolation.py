@@ -14,13 +14,13 @@ import pytest
 
 from app import app
 from chalicelib import runtime
-from chalicelib.aws.tenant_store import DynamoApiKeys
+from chalicelib.aws.credential_store import DynamoApiKeys
 from chalicelib.aws.timer_store import DynamoTimerStore
 from chalicelib.core import api_keys
 from chalicelib.core.api_keys import KEY_ENTROPY, Role
 from chalicelib.core.pagination import TimerFilter
 from chalicelib.core.timer import IdempotencyKey, Outcome, Status, Timer, TimerSpec, Webhook
-from chalicelib.service import tenants
+from chalicelib.service import credentials
 from chalicelib.service.ports import ApiKeys, Store
 from standalone.server import Application
 from standalone.sqlite.timer_store import SqliteTimerStore
@@ -69,7 +69,7 @@ class World:
             "revoked": self._key(kept, 4, "acme", Role.FULL),
             "no": None,
         }
-        gone = tenants.authenticate(kept, f"Bearer {self.callers['revoked']}")
+        gone = credentials.authenticate(kept, f"Bearer {self.callers['revoked']}")
         assert gone is not None
         kept.remove(gone.id)
         self.store = store

@@ -14,12 +14,12 @@ import boto3
 import pytest
 from botocore.exceptions import NoCredentialsError
 
-from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets
+from chalicelib.aws.credential_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core.api_keys import ApiKey, Role
 from chalicelib.core.signing import MAX_SECRETS
 from chalicelib.core.timer import DEFAULT_TENANT
+from chalicelib.service.credentials import authenticate, issue_key
 from chalicelib.service.ports import ApiKeys, Secrets
-from chalicelib.service.tenants import authenticate, issue_key
 from cli.main import ROLES, main
 from infra import stages
 from standalone.sqlite.timer_store import SqliteTimerStore
@@ -27,7 +27,7 @@ from tests.contracts.api_keys import KEY, TOKEN, another
 from tests.contracts.secrets import secret
 from tests.support.aws import REGION, STAGE, TENANTS, Account, account
 from tests.support.fakes import START, FakeApiKeys, FakeSecrets
-from tests.support.processes import ROOT, environment, tenants
+from tests.support.processes import ROOT, environment, run_timers
 
 DATA = ROOT / "tests/compat/databases"
 
@@ -279,7 +279,7 @@ def test_rejects_an_unusable_database(
 )
 def test_failures_exit_with_1(path: Path, options: list[str], reason: str) -> None:
     """A failure prints one line to stderr, and nothing to stdout."""
-    ended = tenants(
+    ended = run_timers(
         "keys", "add", *options, HOME="/nonexistent", TIMERS_DB=str(path), AWS_DEFAULT_REGION=""
     )
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)

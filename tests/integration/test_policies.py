@@ -11,12 +11,12 @@ from botocore.exceptions import ClientError
 from chalice.cli.factory import CLIFactory
 
 from chalicelib.aws import handlers
+from chalicelib.aws.credential_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.aws.queue import encode_wakeup
-from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core.errors import ScheduleRefused, Unavailable
 from chalicelib.core.pagination import TimerFilter
 from chalicelib.core.timer import DEFAULT_TENANT, Status
-from chalicelib.service import tenants
+from chalicelib.service import credentials
 from tests.contracts.api_keys import TOKEN
 from tests.support.aws import TENANTS, account
 from tests.support.cloud import Cloud, Context, Record
@@ -106,7 +106,7 @@ def sweep(cloud: Cloud) -> None:
 
 
 def authorizer(cloud: Cloud) -> None:
-    tenants.authenticate(DynamoApiKeys(cloud.aws.dynamodb, TENANTS), f"Bearer {TOKEN}")
+    credentials.authenticate(DynamoApiKeys(cloud.aws.dynamodb, TENANTS), f"Bearer {TOKEN}")
 
 
 FUNCTIONS: dict[str, Callable[[Cloud], None]] = {

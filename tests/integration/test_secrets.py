@@ -19,25 +19,25 @@ from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
 from chalicelib import runtime
-from chalicelib.aws import bootstrap, tenant_store
-from chalicelib.aws.tenant_store import DynamoApiKeys, DynamoSecrets
+from chalicelib.aws import bootstrap, credential_store
+from chalicelib.aws.credential_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core.api_keys import Role
-from chalicelib.core.errors import CommandError, Unavailable
+from chalicelib.core.errors import OperatorError, Unavailable
 from chalicelib.core.signing import MAX_SECRETS
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import DEFAULT_TENANT, Status, Timer, Webhook, new_timer
+from chalicelib.service.credentials import issue_key
 from chalicelib.service.ports import Secrets
-from chalicelib.service.tenants import issue_key
 from chalicelib.webhook.secrets_cache import SECRETS_TTL, SecretsCache
 from chalicelib.webhook.sender import WebhookSender
 from infra.deploy import Deployment
+from standalone.sqlite.credentials import credentials_in
 from standalone.sqlite.schema import MIGRATIONS
-from standalone.sqlite.tenants import tenants_in
 from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.contracts.secrets import SecretsContract, secret
 from tests.support.aws import REGION, STAGE, TENANTS, Account, account
 from tests.support.fakes import START, Clock, FakeScheduler, FakeSecrets, FakeStore, created
-from tests.support.processes import ROOT, Arrival, Receiver, Standalone, tenants, wait_until
+from tests.support.processes import ROOT, Arrival, Receiver, Standalone, run_timers, wait_until
 from tests.support.service import Service
 
 DATA = ROOT / "tests/compat/databases"
@@ -84,7 +84,7 @@ class TestSecretsOfTheCommand(SecretsContract):
 
     @pytest.fixture
     def secrets(self, path: Path) -> Iterator[Secrets]:
-        with closing(SqliteTimerStore(path)), tenants_in(path) as (_, secrets):
+        with closing(SqliteTimerStore(path)), credentials_in(path) as (_, secrets):
             yield secrets
 
 
@@ -128,7 +128,7 @@ def test_concurrent_changes_keep_the_limit(aws: Account) -> None:
                 kept.add("acme", secret(MAX_SECRETS))
 
     aws.before = overtake
-    with pytest.raises(CommandError, match="at most 5 secrets"):
+    with pytest.raises(OperatorError, match="at most 5 secrets"):
         kept.add("acme", secret(MAX_SECRETS + 1))
 
 
@@ -154,7 +154,7 @@ def test_gives_up_after_too_many_races(aws: Account, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(kept, "_replace", lambda *_: False)
     with pytest.raises(Unavailable):
         kept.add("acme", secret(0))
-    assert aws.names() == ["GetItem"] * tenant_store.MAX_RACES
+    assert aws.names() == ["GetItem"] * credential_store.MAX_RACES
 
 
 # SQLite
@@ -164,7 +164,7 @@ def test_server_and_commands_change_secrets_concurrently(path: Path) -> None:
     """The server adds one secret and five commands one each: the limit refuses exactly one."""
 
     def add(number: int) -> bool:
-        with tenants_in(path) as (_, kept), suppress(CommandError):
+        with credentials_in(path) as (_, kept), suppress(OperatorError):
             kept.add("acme", secret(number))
             return True
         return False
@@ -180,7 +180,7 @@ def test_server_and_commands_change_secrets_concurrently(path: Path) -> None:
 def test_a_refused_change_does_not_fail_its_batch(path: Path) -> None:
     """Secrets and timers share a transaction, but a refused secret rolls back no timer."""
     with closing(SqliteTimerStore(path)) as store:
-        with pytest.raises(CommandError):
+        with pytest.raises(OperatorError):
             store.secrets.retire("acme", secret(0))
         assert store.add(timer())
 
@@ -222,7 +222,7 @@ def test_refuses_a_database_that_stays_readable_by_others(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(Path, "chmod", refuse)
-    with pytest.raises(CommandError, match="Operation not permitted"):
+    with pytest.raises(OperatorError, match="Operation not permitted"):
         SqliteTimerStore(path)
 
 
@@ -243,7 +243,7 @@ def test_rotation_while_the_server_runs(path: Path) -> None:
     """Add a secret, then retire the first: every webhook is signed, and no log line shows one."""
 
     def secrets(*arguments: str) -> list[str]:
-        return tenants("secrets", *arguments, TIMERS_DB=str(path)).stdout.split()
+        return run_timers("secrets", *arguments, TIMERS_DB=str(path)).stdout.split()
 
     with Standalone(path) as server, Receiver() as receiver:
         (first,) = secrets()
@@ -437,7 +437,7 @@ def test_no_log_shows_a_secret(caplog: pytest.LogCaptureFixture, path: Path, aws
     with closing(SqliteTimerStore(path)) as store, Receiver() as receiver:
         for kept in (store.secrets, DynamoSecrets(aws.dynamodb, TENANTS)):
             kept.add("acme", secret(1))
-            with suppress(CommandError):
+            with suppress(OperatorError):
                 kept.retire("acme", secret(2))
             sender = WebhookSender(Targets.parse(LOOPBACK_TARGETS), secrets_of=kept.of)
             assert sender.send(timer(receiver.url), START).status == 200

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from chalicelib.core.errors import CommandError, Unavailable
+from chalicelib.core.errors import OperatorError, Unavailable
 from chalicelib.core.pagination import Page, TimerFilter, cursor_of
 from chalicelib.core.timer import DEFAULT_TENANT, RETENTION, Status, Timer
 from chalicelib.service.concurrency import in_threads
@@ -274,7 +274,7 @@ def test_a_loop_of_links_is_an_error(tmp_path: Path) -> None:
     """A path in a loop of symbolic links is refused."""
     path = tmp_path / "timers.db"
     path.symlink_to(path)
-    with pytest.raises(CommandError, match="can't be"):
+    with pytest.raises(OperatorError, match="can't be"):
         SqliteTimerStore(path)
 
 
@@ -367,7 +367,7 @@ def test_a_second_process_is_refused(store: SqliteTimerStore, path: Path) -> Non
     link = path.with_name("link.db")
     link.symlink_to(path)
     for name in (path, link):
-        with pytest.raises(CommandError, match="in use by another process"):
+        with pytest.raises(OperatorError, match="in use by another process"):
             SqliteTimerStore(name)
 
 
@@ -413,7 +413,7 @@ def test_an_unusable_file_is_one_line(tmp_path: Path, make_file: object, sentenc
     """An unusable file is reported in one line, and stays unchanged."""
     path: Path = make_file(tmp_path)  # type: ignore[operator]
     before = path.read_bytes() if path.is_file() else None
-    with pytest.raises(CommandError, match=sentence) as caught:
+    with pytest.raises(OperatorError, match=sentence) as caught:
         SqliteTimerStore(path)
     assert str(caught.value).count("\n") == 0
     assert before is None or path.read_bytes() == before
@@ -431,7 +431,7 @@ def test_a_read_only_database_is_refused_at_start(
         return connect(f"file:{database}?mode=ro", **options)  # type: ignore[call-overload,no-any-return]
 
     monkeypatch.setattr(sqlite3, "connect", read_only)
-    with pytest.raises(CommandError, match="readonly"):
+    with pytest.raises(OperatorError, match="readonly"):
         SqliteTimerStore(path)
 
 
@@ -505,7 +505,7 @@ def test_a_failed_migration_changes_nothing(path: Path, monkeypatch: pytest.Monk
     broken = (*MIGRATIONS, "CREATE TABLE extra (x); SELECT * FROM nowhere;")
     with monkeypatch.context() as patch:
         patch.setattr(schema, "MIGRATIONS", broken)
-        with pytest.raises(CommandError, match="nowhere"):
+        with pytest.raises(OperatorError, match="nowhere"):
             SqliteTimerStore(path)
     with closing(SqliteTimerStore(path)) as store:
         assert store._read("SELECT name FROM sqlite_master WHERE name = 'extra'", ()) == []

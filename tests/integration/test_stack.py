@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 from infra import stack as stack_module
 from infra.stack import STUCK_STATES, Stack
 from tests.support.cloudformation import FakeCloudFormation
@@ -78,7 +78,7 @@ def test_failure_shows_the_reasons(stack: Stack, cloudformation: FakeCloudFormat
         "LogicalResourceId": "Queue",
         "ResourceStatusReason": "It exists already.",
     }
-    with pytest.raises(CommandError) as failed:
+    with pytest.raises(OperatorError) as failed:
         stack.update(None)
     assert "Queue: It exists already." in str(failed.value)
     assert "older" not in str(failed.value)
@@ -102,7 +102,7 @@ def test_update_rejects_a_stuck_stack(
 ) -> None:
     """The error names the state and the way out of it, and nothing is changed."""
     cloudformation.stack = {"StackStatus": status}
-    with pytest.raises(CommandError, match=STUCK_STATES[status]):
+    with pytest.raises(OperatorError, match=STUCK_STATES[status]):
         stack.update(None)
     assert cloudformation.requests == []
 

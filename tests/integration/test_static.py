@@ -8,7 +8,7 @@ import pytest
 
 from chalicelib.http.routes import OPERATIONS
 from tests.support.browser import ApiDocs, chromium, opened
-from tests.support.processes import ROOT, Standalone, tenants
+from tests.support.processes import ROOT, Standalone, run_timers
 from tests.support.routes import Api
 
 FOLDER = ROOT / "chalicelib/web"
@@ -120,7 +120,7 @@ def test_api_docs_send_requests(tmp_path: Path) -> None:
     with Standalone(database, {"AUTH": "keys"}) as server, chromium() as it, opened(it) as page:
         docs = ApiDocs(page, server.url)
         assert docs.operations() == {operation.id for operation in OPERATIONS.values()}
-        docs.authorize(tenants("keys", "add", TIMERS_DB=str(database)).stdout.strip())
+        docs.authorize(run_timers("keys", "add", TIMERS_DB=str(database)).stdout.strip())
         url = f"{server.url}/_receiver/docs"
         timer = docs.try_out("create_timer", 201, body={"minutes": 5, "url": url})
         assert (timer["status"], timer["url"]) == ("scheduled", url)

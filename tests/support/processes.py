@@ -35,7 +35,7 @@ def environment(**settings: str) -> dict[str, str]:
     return {**kept, **settings}
 
 
-def tenants(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+def run_timers(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
     """Run `timers keys …` or `timers secrets …` on the database TIMERS_DB, or on a --stage."""
     return subprocess.run(
         [sys.executable, "-m", "cli", *arguments],

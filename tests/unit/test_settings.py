@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from standalone.settings import Settings
 
@@ -60,7 +60,7 @@ ELSEWHERE = ["0.0.0.0", "::", "*", "", "127.0.0.2", "127.1", "10.0.0.1", "[::1]"
 @pytest.mark.parametrize("auth", [{}, {"AUTH": "none"}])
 def test_other_hosts_require_keys(host: str, auth: dict[str, str]) -> None:
     """A HOST that is not local is refused without AUTH=keys."""
-    with pytest.raises(CommandError, match=re.escape(f"HOST={host} requires AUTH=keys.")):
+    with pytest.raises(OperatorError, match=re.escape(f"HOST={host} requires AUTH=keys.")):
         Settings.read({"HOST": host, **auth})
     assert Settings.read({"HOST": host, "AUTH": "keys"}).host == host
 
@@ -68,7 +68,7 @@ def test_other_hosts_require_keys(host: str, auth: dict[str, str]) -> None:
 @pytest.mark.parametrize("auth", ["", "key", "KEYS", "None", "off", "keys ", "x" * 5000])
 def test_rejects_unknown_auth(auth: str) -> None:
     """An unknown AUTH is refused; it never means none."""
-    with pytest.raises(CommandError, match=r"^AUTH must be none or keys, not '.{0,20}'.$"):
+    with pytest.raises(OperatorError, match=r"^AUTH must be none or keys, not '.{0,20}'.$"):
         Settings.read({"AUTH": auth})
 
 
@@ -79,6 +79,6 @@ def test_rejects_unknown_auth(auth: str) -> None:
 def test_rejects_bad_rates(auth: str, rate: str) -> None:
     """A RATE that is not a whole number from 0 to 100,000 is refused."""
     with pytest.raises(
-        CommandError, match=r"^RATE must be a number from 0 to 100000, not '.{0,20}'"
+        OperatorError, match=r"^RATE must be a number from 0 to 100000, not '.{0,20}'"
     ):
         Settings.read({"AUTH": auth, "RATE": rate})

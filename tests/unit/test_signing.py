@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from chalicelib.core import signing
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 from chalicelib.core.signing import MAX_SECRETS
-from chalicelib.service import tenants
+from chalicelib.service import credentials
 from tests.contracts.secrets import secret
 from tests.support.fakes import FakeSecrets
 
@@ -77,7 +77,7 @@ def test_only_current_secrets_verify(steps: Sequence[tuple[str, int]]) -> None:
     for step, number in steps:
         try:
             getattr(kept, step)("acme", secret(number))
-        except CommandError:
+        except OperatorError:
             continue
         valid = valid | {number} if step == "add" else valid - {number}
     signature = signing.sign(kept.of("acme"), "id-1", now, b"{}")
@@ -148,7 +148,7 @@ def encoded(size: int) -> str:
 )
 def test_rejects_invalid_secrets(text: str) -> None:
     """The error states the format and does not quote the text, because it may be a secret."""
-    with pytest.raises(CommandError) as refused:
+    with pytest.raises(OperatorError) as refused:
         signing.parse_secret(text)
     expected = "A secret is whsec_ followed by the base64 of 24 to 64 bytes."
     assert str(refused.value) == expected
@@ -165,11 +165,13 @@ def test_a_secret_uses_every_random_byte() -> None:
 def test_adds_and_retires_in_one_command() -> None:
     """Adding comes before retiring, so even a single secret can be replaced."""
     kept = FakeSecrets()
-    with pytest.raises(CommandError, match="Tenant acme has no secret"):
-        tenants.change_secrets(kept, "acme", bytes(32), add=None, retire=None)
-    assert tenants.change_secrets(kept, "acme", bytes(32), add="new", retire=None) == [secret(0)]
+    with pytest.raises(OperatorError, match="Tenant acme has no secret"):
+        credentials.change_secrets(kept, "acme", bytes(32), add=None, retire=None)
+    assert credentials.change_secrets(kept, "acme", bytes(32), add="new", retire=None) == [
+        secret(0)
+    ]
     given = secret(1).rstrip("=")
-    assert tenants.change_secrets(kept, "acme", bytes(32), add=given, retire=secret(0)) == [
+    assert credentials.change_secrets(kept, "acme", bytes(32), add=given, retire=secret(0)) == [
         secret(1)
     ]
-    assert tenants.change_secrets(kept, "acme", bytes(32), add=None, retire=None) == [secret(1)]
+    assert credentials.change_secrets(kept, "acme", bytes(32), add=None, retire=None) == [secret(1)]

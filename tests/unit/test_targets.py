@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from chalicelib.core.errors import CommandError, InvalidRequest
+from chalicelib.core.errors import InvalidRequest, OperatorError
 from chalicelib.core.targets import (
     LOOPBACK_TARGETS,
     MAX_URL_LENGTH,
@@ -89,7 +89,7 @@ def test_parses_entries(text: str, entries: list[Entry]) -> None:
 )
 def test_rejects_invalid_entries(entry: str) -> None:
     """The error names the setting and quotes the invalid entry."""
-    with pytest.raises(CommandError) as caught:
+    with pytest.raises(OperatorError) as caught:
         Targets.parse(f"localhost, {entry}")
     message = str(caught.value)
     assert "ALLOWED_TARGETS" in message
@@ -101,7 +101,7 @@ def test_rejects_invalid_entries(entry: str) -> None:
 @given(st.text() | st.text("[]:/.,0123456789af"))
 def test_any_text_is_parsed_or_raises_command_error(text: str) -> None:
     """No value of ALLOWED_TARGETS raises another exception."""
-    with suppress(CommandError):
+    with suppress(OperatorError):
         Targets.parse(text)
 
 

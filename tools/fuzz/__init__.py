@@ -17,8 +17,8 @@ from pathlib import Path
 import requests
 
 from chalicelib.core.api_keys import Role
-from chalicelib.service.tenants import issue_key
-from standalone.sqlite.tenants import tenants_in
+from chalicelib.service.credentials import issue_key
+from standalone.sqlite.credentials import credentials_in
 from tests.support.processes import ROOT, Standalone, environment, wait_until
 
 HERE = Path(__file__).parent
@@ -112,7 +112,7 @@ def _named(tenant: str, authorization: str) -> dict[str, object]:
 
 def _headers(database: Path) -> dict[str, str]:
     """Return an Authorization header with a new key for each tenant."""
-    with tenants_in(database) as (keys, secrets):
+    with credentials_in(database) as (keys, secrets):
         now = datetime.now(UTC)
         return {
             name: f"Bearer {issue_key(keys, secrets, name, Role.FULL, now)}" for name in TENANTS

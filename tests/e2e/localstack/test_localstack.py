@@ -22,7 +22,7 @@ import boto3
 import pytest
 import requests
 
-from chalicelib.aws.tenant_store import DynamoApiKeys
+from chalicelib.aws.credential_store import DynamoApiKeys
 from chalicelib.core import api_keys, signing
 from tests.e2e.localstack.stack import Stack
 from tests.support.browser import ApiDocs, Console, chromium, opened

@@ -5,7 +5,7 @@ from secrets import token_bytes
 
 from chalicelib.core import api_keys, signing
 from chalicelib.core.api_keys import ApiKey, Role
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 from chalicelib.service.ports import ApiKeys, Secrets
 
 
@@ -49,8 +49,8 @@ def change_secrets(
 ) -> list[str]:
     """Add and retire a secret, either optional; return the tenant's secrets afterwards.
 
-    `add` may be NEW_SECRET, for a secret made of `entropy`. Raises CommandError, also if the tenant
-    ends up without a secret.
+    `add` may be NEW_SECRET, for a secret made of `entropy`. Raises OperatorError, also if the
+    tenant ends up without a secret.
     """
     new = None if add is None else _added_secret(add, entropy)
     old = None if retire is None else signing.parse_secret(retire)
@@ -67,7 +67,9 @@ def change_secrets(
         secrets.add(tenant, new)
     after = secrets.of(tenant)
     if not after:
-        raise CommandError(f"Tenant {tenant} has no secret. Add one with ADD={signing.NEW_SECRET}.")
+        raise OperatorError(
+            f"Tenant {tenant} has no secret. Add one with ADD={signing.NEW_SECRET}."
+        )
     return after
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from chalicelib.core import signing
 from chalicelib.core.api_keys import ApiKey, Role
-from chalicelib.core.errors import CommandError
+from chalicelib.core.errors import OperatorError
 from standalone.sqlite.connection import connect, transaction, translated_errors
 from standalone.sqlite.schema import MIGRATIONS, from_micros, to_micros, version_of
 
@@ -93,16 +93,16 @@ def _secrets(rows: list[Any]) -> list[str]:
 
 
 @contextmanager
-def tenants_in(path: Path) -> Iterator[tuple[SqliteApiKeys, SqliteSecrets]]:
+def credentials_in(path: Path) -> Iterator[tuple[SqliteApiKeys, SqliteSecrets]]:
     """Open the API keys and secrets of a database, even while a server uses it.
 
-    Raises CommandError if there is no such database, or if it has another schema version.
+    Raises OperatorError if there is no such database, or if it has another schema version.
     """
     if not path.is_file():
-        raise CommandError(f"There is no database {path}. Run `make run` to create it.")
+        raise OperatorError(f"There is no database {path}. Run `make run` to create it.")
     with translated_errors(), closing(connect(path)) as db:
         if (version := version_of(db)) != len(MIGRATIONS):
-            raise CommandError(
+            raise OperatorError(
                 f"The database {path} belongs to another version of Timers (schema {version})."
                 " Start the server of this version once to upgrade it."
             )
