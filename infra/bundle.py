@@ -35,6 +35,7 @@ UNUSED = (
     "**/*.pyi",
     "aws_lambda_powertools/event_handler",
     "aws_lambda_powertools/utilities/[!_j]*",  # Powertools itself needs jmespath_utils
+    "urllib3/contrib/emscripten",  # for Python in browsers
 )
 """Parts of the libraries that no function needs. Leaving them out saves 1.8 MB of 4.5."""
 
