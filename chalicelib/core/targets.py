@@ -8,6 +8,7 @@ the runtime API with its credentials.
 import re
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import urlsplit
 
@@ -123,6 +124,7 @@ def split_url(url: str, pointer: str) -> tuple[str, int]:
         raise InvalidRequest(str(error), pointer) from None
 
 
+@lru_cache(1024)  # each create asks twice, and many timers have the same URL
 def _split(url: str) -> tuple[str, int]:
     if len(url) > MAX_URL_LENGTH:
         raise InvalidRequest(f"The URL is longer than {MAX_URL_LENGTH:,} characters.")

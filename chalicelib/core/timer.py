@@ -26,7 +26,7 @@ from uuid import UUID
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from chalicelib.core.errors import Conflict, DeliveryUnderWay
 
@@ -379,7 +379,7 @@ def new_timer(
 ) -> Timer:
     """Return a timer that waits for its deadline; one in the past is due at once."""
     return Timer(
-        **webhook_fields(webhook),
+        **asdict(webhook),
         id=id,
         tenant=tenant,
         created_at=now,
