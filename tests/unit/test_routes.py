@@ -1,7 +1,8 @@
 """The routes that change, fire and list timers, and the bulk routes."""
 
+import dataclasses
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -9,6 +10,7 @@ import pytest
 from chalice.test import HTTPResponse
 from msgspec.structs import replace
 
+from chalicelib import runtime
 from chalicelib.core.errors import Unavailable
 from chalicelib.core.timer import DEFAULT_TENANT, RETENTION, Outcome, Status, Timer
 from chalicelib.http import requests, responses
@@ -377,3 +379,18 @@ def test_metadata_is_in_the_failure_notice(api_on_fakes: Api) -> None:
     told = json.loads(notice.body)["timer"]
     assert (told["label"], told["metadata"]) == ("x", {"order": "17"})
     assert (notice.label, notice.metadata) == (None, {})
+
+
+def test_a_request_reads_the_clock_once(api_on_fakes: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request happens at one time: the deadline counts from `created_at` exactly."""
+    reads: list[datetime] = []
+
+    def clock() -> datetime:
+        reads.append(START + timedelta(seconds=len(reads)))
+        return reads[-1]
+
+    dependencies = api_on_fakes.service.dependencies(keys=api_on_fakes.keys)
+    monkeypatch.setattr(runtime, "_installed", dataclasses.replace(dependencies, clock=clock))
+    timer = api_on_fakes.create(60)
+    assert len(reads) == 1
+    assert timer["time_left"] == 60
