@@ -482,7 +482,7 @@ def test_reports_a_port_in_use(database: Path) -> None:
         port = str(taken.getsockname()[1])
         error = start_error(start(TIMERS_DB=str(database), PORT=port))
     assert error.startswith(f"Timers can't listen on port {port} of 127.0.0.1: Address already in")
-    assert "`PORT=8001 make run`" in error
+    assert "Set PORT" in error
     SqliteTimerStore(database).close()
 
 
@@ -534,7 +534,7 @@ def checkout(tmp_path: Path) -> Path:
     """A folder with the Makefile and no virtual environment."""
     folder = tmp_path / "checkout"
     folder.mkdir()
-    for name in ("Makefile", "requirements.txt", "requirements-run.txt"):
+    for name in ("Makefile", "pyproject.toml", "requirements.txt", "requirements-run.txt"):
         (folder / name).write_bytes((ROOT / name).read_bytes())
     return folder
 
