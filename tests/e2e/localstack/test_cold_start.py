@@ -48,7 +48,7 @@ def test_measured_functions_do_their_work(measured: Measured) -> None:
 def test_functions_do_not_load_unused_modules(measured: Measured, function: str) -> None:
     """Only `deliver` loads the sender and requests; no function loads boto3 or the OpenAPI code."""
     loaded = life(measured, function).modules
-    assert {"chalicelib.service.service", "botocore.client", "aws_lambda_powertools"} <= loaded
+    assert {"chalicelib.service.worker", "botocore.client", "aws_lambda_powertools"} <= loaded
     assert not loaded & {"boto3", "s3transfer", "chalicelib.http.openapi", "sqlite3", "standalone"}
     senders = {"requests", "charset_normalizer", "chalicelib.webhook.sender"}
     assert loaded & senders == (senders if function == "deliver" else set())
