@@ -34,7 +34,7 @@ class Engine:
 
     name: ClassVar[str]
     durability: ClassVar[str]
-    """What a timer confirmed with 201 needs to survive a power cut."""
+    """How an engine stores a timer before it answers 201."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
         self.folder = folder

@@ -27,14 +27,11 @@ from chalicelib.service.credentials import issue_key
 from infra import bundle
 from infra.chalice_state import ChaliceState
 from infra.clients import Clients, ignoring
-from infra.stack import Stack
+from infra.stack import POLL_INTERVAL, Stack
 from infra.stages import ROOT
 
 DEFAULT_RATE, DEFAULT_BURST = 500, 1000
 """The API's initial limits: requests per second, and requests at once. Others get 429."""
-
-POLL_INTERVAL = 3
-"""Seconds between two checks of a resource that is changing."""
 
 MAX_POLLERS = 200
 """Provisioned pollers that the queue's subscription may scale up to."""

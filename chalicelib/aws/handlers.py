@@ -98,10 +98,9 @@ def _log_failures(records: Sequence[Record], results: Sequence[Exception | None]
 
 def _about(body: str) -> dict[str, object]:
     try:
-        wakeup = decode_wakeup(body)
+        return decode_wakeup(body).log_fields
     except msgspec.DecodeError:
         return {}
-    return {"timer": wakeup.id, "tenant": wakeup.tenant, "hops": wakeup.hops}
 
 
 def _ends_at(dependencies: Dependencies, context: Any) -> datetime:

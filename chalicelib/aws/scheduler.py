@@ -133,8 +133,7 @@ class AwsScheduler:
         requeued = [msgspec.structs.replace(wakeup, hops=wakeup.hops + 1) for wakeup in wakeups]
         for wakeup in requeued:
             if wakeup.hops > MAX_HOPS:
-                about = {"timer": wakeup.id, "tenant": wakeup.tenant, "hops": wakeup.hops}
-                log.error("wake-up dropped", extra=about)
+                log.error("wake-up dropped", extra=wakeup.log_fields)
         kept = [wakeup for wakeup in requeued if wakeup.hops <= MAX_HOPS]
         batches = [kept[i : i + MAX_BATCH_SIZE] for i in range(0, len(kept), MAX_BATCH_SIZE)]
         _raise_worst(self._concurrently(self._queue.send, batches))

@@ -163,6 +163,11 @@ class Wakeup(Struct, frozen=True, omit_defaults=True, order=True):
     host: str = ""
     """The receiver's host, so that queues can be fair between hosts."""
 
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """The fields of a log line about a wake-up that was dropped or failed."""
+        return {"timer": self.id, "tenant": self.tenant, "hops": self.hops}
+
 
 class Timer(Webhook, frozen=True, kw_only=True, omit_defaults=True):
     """A webhook to send once, at a deadline. All times are aware UTC datetimes.

@@ -52,7 +52,7 @@ class FakeServer:
 
 
 class Request:
-    """What waitress gives to its dispatcher."""
+    """A request as waitress passes it to its dispatcher."""
 
     def __init__(self, service: Callable[[], object]) -> None:
         self.service = service

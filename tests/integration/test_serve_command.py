@@ -1,30 +1,14 @@
 """`timers serve` and the former `python -m embedded`."""
 
-import subprocess
-import sys
-
 import pytest
 
-from tests.support.processes import ROOT, environment
-
-
-def start(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
-    """Run a server that fails to start."""
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=ROOT,
-        env=environment(**settings),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+from tests.support.processes import run_module
 
 
 @pytest.mark.parametrize(("option", "setting"), [("--port", "PORT"), ("--host", "HOST")])
 def test_options_override_the_environment(option: str, setting: str) -> None:
     """An option is validated like the environment variable that it replaces."""
-    failed = start("cli", "serve", option, "192.0.2.1", HOST="127.0.0.1", PORT="0")
+    failed = run_module("cli", "serve", option, "192.0.2.1", HOST="127.0.0.1", PORT="0")
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (1, "", 1)
     assert setting in failed.stderr
     assert "192.0.2.1" in failed.stderr
@@ -32,7 +16,7 @@ def test_options_override_the_environment(option: str, setting: str) -> None:
 
 def test_embedded_names_its_successor() -> None:
     """The former command still starts the server, after a line with the new command."""
-    failed = start("embedded", PORT="x")
+    failed = run_module("embedded", PORT="x")
     assert failed.returncode == 1
     notice, error = failed.stderr.splitlines()
     assert "timers serve" in notice

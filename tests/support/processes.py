@@ -37,8 +37,13 @@ def environment(**settings: str) -> dict[str, str]:
 
 def run_timers(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
     """Run `timers keys …` or `timers secrets …` on the database TIMERS_DB, or on a --stage."""
+    return run_module("cli", *arguments, **settings)
+
+
+def run_module(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m` with these arguments until it ends, for at most a minute."""
     return subprocess.run(
-        [sys.executable, "-m", "cli", *arguments],
+        [sys.executable, "-m", *arguments],
         cwd=ROOT,
         env=environment(**settings),
         capture_output=True,
