@@ -32,7 +32,8 @@ TASK = "/var/task"
 
 UNUSED = (
     "bin",
-    "**/*.pyi",
+    "**/*.py[ix]",
+    "**/*.pxd",
     "aws_lambda_powertools/event_handler",
     "aws_lambda_powertools/utilities/[!_j]*",  # Powertools itself needs jmespath_utils
     "urllib3/contrib/emscripten",  # for Python in browsers

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import count
@@ -120,24 +120,27 @@ class Hub:
                 self._waker = waker  # before the first run, which handles earlier calls
                 self.dispatcher.run()
                 while not is_over():
-                    for key, _ in self._selector.select(self._seconds_to_wait()):
-                        key.data()
+                    ready = self._selector.select(self._seconds_to_wait())
+                    # Once each: a greenlet may have waited for several sockets.
+                    for resume in dict.fromkeys(key.data for key, _ in ready):
+                        resume()
                     self._run_expired()
                     self.dispatcher.run()
             finally:
                 with self._waker_lock:  # another thread may be sending on it: close it afterwards
                     self._waker = None
 
-    def wait_io(self, sock: socket.socket, writing: bool, seconds: float) -> None:
-        """Pause this greenlet until the socket is ready, or for at most so many seconds."""
+    def wait_io(self, sockets: Mapping[socket.socket, int], seconds: float) -> None:
+        """Pause this greenlet until a socket is ready, or for at most so many seconds."""
         current = getcurrent()
         assert isinstance(current, _Greenlet)  # noqa: S101  # only greenlets send webhooks
-        event = selectors.EVENT_WRITE if writing else selectors.EVENT_READ
-        self._selector.register(sock, event, current.switch)
+        for sock, events in sockets.items():
+            self._selector.register(sock, events, current.switch)
         self._ends[current] = time.monotonic() + seconds
         current.pause()
         del self._ends[current]
-        self._selector.unregister(sock)
+        for sock in sockets:
+            self._selector.unregister(sock)
 
     def run_blocking(self, call: Callable[[], T]) -> T:
         return run_in_thread(call)

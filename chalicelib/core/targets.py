@@ -84,22 +84,24 @@ class Targets:
         `pointer` is the JSON pointer to the URL in the request.
         """
         host, port = split_url(url, pointer)
-        address = _literal(host)
-        if address is not None:
-            may_be_allowed = self.allows(host, address, port)
-        else:
-            may_be_allowed = port in _DEFAULT_PORTS.values() or any(
-                entry.network is not None or entry.host == host
-                for entry in self.entries
-                if entry.port in (None, port)
-            )
-        if not may_be_allowed:
+        if not self.may_allow(host, port):
             entry = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             raise InvalidRequest(
                 f"Webhooks to {host} on port {port} are not allowed."
                 f" To allow them, the operator adds {entry} to ALLOWED_TARGETS.",
                 pointer,
             )
+
+    def may_allow(self, host: str, port: int) -> bool:
+        """Return whether webhooks may go to this host, if it resolves to an allowed address."""
+        address = _literal(host)
+        if address is not None:
+            return self.allows(host, address, port)
+        return port in _DEFAULT_PORTS.values() or any(
+            entry.network is not None or entry.host == host
+            for entry in self.entries
+            if entry.port in (None, port)
+        )
 
     def allows(self, host: str, address: Address, port: int) -> bool:
         """Return whether webhooks may go to this host at `address`, which it resolves to."""

@@ -82,6 +82,8 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Seconds from the start of the exchange to its end."""
     retry_after: float | None = None
     """Seconds that the receiver asked us to wait."""
+    location: str | None = None
+    """Where a redirect pointed. It is not followed."""
 
     @property
     def succeeded(self) -> bool:

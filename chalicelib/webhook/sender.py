@@ -4,26 +4,30 @@ Each attempt is signed with all secrets of its tenant. If they can't be read, no
 transport bounds the exchange in time and bytes and connects to checked addresses only.
 """
 
-import re
 import ssl
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 
+import requests
 from msgspec.structs import replace
 
 from chalicelib.core import signing
 from chalicelib.core.errors import Unavailable
 from chalicelib.core.targets import Targets
 from chalicelib.core.timer import Outcome, Timer
+from chalicelib.webhook.errors import ExchangeError
+from chalicelib.webhook.proxy import Proxy
+from chalicelib.webhook.retry_after import seconds_to_wait
 from chalicelib.webhook.secrets_cache import SecretsOf
-from chalicelib.webhook.transport import BlockingWait, ExchangeError, Transport, WaitStrategy
+from chalicelib.webhook.tls import client_context
+from chalicelib.webhook.transport import Transport
+from chalicelib.webhook.waiting import BlockingWait, WaitStrategy
 
 USER_AGENT = "Timers/1"
 
-MAX_ANSWER_KEPT = 1024
-"""Bytes of the response body that an Outcome keeps."""
+MAX_LOCATION_KEPT = 500
+"""Characters of a redirect's Location that an Outcome keeps."""
 
 
 def _no_secrets(_: str) -> Sequence[str]:
@@ -33,8 +37,8 @@ def _no_secrets(_: str) -> Sequence[str]:
 class WebhookSender:
     """Sends webhooks to the targets that `targets` allows, signed with the secrets of their tenant.
 
-    `tls` replaces the default context, for receivers with certificates of a private authority.
-    `waiting` says how the sender waits for sockets and names; by default it blocks its thread.
+    `tls` replaces the default context. `waiting` says how the sender waits for sockets and names;
+    by default it blocks its thread.
     """
 
     def __init__(
@@ -42,10 +46,11 @@ class WebhookSender:
         targets: Targets,
         tls: ssl.SSLContext | None = None,
         *,
+        proxy: Proxy | None = None,
         secrets_of: SecretsOf = _no_secrets,
         waiting: WaitStrategy = BlockingWait(),  # noqa: B008  # it has no state
     ) -> None:
-        self._transport = Transport(targets, tls, waiting)
+        self._transport = Transport(targets, tls or client_context(), waiting, proxy)
         self._secrets_of = secrets_of
 
     def send(self, timer: Timer, at: datetime) -> Outcome:
@@ -74,14 +79,36 @@ class WebhookSender:
     ) -> Outcome:
         body = timer.body.encode()
         headers = _headers(timer, at) | _signature(timer, at, secrets, body)
-        response = self._transport.exchange(
-            timer.method, timer.target, headers, body, timeout, max_body=MAX_ANSWER_KEPT
+        # A Session would look for proxies, cookies and redirects.
+        response = self._transport.send(
+            _prepared(timer.method, timer.target, headers, body), timeout=timeout
         )
         return Outcome(
-            status=response.status,
-            answer=response.body.decode(errors="replace"),
-            retry_after=_retry_after(response.headers.get("Retry-After"), at),
+            status=response.status_code,
+            answer=response.content.decode(errors="replace"),
+            retry_after=seconds_to_wait(response.headers.get("Retry-After"), at),
+            location=_location(response),
         )
+
+
+def _prepared(
+    method: str, url: str, headers: dict[str, str], body: bytes
+) -> requests.PreparedRequest:
+    """Prepare a request as it is: without cookies, authentication and hooks."""
+    request = requests.PreparedRequest()
+    request.prepare_method(method)
+    request.url = url
+    # A plain dict is faster, and no two of these names differ in case alone.
+    request.headers = headers  # type: ignore[assignment]
+    request.prepare_body(body, None)
+    return request
+
+
+def _location(response: requests.Response) -> str | None:
+    if not 300 <= response.status_code < 400:
+        return None
+    location = response.headers.get("Location")
+    return None if location is None else location[:MAX_LOCATION_KEPT]
 
 
 def _headers(timer: Timer, at: datetime) -> dict[str, str]:
@@ -103,15 +130,3 @@ def _signature(timer: Timer, at: datetime, secrets: Sequence[str], body: bytes) 
     if not secrets:
         return {}
     return {"webhook-signature": signing.sign(secrets, timer.id, int(at.timestamp()), body)}
-
-
-def _retry_after(value: str | None, at: datetime) -> float | None:
-    """Return the seconds from `at` that a Retry-After header (RFC 9110) asks to wait, or None."""
-    if value is None:
-        return None
-    try:
-        if re.fullmatch("[0-9]{1,9}", value):
-            return float(value)
-        return max(0.0, (parsedate_to_datetime(value) - at).total_seconds())
-    except (ValueError, TypeError, OverflowError):  # not a date, or a date without a zone
-        return None

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from selectors import EVENT_READ
 from typing import Any, TypeVar
 
 import pytest
@@ -182,12 +183,12 @@ def test_wait_io_lets_other_greenlets_run(loop: Hub) -> None:
     one, other = socket.socketpair()
 
     def echo() -> None:
-        loop.wait_io(one, False, WAIT)
+        loop.wait_io({one: EVENT_READ}, WAIT)
         one.send(one.recv(9))
 
     def ask() -> bytes:
         other.send(b"hello")
-        loop.wait_io(other, False, WAIT)
+        loop.wait_io({other: EVENT_READ}, WAIT)
         return other.recv(9)
 
     with one, other:
@@ -200,8 +201,8 @@ def test_wait_io_ends_in_time(loop: Hub) -> None:
     """Each greenlet waits for its own time, independently of the others."""
     one, other = socket.socketpair()
     with one, other:
-        long = begin(loop, lambda: loop.wait_io(one, False, WAIT))
-        short = begin(loop, lambda: loop.wait_io(other, False, 0.01))
+        long = begin(loop, lambda: loop.wait_io({one: EVENT_READ}, WAIT))
+        short = begin(loop, lambda: loop.wait_io({other: EVENT_READ}, 0.01))
         assert short.result(WAIT / 2) is None
         assert not long.done()
         other.send(b"x")

@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import trustme
@@ -82,6 +82,21 @@ def receiver(
             running.stopping = True
             socket.create_connection(listener.getsockname()[:2]).close()
             thread.join()
+
+
+@contextmanager
+def swallowing(host: str, port: int = 0) -> Iterator[int]:
+    """Yield a port of this address that answers no connection: its queue is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(0)
+        for _ in range(2):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
 
 
 def read_head(conn: socket.socket) -> bytes:
@@ -219,10 +234,12 @@ class FakeResolver:
             return list(self.real(host, port, type=socket.SOCK_STREAM, flags=numeric))
         self.lookups.append(host)
         time.sleep(self.delay)
-        return [
-            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
-            for address in self.addresses[host]
-        ]
+        return [self._entry(address, port) for address in self.addresses[host]]
+
+    def _entry(self, address: str, port: int) -> Any:
+        if ":" in address:
+            return (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address, port, 0, 0))
+        return (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
 
 
 def server_context(authority: trustme.CA, *hosts: str) -> ssl.SSLContext:

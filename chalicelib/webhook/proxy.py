@@ -1,0 +1,49 @@
+"""The HTTP proxy that webhooks go through, in networks without another way out."""
+
+from base64 import b64encode
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from chalicelib.core.errors import OperatorError
+from chalicelib.core.urls import Url
+
+
+class Proxy(NamedTuple):
+    """An HTTP proxy. It resolves the names of receivers, so their addresses can't be checked."""
+
+    host: str
+    port: int
+    headers: dict[str, str]
+    """The credentials, as headers of a request to the proxy."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Proxy | None":
+        """Parse PROXY: `http://proxy:3128`, with `user:password@` if it needs them.
+
+        Returns None for an empty text. Raises OperatorError.
+        """
+        if not text:
+            return None
+        try:
+            parts = urlsplit(text)
+            host, port = parts.hostname, parts.port or 80
+        except ValueError:
+            host = None
+        if not host or parts.scheme != "http" or parts.path.strip("/") or parts.query:
+            # Not quoted: it may hold a password.
+            raise OperatorError("PROXY needs a URL such as http://proxy.example:3128.")
+        return cls(host, port, _credentials(parts.username, parts.password))
+
+    def connect_request(self, url: Url) -> bytes:
+        """Return the request for a tunnel to the receiver."""
+        receiver = f"[{url.host}]:{url.port}" if ":" in url.host else f"{url.host}:{url.port}"
+        headers = {"Host": receiver, **self.headers}
+        lines = [f"CONNECT {receiver} HTTP/1.1", *(f"{name}: {it}" for name, it in headers.items())]
+        return "\r\n".join([*lines, "", ""]).encode()
+
+
+def _credentials(user: str | None, password: str | None) -> dict[str, str]:
+    if user is None:
+        return {}
+    token = b64encode(f"{unquote(user)}:{unquote(password or '')}".encode()).decode()
+    return {"Proxy-Authorization": f"Basic {token}"}
