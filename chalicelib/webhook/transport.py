@@ -32,6 +32,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
+from chalicelib.core import urls
 from chalicelib.core.targets import Targets
 
 # urllib3 would log the URLs and headers of receivers, which may hold secrets.
@@ -415,7 +416,7 @@ class _Adapter(HTTPAdapter):
 
     def request_url(self, request: Any, _: Any) -> str:
         """Return the target of the request line; the original looks for proxies."""
-        return str(request.path_url)
+        return urls.parse(request.url).target
 
     def cert_verify(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the TLS context verifies, and has loaded the authorities already."""
@@ -506,9 +507,11 @@ def _prepared(
 
 @lru_cache(1024)  # a burst has few URLs, and preparing one takes a tenth of the time
 def _as_sent(url: str) -> str:
-    request = requests.PreparedRequest()
-    request.prepare_url(url, "")
-    return str(request.url)
+    try:
+        parts = urls.parse(url)
+    except ValueError as error:
+        raise ExchangeError("refused target", str(error)) from None
+    return f"{parts.scheme}://{parts.host_header}{parts.target}"
 
 
 def _beginning(body: urllib3.HTTPResponse, size: int) -> bytes:
