@@ -35,6 +35,7 @@ _NOT_PUBLIC = tuple(
     )
 )
 _UNICAST_IPV6 = IPv6Network("2000::/3")
+_NAT64 = IPv6Network("64:ff9b::/96")
 _PORT = re.compile(r"[0-9]{1,5}")
 _ISATAP = (0x00005EFE, 0x02005EFE)
 
@@ -111,7 +112,12 @@ class Targets:
 
 
 def is_public(address: Address) -> bool:
-    """Return whether an address is on the public internet, not in a private or special network."""
+    """Return whether an address is on the public internet, not in a private or special network.
+
+    NAT64 sends `64:ff9b::/96` on to the IPv4 address within, so that address decides.
+    """
+    if address in _NAT64:
+        return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
     if not address.is_global or any(address in network for network in _NOT_PUBLIC):
         return False
     if isinstance(address, IPv4Address):

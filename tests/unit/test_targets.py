@@ -116,6 +116,7 @@ def test_any_text_is_parsed_or_raises_command_error(text: str) -> None:
         "https://bücher.example/",
         "http://8.8.8.8/",
         "https://[2606:4700:4700::1111]:80/",
+        "https://[64:ff9b::808:808]/",
     ],
 )
 def test_accepts_public_urls(url: str) -> None:
@@ -273,6 +274,7 @@ def test_any_text_is_a_url_or_raises_invalid_request(url: str) -> None:
         ("127.0.0.0/8", "http://localhost:8080/"),
         ("[::1]:9000", "http://[::1]:9000/"),
         ("fd00::/8", "http://[fd12::1]:9000/"),
+        ("64:ff9b::/96", "http://[64:ff9b::a00:1]:9000/"),
         (LOOPBACK_TARGETS, "http://127.0.0.1:8000/"),
         (LOOPBACK_TARGETS, "http://127.9.9.9:1/"),
         (LOOPBACK_TARGETS, "http://localhost:8000/"),
@@ -301,6 +303,7 @@ def test_accepts_urls_that_an_entry_may_allow(targets: str, url: str) -> None:
         ("10.0.0.0/8", "http://11.0.0.1:9000/"),
         ("10.0.0.0/8", "http://192.168.0.1/"),
         ("10.0.0.0/8", "http://[::ffff:10.1.2.3]/"),
+        ("10.0.0.0/8", "http://[64:ff9b::10.1.2.3]/"),
         ("10.0.0.0/8:9000", "http://10.1.2.3/"),
         ("10.0.0.0/8:9000", "http://internal.example:8080/"),
         ("10.1.2.3", "http://10.1.2.4/"),
@@ -367,6 +370,8 @@ def test_allows_by_host_or_address(
         "2003::1",
         "2606:4700::1",
         "2a00:1450:4001:800::200e",
+        "64:ff9b::8.8.8.8",
+        "64:ff9b::172.32.0.0",
     ],
 )
 def test_public_addresses(address: str) -> None:
