@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 from zlib import crc32
 
 import msgspec
@@ -26,7 +25,7 @@ import msgspec
 from chalicelib.aws.errors import translated_errors
 from chalicelib.aws.queue import MAX_BATCH_SIZE, SQS_MAX_DELAY, MessageQueue, encode_wakeup
 from chalicelib.core.errors import ScheduleRefused
-from chalicelib.core.timer import MAX_DELAY, Timer, Wakeup
+from chalicelib.core.timer import MAX_DELAY, Timer, Wakeup, host_of
 from chalicelib.service.concurrency import MapConcurrently, in_threads
 
 if TYPE_CHECKING:
@@ -188,7 +187,7 @@ def _lead(timer_id: str, near: timedelta) -> timedelta:
 
 
 def _description(timer: Timer) -> str:
-    host = urlsplit(timer.target).hostname
+    host = host_of(timer.target)
     return f"Timer {timer.id}: POST to {host}, due {timer.due_at:%Y-%m-%d %H:%M:%S} UTC"[:512]
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from chalicelib.core import urls
 from chalicelib.core.errors import InvalidRequest
 from chalicelib.core.headers import check_headers
-from chalicelib.core.targets import split_url, with_any_id
 from chalicelib.core.timer import Timer, Webhook, webhook_fields
 
 MAX_WEBHOOK_BYTES = 64 * 1024
@@ -17,6 +17,9 @@ MAX_WEBHOOK_BYTES = 64 * 1024
 
 MAX_METADATA_BYTES = 4 * 1024
 """Names and values of a timer's metadata together."""
+
+URL_FIELDS = ("url", "on_failure")
+"""The fields of a webhook that hold a URL."""
 
 
 class WebhookChange(Struct, frozen=True, kw_only=True):
@@ -31,18 +34,16 @@ class WebhookChange(Struct, frozen=True, kw_only=True):
 
     def apply(self, webhook: Webhook) -> Webhook:
         """Return the changed webhook, or raise InvalidRequest if it exceeds a limit."""
-        self._check_urls()
-        after = Webhook(**{**webhook_fields(webhook), **self.fields})
+        after = Webhook(**{**webhook_fields(webhook), **self.fields, **self._urls_as_sent()})
         media_type = self.content_type if "body" in self.fields else _content_type(webhook.headers)
         if after.body and media_type and _content_type(after.headers) is None:
             after = replace(after, headers={**after.headers, "Content-Type": media_type})
         _check(after)
         return after
 
-    def _check_urls(self) -> None:
-        for name in ("url", "on_failure"):
-            if (url := self.fields.get(name)) is not None:
-                split_url(with_any_id(url), f"/{name}")
+    def _urls_as_sent(self) -> dict[str, str]:
+        given = [(name, self.fields.get(name)) for name in URL_FIELDS]
+        return {name: _url_as_sent(url, f"/{name}") for name, url in given if url is not None}
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -55,6 +56,13 @@ class Change(Struct, frozen=True, kw_only=True):
     def apply(self, timer: Timer, _: datetime) -> Timer:
         """Return the changed timer; raise InvalidRequest or Conflict."""
         return timer.change(self.webhook.apply(timer), self.deadline)
+
+
+def _url_as_sent(url: str, pointer: str) -> str:
+    try:
+        return urls.as_sent(url)
+    except ValueError as error:
+        raise InvalidRequest(str(error), pointer) from None
 
 
 def _content_type(headers: Mapping[str, str]) -> str | None:

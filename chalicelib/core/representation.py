@@ -48,7 +48,7 @@ class TimerResource(msgspec.Struct, kw_only=True):
             " scheduled.",
         ),
     ]
-    url: str
+    url: Annotated[str, Meta(description="The URL that the webhook is sent to.")]
     method: str
     headers: Annotated[
         dict[str, str], Meta(description="Values that look like secrets are masked.")

@@ -8,16 +8,10 @@ the runtime API with its credentials.
 import re
 import socket
 from dataclasses import dataclass
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from urllib.parse import urlsplit
 
-import idna
-
+from chalicelib.core import urls
 from chalicelib.core.errors import InvalidRequest, OperatorError
-
-MAX_URL_LENGTH = 2048
-"""Characters of a URL after `{id}` is replaced."""
 
 LOOPBACK_TARGETS = "localhost,127.0.0.0/8,::1"
 """The default `ALLOWED_TARGETS` of a service that only its own machine can reach."""
@@ -25,7 +19,7 @@ LOOPBACK_TARGETS = "localhost,127.0.0.0/8,::1"
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+_PUBLIC_PORTS = frozenset(urls.DEFAULT_PORTS.values())
 
 # Networks that are not public, although `is_global` of some Python versions says they are.
 _NOT_PUBLIC = tuple(
@@ -41,9 +35,7 @@ _NOT_PUBLIC = tuple(
     )
 )
 _UNICAST_IPV6 = IPv6Network("2000::/3")
-# urlsplit accepts zones in IPv6 literals, and text beside their brackets; this does not.
-_BRACKETS = re.compile(r"[^\[\]]*|\[[0-9A-Fa-f:.]*\](:[0-9]*)?")
-_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+_NAT64 = IPv6Network("64:ff9b::/96")
 _PORT = re.compile(r"[0-9]{1,5}")
 _ISATAP = (0x00005EFE, 0x02005EFE)
 
@@ -81,23 +73,33 @@ class Targets:
     def check_url(self, url: str, pointer: str) -> None:
         """Raise InvalidRequest if this URL can never be allowed, whatever its host resolves to.
 
-        `pointer` is the JSON pointer to the URL in the request.
+        `{id}` may be in it. `pointer` is the JSON pointer to the URL in the request.
         """
-        host, port = split_url(url, pointer)
-        if not self.may_allow(host, port):
-            entry = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            raise InvalidRequest(
-                f"Webhooks to {host} on port {port} are not allowed."
-                f" To allow them, the operator adds {entry} to ALLOWED_TARGETS.",
-                pointer,
-            )
+        try:
+            parts = urls.parse(urls.with_any_id(url))
+        except ValueError as error:
+            raise InvalidRequest(str(error), pointer) from None
+        if not self.may_allow(parts.host, parts.port):
+            detail = f"Webhooks to {parts.host} on port {parts.port} are not allowed."
+            raise InvalidRequest(f"{detail} {self.advice(parts.host, parts.port)}", pointer)
+
+    def advice(self, host: str, port: int) -> str:
+        """Return a sentence for the operator: how to allow this host, a name or an address.
+
+        It tells no entries that an operator has added: tenants read it too.
+        """
+        kept = "…," if self.entries else ""
+        if self == Targets.parse(LOOPBACK_TARGETS):
+            kept = f"{LOOPBACK_TARGETS},"
+        entry = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"Start Timers with ALLOWED_TARGETS={kept}{entry} to allow them."
 
     def may_allow(self, host: str, port: int) -> bool:
-        """Return whether webhooks may go to this host, if it resolves to an allowed address."""
+        """Return whether this host can be allowed, whatever it resolves to."""
         address = _literal(host)
         if address is not None:
             return self.allows(host, address, port)
-        return port in _DEFAULT_PORTS.values() or any(
+        return port in _PUBLIC_PORTS or any(
             entry.network is not None or entry.host == host
             for entry in self.entries
             if entry.port in (None, port)
@@ -107,74 +109,22 @@ class Targets:
         """Return whether webhooks may go to this host at `address`, which it resolves to."""
         if any(entry.matches(host, address, port) for entry in self.entries):
             return True
-        return port in _DEFAULT_PORTS.values() and is_public(address)
-
-
-def with_any_id(url: str) -> str:
-    """Return a URL with `{id}` filled in as it is for a timer: all ids have the same form."""
-    return url.replace("{id}", "00000000-0000-7000-8000-000000000000")
-
-
-def split_url(url: str, pointer: str) -> tuple[str, int]:
-    """Return the host of a URL, in lower-case ASCII, and its port; raise InvalidRequest.
-
-    `pointer` is the JSON pointer to the URL in the request.
-    """
-    try:
-        return _split(url)
-    except InvalidRequest as error:
-        raise InvalidRequest(str(error), pointer) from None
-
-
-@lru_cache(1024)  # each create asks twice, and many timers have the same URL
-def _split(url: str) -> tuple[str, int]:
-    if len(url) > MAX_URL_LENGTH:
-        raise InvalidRequest(f"The URL is longer than {MAX_URL_LENGTH:,} characters.")
-    if not url.isprintable() or " " in url or "\\" in url:
-        raise InvalidRequest("The URL contains a space, a control character or a backslash.")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise InvalidRequest(f"The URL is not valid: {error}.") from None
-    if parts.scheme not in _DEFAULT_PORTS:
-        raise InvalidRequest("The URL must begin with http:// or https://.")
-    if "@" in parts.netloc:
-        raise InvalidRequest("The URL must not contain a user name or a password.")
-    host = _ascii(parts.hostname or "")
-    if port == 0 or not _is_host(host) or not _BRACKETS.fullmatch(parts.netloc):
-        raise InvalidRequest(
-            "The URL needs a valid host, and a port from 1 to 65535 if it names one."
-        )
-    return host, _DEFAULT_PORTS[parts.scheme] if port is None else port
+        return port in _PUBLIC_PORTS and is_public(address)
 
 
 def is_public(address: Address) -> bool:
-    """Return whether an address is on the public internet, not in a private or special network."""
+    """Return whether an address is on the public internet, not in a private or special network.
+
+    NAT64 sends `64:ff9b::/96` on to the IPv4 address within, so that address decides.
+    """
+    if address in _NAT64:
+        return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
     if not address.is_global or any(address in network for network in _NOT_PUBLIC):
         return False
     if isinstance(address, IPv4Address):
         return True
     # All other prefixes are special; most of them embed an IPv4 address.
     return address in _UNICAST_IPV6 and (int(address) >> 32) & 0xFFFFFFFF not in _ISATAP
-
-
-def _ascii(host: str) -> str:
-    """Return a host as `requests` resolves it (IDNA), without the final dot; "" if it is invalid.
-
-    IDNA may turn a name into an address: `127。0。0。1`.
-    """
-    try:
-        host = host.lower() if host.isascii() else idna.encode(host, uts46=True).decode()
-    except UnicodeError:
-        return ""
-    return host.removesuffix(".")
-
-
-def _is_host(host: str) -> bool:
-    if ":" in host:
-        return True  # urlsplit accepts colons in a valid [IPv6] literal only
-    return len(host) < 254 and all(_LABEL.fullmatch(label) for label in host.split("."))
 
 
 def _literal(host: str) -> Address | None:
@@ -207,8 +157,8 @@ def _entry(text: str) -> Entry:
     try:
         return Entry(None, ip_network(host.removeprefix("[").removesuffix("]")), number)
     except ValueError as error:
-        name = _ascii(host)
-        if "/" in host or ":" in host or not _is_host(name):
+        name = urls.ascii_name(host)
+        if name is None:
             raise OperatorError(
                 f"ALLOWED_TARGETS has an invalid entry {text!r}: {error}."
             ) from None

@@ -21,13 +21,13 @@ from functools import lru_cache
 from hashlib import sha256
 from math import ceil
 from typing import Any, Self
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
+from chalicelib.core import urls
 from chalicelib.core.errors import Conflict, DeliveryUnderWay
 
 MAX_TIMEOUT = 30
@@ -122,7 +122,7 @@ class Webhook(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A timer's request, retry policy and notes: everything except its deadline."""
 
     url: str
-    """As the owner set it; `{id}` in it stands for the timer's id."""
+    """As it is sent, except that `{id}` stands for the timer's id."""
     method: str = "POST"
     headers: dict[str, str] = {}
     """The owner's headers, in addition to those of every webhook."""
@@ -207,7 +207,7 @@ class Timer(Webhook, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def target(self) -> str:
         """The URL to send to, with `{id}` filled in."""
-        return self.url.replace("{id}", self.id)
+        return urls.with_id(self.url, self.id)
 
     @property
     def failure(self) -> str | None:
@@ -312,7 +312,7 @@ class Timer(Webhook, frozen=True, kw_only=True, omit_defaults=True):
         Its id depends on the failure alone, so a repeated call creates no second notice.
         """
         entropy = sha256(f"{self.id}.{self.generation}".encode()).digest()[:10]
-        url = (self.on_failure or "").replace("{id}", self.id)
+        url = urls.with_id(self.on_failure or "", self.id)
         webhook = Webhook(url=url, headers={"Content-Type": "application/json"}, body=body)
         return new_timer(timer_id(self.created_at, entropy), self.tenant, webhook, now, now)
 
@@ -369,11 +369,10 @@ def keyed_id(tenant: str, key: str) -> str:
 def host_of(url: str) -> str:
     """Return the host of a URL in one spelling, with its port unless that is 80 or 443."""
     try:
-        parts = urlsplit(url)
-        port = "" if parts.port in (None, 80, 443) else f":{parts.port}"
-        return (parts.hostname or "").removesuffix(".") + port
+        parts = urls.parse(urls.with_any_id(url))
     except ValueError:  # no timer can have such a URL, but a wake-up must not fail
         return ""
+    return parts.host if parts.port in urls.DEFAULT_PORTS.values() else f"{parts.host}:{parts.port}"
 
 
 def new_timer(

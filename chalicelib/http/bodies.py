@@ -14,7 +14,6 @@ from chalicelib.core import durations
 from chalicelib.core.changes import Change, WebhookChange
 from chalicelib.core.errors import InvalidRequest
 from chalicelib.core.headers import HEADER_NAME_PATTERN, HEADER_VALUE_PATTERN, MAX_HEADERS
-from chalicelib.core.targets import MAX_URL_LENGTH
 from chalicelib.core.timer import (
     MAX_DELAY,
     MAX_TIMEOUT,
@@ -24,12 +23,13 @@ from chalicelib.core.timer import (
     TimerSpec,
     Webhook,
 )
+from chalicelib.core.urls import MAX_URL_LENGTH
 
 IDEMPOTENCY_KEY_PATTERN = "^[ -~]{1,255}$"
 """Valid Idempotency-Keys: a regular expression for Python and JSON Schema."""
 
 URL_PATTERN = "^[Hh][Tt][Tt][Pp][Ss]?://"
-"""The beginning of a webhook's URL; core/targets.py checks the rest."""
+"""The beginning of a webhook's URL; core/urls.py checks the rest."""
 
 MAX_BATCH_SIZE = 100
 """Timers in one request, and in one page of a list."""
@@ -64,7 +64,8 @@ IdempotencyKeyText = Annotated[
 Url = Annotated[
     str,
     Meta(
-        description="An http or https URL; `{id}` in it stands for the timer's id.",
+        description="An http or https URL; `{id}` in it stands for the timer's id. Valid URLs are"
+        " sent to the byte; characters that no URL may contain are percent-encoded.",
         examples=["https://example.com/hook/{id}"],
         extra_json_schema={"pattern": URL_PATTERN, "maxLength": MAX_URL_LENGTH},
     ),

@@ -1,15 +1,15 @@
 """The commands of owners: create, read, change, cancel, fire and retry timers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from chalicelib.core.changes import Change
+from chalicelib.core.changes import URL_FIELDS, Change
 from chalicelib.core.errors import IdempotencyKeyReused, ScheduleRefused, Unavailable
 from chalicelib.core.pagination import ListQuery, Page
-from chalicelib.core.targets import Targets, with_any_id
-from chalicelib.core.timer import Timer, TimerSpec, keyed_id, new_timer
+from chalicelib.core.targets import Targets
+from chalicelib.core.timer import Timer, TimerSpec, Webhook, keyed_id, new_timer
 from chalicelib.service.concurrency import MapConcurrently, one_by_one
 from chalicelib.service.ports import Scheduler, Store
 from chalicelib.service.transitions import MAX_RACES, Transitions, log_timer
@@ -57,7 +57,7 @@ class Commands:
 
         Raises IdempotencyKeyReused if the key came with a different request.
         """
-        self._check_targets(spec.webhook.url, spec.webhook.on_failure)
+        self._check_targets(spec.webhook, URL_FIELDS)
         timer = self._new(tenant, spec, now)
         for _ in range(MAX_RACES):
             if self._store.add(timer):
@@ -153,15 +153,15 @@ class Commands:
         return self.create(tenant, spec, now)
 
     def _apply(self, change: Change, timer: Timer, now: datetime) -> Timer:
-        fields = change.webhook.fields
-        self._check_targets(fields.get("url"), fields.get("on_failure"))
-        return change.apply(timer, now)
+        after = change.apply(timer, now)
+        # Other URLs stay, also if they are no longer allowed.
+        self._check_targets(after, change.webhook.fields)
+        return after
 
-    def _check_targets(self, url: str | None, on_failure: str | None) -> None:
-        if url is not None:
-            self._targets.check_url(with_any_id(url), "/url")
-        if on_failure is not None:
-            self._targets.check_url(with_any_id(on_failure), "/on_failure")
+    def _check_targets(self, webhook: Webhook, names: Container[str]) -> None:
+        for name in URL_FIELDS:
+            if name in names and (url := getattr(webhook, name)) is not None:
+                self._targets.check_url(url, f"/{name}")
 
     def _new(self, tenant: str, spec: TimerSpec, now: datetime) -> Timer:
         if (key := spec.idempotency_key) is None:

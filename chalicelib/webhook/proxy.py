@@ -2,8 +2,9 @@
 
 from base64 import b64encode
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
+from chalicelib.core import urls
 from chalicelib.core.errors import OperatorError
 from chalicelib.core.urls import Url
 
@@ -24,15 +25,16 @@ class Proxy(NamedTuple):
         """
         if not text:
             return None
+        scheme, _, rest = text.partition("://")
+        credentials, _, place = rest.rpartition("@")
         try:
-            parts = urlsplit(text)
-            host, port = parts.hostname, parts.port or 80
+            url = urls.parse(f"{scheme}://{place}")
         except ValueError:
-            host = None
-        if not host or parts.scheme != "http" or parts.path.strip("/") or parts.query:
+            url = None
+        if url is None or url.scheme != "http" or url.target != "/":
             # Not quoted: it may hold a password.
-            raise OperatorError("PROXY needs a URL such as http://proxy.example:3128.")
-        return cls(host, port, _credentials(parts.username, parts.password))
+            raise OperatorError("PROXY must be a URL such as http://proxy.example:3128.")
+        return cls(url.host, url.port, _headers(credentials))
 
     def connect_request(self, url: Url) -> bytes:
         """Return the request for a tunnel to the receiver."""
@@ -42,8 +44,8 @@ class Proxy(NamedTuple):
         return "\r\n".join([*lines, "", ""]).encode()
 
 
-def _credentials(user: str | None, password: str | None) -> dict[str, str]:
-    if user is None:
+def _headers(credentials: str) -> dict[str, str]:
+    if not credentials:
         return {}
-    token = b64encode(f"{unquote(user)}:{unquote(password or '')}".encode()).decode()
+    token = b64encode(unquote(credentials).encode()).decode()
     return {"Proxy-Authorization": f"Basic {token}"}

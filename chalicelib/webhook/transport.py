@@ -130,8 +130,10 @@ class Transport(BaseAdapter):
     def _check_unresolved(self, url: Url) -> None:
         # The proxy resolves names, so only what a URL shows can be checked.
         if not self._targets.may_allow(url.host, url.port):
-            detail = f"{url.host} is not allowed on port {url.port} (ALLOWED_TARGETS)"
-            raise ExchangeError("refused target", detail)
+            advice = self._targets.advice(url.host, url.port)
+            raise ExchangeError(
+                "refused target", f"{url.host} is not allowed on port {url.port}. {advice}"
+            )
 
     def _secure(self, connection: Connection, url: Url, ends_at: float) -> None:
         if self._proxy is not None:

@@ -151,6 +151,7 @@ INNER = [
 ]  # fmt: skip
 INNER_IPV6 = [
     "::1", "::", "::127.0.0.1", "::ffff:10.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b::7f00:1",
+    "64:ff9b::a9fe:a9fe", "64:ff9b::10.0.0.1",
     "64:ff9b:1::1", "2002:7f00:1::", "fec0::1", "fe80::1", "fc00::1", "fd00:ec2::254", "ff02::1",
     "2001::1", "2001:db8::1", "2606:4700::5efe:7f00:1", "3fff::1",
 ]  # fmt: skip
@@ -203,7 +204,7 @@ FORBIDDEN = [
 
 PUBLIC = ["http://public.example/", "https://public.example/", "http://public6.example/",
             "http://public.example#@127.0.0.1/", "http://93.184.216.34/",
-            "http://[2606:2800:220:1::1]/"]  # fmt: skip
+            "http://[2606:2800:220:1::1]/", "http://[64:ff9b::8.8.8.8]/"]  # fmt: skip
 
 
 @pytest.fixture

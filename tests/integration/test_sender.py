@@ -146,13 +146,17 @@ def test_default_request_has_these_headers_only(sender: WebhookSender) -> None:
         ("/a%2Fb?c=%3D%26", "/a%2Fb?c=%3D%26"),
         ("//a//b", "//a//b"),
         ("/?to=http://example.com/%7Bid%7D", "/?to=http://example.com/%7Bid%7D"),
-        ("/ü?ü", "/%C3%BC?%C3%BC"),
+        ("/a/../b/./c", "/a/../b/./c"),
+        ("/a?", "/a?"),
+        ("/ü?ü b", "/%C3%BC?%C3%BC%20b"),
+        ("/{timer_id}%zz", "/%7Btimer_id%7D%25zz"),
         ("/a#b", "/a"),
         ("/timers/{id}?timer={id}", "/timers/id-1?timer=id-1"),
+        ("/%7e%c3%bc/a/../b/./c", "/%7e%c3%bc/a/../b/./c"),
     ],
 )
 def test_sends_path_and_query_as_given(sender: WebhookSender, given: str, sent: str) -> None:
-    """Only `{id}` is replaced, non-ASCII is percent-encoded, and the fragment is dropped."""
+    """`{id}` is replaced, and characters that no URL may hold are encoded, also in old timers."""
     recording = Recording()
     with receiver(recording) as running:
         post(sender, f"http://127.0.0.1:{running.port}{given}")

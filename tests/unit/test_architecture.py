@@ -29,6 +29,8 @@ COMPOSITION_ROOTS = {
 }
 """They read the environment and the clock."""
 
+URL_PARSERS = {"urllib.parse.urlsplit", "urllib.parse.urlparse", "urllib3.util.parse_url"}
+
 INFRASTRUCTURE = {"boto3", "botocore", "requests", "urllib3", "sqlite3", "chalice"}
 
 SOURCES = [
@@ -71,6 +73,20 @@ def test_the_core_imports_no_infrastructure(path: Path) -> None:
     """The core and the service are free of AWS, SQLite, HTTP clients and frameworks."""
     if path.parent.name in ("core", "service"):
         assert not {it.split(".")[0] for it in imports(path)} & INFRASTRUCTURE
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_only_one_module_parses_urls(path: Path) -> None:
+    """Two parsers may find two hosts in a URL: one that is checked and one that is connected to."""
+    assert not imports(path) & URL_PARSERS
+
+
+@pytest.mark.parametrize("path", ["core/targets.py", "webhook/transport.py"])
+def test_the_check_and_the_sender_use_that_module(path: str) -> None:
+    """The allow-list and the transport call `urls.parse`."""
+    source = (ROOT / "chalicelib" / path).read_text()
+    assert "chalicelib.core.urls" in imports(ROOT / "chalicelib" / path)
+    assert "urls.parse(" in source
 
 
 @pytest.mark.parametrize("path", [ROOT / "app.py", *SOURCES], ids=name)

@@ -18,7 +18,6 @@ from chalicelib import runtime
 from chalicelib.core import errors
 from chalicelib.core.changes import MAX_WEBHOOK_BYTES
 from chalicelib.core.errors import InvalidRequest, ScheduleRefused, TimersError, Unavailable
-from chalicelib.core.targets import MAX_URL_LENGTH
 from chalicelib.core.timer import (
     DEFAULT_TENANT,
     MAX_DELAY,
@@ -30,6 +29,7 @@ from chalicelib.core.timer import (
     Webhook,
     new_timer,
 )
+from chalicelib.core.urls import MAX_URL_LENGTH
 from chalicelib.http import requests, responses
 from chalicelib.service.commands import Commands, Created
 from standalone.authorizer import ApiKeyAuthorizer
@@ -165,69 +165,52 @@ def test_invalid_bodies_are_400(
     assert not api_on_fakes.store.timers
 
 
+@pytest.mark.parametrize("field", ["url", "on_failure"])
 @pytest.mark.parametrize(
     ("url", "fragment"),
     [
         ("", "must begin with http"),
-        ("localhost", "must begin with http"),
-        ("//localhost/", "must begin with http"),
-        ("ftp://localhost/", "must begin with http"),
-        ("javascript:alert(1)", "must begin with http"),
-        ("file:///etc/passwd", "must begin with http"),
-        ("{id}://localhost/", "must begin with http"),
-        ("http://", "needs a valid host"),
-        ("http:///path", "needs a valid host"),
-        ("http://:80/", "needs a valid host"),
-        ("http://localhost:0/", "needs a valid host"),
-        ("http://localhost:65536/", "is not valid"),
-        ("http://localhost:x/", "is not valid"),
-        ("http://localhost:{id}/", "is not valid"),
-        ("http://[::1/", "is not valid"),
-        ("http://user@localhost/", "user name"),
+        ("localhost:3000/x", "http://localhost:3000/x"),
         ("http://user:secret@localhost/", "user name"),
-        ("http://localhost@example.com/", "user name"),
-        ("http://localhost/a b", "space"),
-        (" http://localhost/", "space"),
-        ("http://localhost/ ", "space"),
-        ("http://localhost/\n", "control character"),
-        ("http://localhost/\r\nX: y", "control character"),
-        ("http://localhost/\t", "control character"),
-        ("http://localhost/\0", "control character"),
-        ("http://localhost/\x7f", "control character"),
-        ("http://localhost/\u202e", "control character"),
-        ("http://localhost\\@example.com/", "backslash"),
+        ("http://localhost/\r\nX: y", "invisible character"),
+        ("http://localhost/{timer_id}", "{id}"),
+        ("http://{name}.localhost/", "{id}"),
+        ("http://localhost/%zz", "%zz"),
         ("http://localhost/" + "a" * MAX_URL_LENGTH, "longer than 2,048 characters"),
-        ("http://10.0.0.1/", "are not allowed. To allow them, the operator adds 10.0.0.1:80"),
-        ("http://169.254.169.254/latest/meta-data", "are not allowed"),
+        ("http://10.0.0.1/", "10.0.0.1:80"),
+        ("http://169.254.169.254/latest/meta-data", "ALLOWED_TARGETS"),
     ],
 )
-def test_rejects_invalid_urls(api_on_fakes: Api, url: str, fragment: str) -> None:
+def test_rejects_invalid_urls(api_on_fakes: Api, field: str, url: str, fragment: str) -> None:
     """A URL that no webhook may go to is rejected, with a pointer."""
-    body = json.dumps({"seconds": 1, "url": url}).encode()
-    answer = refused(api_on_fakes.post(body), 400)
-    assert answer["pointer"] == "/url"
+    timer = {"seconds": 1, "url": "http://localhost/", field: url}
+    answer = refused(api_on_fakes.post(json.dumps(timer).encode()), 400)
+    assert answer["pointer"] == f"/{field}"
     assert fragment in answer["detail"]
     assert not api_on_fakes.store.timers
+    id = api_on_fakes.create()["id"]
+    answer = refused(api_on_fakes.send("PATCH", f"/timers/{id}", {field: url}), 400)
+    assert answer["pointer"] == f"/{field}"
+    assert fragment in answer["detail"]
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "sent"),
     [
-        "http://localhost",
-        "HTTP://LOCALHOST:8080/hook?a=1&b=2#part",
-        "http://127.0.0.1:9/{id}",
-        "http://[::1]:9/",
-        "https://example.com/{id}/{id}",
-        "https://{id}.example.com/",
-        "https://bücher.example/straße?ü=😀",
-        "http://localhost/" + "a" * (MAX_URL_LENGTH - len("http://localhost/")),
+        ("http://localhost/" + "a" * 2031, "http://localhost/" + "a" * 2031),
+        ("HTTP://LOCALHOST:80/a/../%7e?#part", "HTTP://LOCALHOST:80/a/../%7e?"),
+        ("https://{id}.example.com/{id} {id}", "https://{id}.example.com/{id}%20{id}"),
+        ("https://bücher.example/ü?😀", "https://xn--bcher-kva.example/%C3%BC?%F0%9F%98%80"),
     ],
 )
-def test_url_is_kept_as_given(api_on_fakes: Api, url: str) -> None:
-    """A valid URL, with or without {id}, is shown as given."""
-    created = api_on_fakes.create(url=url)
-    assert created["url"] == url
-    assert api_on_fakes.read(created["id"])["url"] == url
+def test_shows_the_url_that_will_be_sent(api_on_fakes: Api, url: str, sent: str) -> None:
+    """It has `{id}` still in it; so has the URL that is notified of a failure."""
+    wanted = {"seconds": 1, "url": url, "on_failure": url}
+    created = api_on_fakes.post(json.dumps(wanted).encode()).json_body
+    assert (created["url"], created["on_failure"]) == (sent, sent)
+    api_on_fakes.send("PATCH", f"/timers/{created['id']}", {"url": "http://localhost/ü"})
+    shown = api_on_fakes.read(created["id"])
+    assert (shown["url"], shown["on_failure"]) == ("http://localhost/%C3%BC", sent)
 
 
 @pytest.mark.parametrize(
@@ -308,9 +291,9 @@ def request(body: str | None) -> Request:
 
 def test_accepts_text_bodies() -> None:
     """API Gateway delivers the body as text; it is read like bytes."""
-    body = '{"seconds": 1, "url": "https://bücher.example/"}'
+    body = '{"seconds": 1, "url": "https://example.com/", "label": "bücher"}'
     order = requests.timer_spec(request(body), START)
-    webhook = Webhook(url="https://bücher.example/")
+    webhook = Webhook(url="https://example.com/", label="bücher")
     assert order == TimerSpec(webhook=webhook, deadline=START + timedelta(seconds=1))
 
 

@@ -258,6 +258,27 @@ def test_parses_paths_that_are_refused_today(path: str, target: str) -> None:
     assert parse(f"http://example.com{path}").target == target
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://public.example\\.127.0.0.1/",
+        "http://public.example\\@127.0.0.1/",
+        "http://127.0.0.1:80\\@public.example/",
+        "http://127.0.0.1\t/",
+        "http://public.example\r\nHost: 127.0.0.1/",
+        "http://public.example%2f@127.0.0.1/",
+        "http://{name}.example/",
+        "http://user:secret@public.example/",
+        "http://[::1]public.example/",
+        "public.example/",
+    ],
+)
+def test_refuses_hosts_that_parsers_read_differently(url: str) -> None:
+    """Not even a stored timer is sent to such a URL."""
+    with pytest.raises(ValueError, match="The URL "):
+        parse(url)
+
+
 # Any text
 
 VALID = "abcXYZ019-._~!$&'()*+,;=:@/?"
