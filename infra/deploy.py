@@ -5,6 +5,7 @@
 Every step is idempotent: a deployment that was interrupted is completed by the next one.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -21,9 +22,12 @@ from chalicelib.aws.credential_store import DynamoApiKeys, DynamoSecrets
 from chalicelib.core import signing
 from chalicelib.core.api_keys import Role
 from chalicelib.core.errors import OperatorError
+from chalicelib.core.targets import Targets
 from chalicelib.core.timer import DEFAULT_TENANT
 from chalicelib.service import credentials
 from chalicelib.service.credentials import issue_key
+from chalicelib.webhook.proxy import Proxy
+from chalicelib.webhook.tls import client_context
 from infra import bundle
 from infra.chalice_state import ChaliceState
 from infra.clients import Clients, ignoring
@@ -57,6 +61,7 @@ class Deployment:
 
         None keeps a setting as it is. Raises OperatorError.
         """
+        self._check_settings()
         print(self._place(), flush=True)
         self._stack().update(topic)
         if not self._state.fetch():
@@ -87,6 +92,28 @@ class Deployment:
         self._state.forget()
         deleted = self._stack().delete()
         print(f"{self._name} is {'deleted' if deleted else 'not deployed here'}.", flush=True)
+
+    def _check_settings(self) -> None:
+        """Raise OperatorError for a setting that would keep the functions from sending webhooks."""
+        config = json.loads((self._root / ".chalice/config.json").read_text())
+        ours = config["stages"][self._stage].get("environment_variables", {})
+        settings = config.get("environment_variables", {}) | ours
+        Targets.parse(settings.get("ALLOWED_TARGETS", ""))
+        Proxy.parse(settings.get("PROXY", ""))
+        client_context(
+            *(self._copy_of(settings.get(it, "")) for it in ("CA_BUNDLE", "CLIENT_CERT"))
+        )
+
+    def _copy_of(self, path: str) -> str:
+        """Return the checkout's copy of a file that functions read; "" for a file in a layer."""
+        if not path or path.startswith("/opt/"):
+            return ""
+        if not path.startswith("chalicelib/"):
+            raise OperatorError(
+                f"Functions can't read {path}. Put the file into chalicelib/, which is deployed,"
+                " or into a layer, which is at /opt/."
+            )
+        return str(self._root / path)
 
     def _place(self) -> str:
         account = self._clients["sts"].get_caller_identity()["Account"]

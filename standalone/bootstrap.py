@@ -151,7 +151,11 @@ class Runner:
         os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:2")
         secrets_of = SecretsCache(self._store.secrets.of, now, SECRETS_TTL).of
         return WebhookSender(
-            self._settings.targets, secrets_of=secrets_of, waiting=self._scheduler.hub
+            self._settings.targets,
+            self._settings.tls,
+            proxy=self._settings.proxy,
+            secrets_of=secrets_of,
+            waiting=self._scheduler.hub,
         )
 
     def _install(self) -> None:

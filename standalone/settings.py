@@ -1,6 +1,7 @@
 """Settings of the standalone server, read from environment variables."""
 
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,6 +10,8 @@ from pathlib import Path
 from chalicelib.core.errors import OperatorError
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import RETENTION
+from chalicelib.webhook.proxy import Proxy
+from chalicelib.webhook.tls import client_context
 from standalone.rate_limit import DEFAULT_RATE, MAX_RATE
 from standalone.sqlite.connection import DEFAULT_DATABASE
 
@@ -33,6 +36,9 @@ class Settings:
     """Requests per second: for each key, or without keys for all together; 0 for no limit."""
     retention: timedelta = RETENTION
     """How long finished timers are kept, at most `timer.RETENTION`."""
+    tls: ssl.SSLContext | None = None
+    """The authorities and the client certificate for https webhooks; None for the defaults."""
+    proxy: Proxy | None = None
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> "Settings":
@@ -54,6 +60,8 @@ class Settings:
             keys=keys,
             rate=_number(environ, "RATE", default_rate, MAX_RATE),
             retention=timedelta(days=_number(environ, "RETENTION", RETENTION.days, RETENTION.days)),
+            tls=client_context(environ.get("CA_BUNDLE", ""), environ.get("CLIENT_CERT", "")),
+            proxy=Proxy.parse(environ.get("PROXY", "")),
         )
 
     @property

@@ -14,7 +14,7 @@ from functools import cache, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chalicelib.core.errors import NotConfigured
+from chalicelib.core.errors import NotConfigured, OperatorError
 from chalicelib.core.targets import Targets
 from chalicelib.core.timer import DEFAULT_TENANT, Outcome, Timer
 from chalicelib.runtime import Dependencies, new_id, now
@@ -65,13 +65,24 @@ class _LazySender:
         self._sender = _lazy(self._create)
 
     def send(self, timer: Timer, at: datetime) -> Outcome:
-        return self._sender().send(timer, at)
+        try:
+            sender = self._sender()
+        except OperatorError as error:  # before the attempt: no timer must fail because of it
+            raise NotConfigured(str(error)) from error
+        return sender.send(timer, at)
 
     def _create(self) -> "WebhookSender":
+        from chalicelib.webhook.proxy import Proxy  # noqa: PLC0415
         from chalicelib.webhook.secrets_cache import SecretsCache  # noqa: PLC0415
         from chalicelib.webhook.sender import WebhookSender  # noqa: PLC0415  # loads requests, 60 ms
+        from chalicelib.webhook.tls import client_context  # noqa: PLC0415
 
-        return WebhookSender(self._targets, secrets_of=SecretsCache(self._secrets.of, now).of)
+        return WebhookSender(
+            self._targets,
+            client_context(os.environ.get("CA_BUNDLE", ""), os.environ.get("CLIENT_CERT", "")),
+            proxy=Proxy.parse(os.environ.get("PROXY", "")),
+            secrets_of=SecretsCache(self._secrets.of, now).of,
+        )
 
 
 def _lazy(create: Callable[[], T]) -> Callable[[], T]:

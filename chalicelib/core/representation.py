@@ -33,6 +33,10 @@ class AttemptResource(msgspec.Struct, kw_only=True):
     ]
     detail: Annotated[str, Meta(description="More about the error.")]
     answer: Annotated[str, Meta(description="The beginning of the response body.")]
+    location: Annotated[
+        str | None,
+        Meta(description="Where a redirect pointed; null for other responses. It isn't followed."),
+    ]
 
 
 class TimerResource(msgspec.Struct, kw_only=True):
@@ -135,4 +139,5 @@ def _attempt(attempt: Attempt) -> AttemptResource:
         error=outcome.error,
         detail=outcome.detail,
         answer=outcome.answer,
+        location=outcome.location,
     )

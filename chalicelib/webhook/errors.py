@@ -36,9 +36,6 @@ class ExchangeError(requests.RequestException):
 class ConnectionEnded(ExchangeError):
     """The connection ended before the receiver sent a byte."""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__("connect", detail)
-
 
 def timed_out() -> ExchangeError:
     return ExchangeError("timeout", "no response in time")
@@ -59,4 +56,5 @@ def _tls_detail(error: ssl.SSLError) -> str:
         return "the port does not speak TLS; does the URL need http:// instead of https://?"
     if isinstance(error, ssl.SSLEOFError):
         return "the receiver hung up during the TLS handshake; does its port speak TLS?"
-    return describe(error)
+    # Without OpenSSL's library, function and line: "tlsv13 alert certificate required".
+    return (error.reason or describe(error)).replace("_", " ").lower()

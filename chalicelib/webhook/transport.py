@@ -22,7 +22,7 @@ from chalicelib.core import urls
 from chalicelib.core.targets import Targets
 from chalicelib.core.urls import Url
 from chalicelib.webhook.connection import Connection, connect
-from chalicelib.webhook.errors import ConnectionEnded, ExchangeError, describe
+from chalicelib.webhook.errors import ConnectionEnded, ExchangeError
 from chalicelib.webhook.proxy import Proxy
 from chalicelib.webhook.response import ResponseParser
 from chalicelib.webhook.waiting import WaitStrategy
@@ -226,11 +226,13 @@ def _converse(connection: Connection, message: bytes, response: ResponseParser) 
         if response.status is not None:
             return
         if connection.is_untouched and isinstance(error, ConnectionError | ssl.SSLError):
-            raise ConnectionEnded(describe(error)) from error
+            failure = ExchangeError.of(error)
+            raise ConnectionEnded(failure.error, str(failure)) from error
         raise
     if response.status is None:
         if connection.is_untouched:
-            raise ConnectionEnded("the receiver closed the connection without a response")
+            detail = "the receiver closed the connection without a response"
+            raise ConnectionEnded("connect", detail)
         raise ExchangeError("connect", "the receiver closed the connection within the response")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import boto3
 import pytest
+import trustme
 from moto import mock_aws
 
 from chalicelib.core.errors import OperatorError
@@ -266,3 +267,26 @@ def test_stage_localstack_never_reaches_aws(monkeypatch: pytest.MonkeyPatch) -> 
     assert "AWS_PROFILE" not in variables
     assert credentials is not None
     assert credentials.access_key == "test"
+
+
+def test_deploy_refuses_settings_that_the_functions_could_not_use(
+    deployment: FakeDeployment, tmp_path: Path, authority: trustme.CA
+) -> None:
+    """A file must be readable, and where the functions find it; a layer's can't be checked."""
+    (tmp_path / "chalicelib").mkdir()
+    authority.cert_pem.write_to_path(str(tmp_path / "chalicelib/ca.pem"))
+
+    def check(**settings: str) -> None:
+        stages = {"dev": {"environment_variables": settings}}
+        (tmp_path / ".chalice/config.json").write_text(json.dumps({"stages": stages}))
+        deployment._check_settings()
+
+    check(CA_BUNDLE="chalicelib/ca.pem", CLIENT_CERT="/opt/client.pem", PROXY="http://proxy:3128")
+    with pytest.raises(OperatorError, match=r"CA_BUNDLE=.*/chalicelib/missing\.pem"):
+        check(CA_BUNDLE="chalicelib/missing.pem")
+    with pytest.raises(OperatorError, match="chalicelib/"):
+        check(CA_BUNDLE="/etc/ssl/ca.pem")
+    with pytest.raises(OperatorError, match="PROXY"):
+        check(PROXY="proxy:3128")
+    with pytest.raises(OperatorError, match="ALLOWED_TARGETS"):
+        check(ALLOWED_TARGETS="10.0.0.0/99")
