@@ -292,7 +292,7 @@ class Application:
         headers, body = _headers(environ), environ["wsgi.input"].read()
         if receiver is not None and path.startswith(RECEIVER_PATH):
             return receiver.take(method, path, headers, body).to_dict()
-        if receiver is not None and method == "GET":
+        if receiver is not None and method in ("GET", "HEAD"):
             return _show_arrivals(receiver, self._authorizer, headers).to_dict()
         return self._route(method, path) or self._call_view(method, path, headers, body)
 

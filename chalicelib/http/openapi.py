@@ -44,7 +44,7 @@ _INFO = {
     "description": "`POST /timers` with a URL and a delay returns an id. At the deadline the"
     " service sends the webhook.\n\n"
     "Bodies are JSON, at most 256 KB; those of bulk requests at most 1 MB. Fields and query"
-    " parameters that are not described here are rejected.\n\n"
+    " parameters that are not described here are rejected. HEAD works wherever GET does.\n\n"
     "Errors are `application/problem+json`. On AWS, API Gateway returns some by itself, as"
     " `application/json`: 403 for an unknown API key, path or method, 413 over 10 MB, 429 and"
     " 504.",
@@ -86,7 +86,7 @@ _HEADERS: Json = {
         "schema": {"type": "string"},
     },
     "Location": {
-        "description": "Path of the timer.",
+        "description": "The timer's URL, relative to the URL of the request.",
         "required": True,
         "schema": {"type": "string"},
     },

@@ -6,6 +6,7 @@ from datetime import datetime
 from functools import wraps
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, ParamSpec
+from urllib.parse import urlparse
 
 import msgspec
 from chalice.app import Request, Response
@@ -133,10 +134,18 @@ def accepted(timer: Timer, now: datetime) -> Response:
 
 def created(created: Created, now: datetime, request: Request) -> Response:
     """Return a timer and its Location: 201, or 200 if an earlier request created it."""
-    # The path as the client sent it; on API Gateway it begins with the stage.
-    path = request.context["path"].rstrip("/")
-    location: Headers = {"Location": f"{path}/{created.timer.id}"}
+    location: Headers = {"Location": reference_below(request, created.timer.id)}
     return _json(represent(created.timer, now), _status(created), location)
+
+
+def reference_below(request: Request, path: str) -> str:
+    """Return a reference to a path below the request's, relative to its URL (RFC 3986).
+
+    Only the client knows the whole URL: a stage, a base path or a proxy may put a prefix before
+    our paths. So the reference begins at the last segment, which is empty after a trailing slash.
+    """
+    last = urlparse(request.context["path"]).path.rpartition("/")[2]
+    return f"{last}/{path}" if last else path
 
 
 def listed(page: Page, now: datetime) -> Response:

@@ -170,6 +170,7 @@ WANTED = {
 }
 
 PUBLIC = {
+    "GET /": "/",
     "GET /health": "/health",
     "GET /openapi.json": "/openapi.json",
     "GET /api-docs": "/api-docs",

@@ -100,12 +100,14 @@ ROUTES = [
     (method, path.replace("{timer_id}", "x"))
     for path, methods in app.routes.items()
     for method in methods
+    if method != "HEAD"
 ]
-"""All methods and paths, with the id `x` in place of a variable."""
+"""All methods and paths, with the id `x` in place of a variable. HEAD is the same as GET."""
 
 FILE_ROUTES = {
     ("GET", path)
     for path in (
+        "/",
         "/openapi.json",
         "/api-docs",
         "/api-docs/{name}",
@@ -113,7 +115,7 @@ FILE_ROUTES = {
         "/console/{name}",
     )
 }
-"""Routes of files, which do not use the service."""
+"""Routes of files and of the way to them, which do not use the service."""
 
 SERVICE_ROUTES = [route for route in ROUTES if route not in FILE_ROUTES]
 
