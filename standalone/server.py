@@ -279,7 +279,7 @@ class Application:
         content = base64.b64decode(body) if response.get("isBase64Encoded") else body.encode()
         status = HTTPStatus(response["statusCode"])
         headers = _with_id(response["headers"]) | {"Content-Length": str(len(content))}
-        start_response(f"{status.value} {status.phrase}", list(headers.items()))
+        start_response(f"{status.value} {responses.name_of(status)}", list(headers.items()))
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [content]
 
     def _handle(self, environ: Environ) -> LambdaResponse:

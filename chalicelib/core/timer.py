@@ -137,10 +137,16 @@ class Webhook(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class IdempotencyKey(Struct, frozen=True):
-    """An Idempotency-Key, and the SHA-256 of the request it came with."""
+    """An Idempotency-Key, and the fingerprint of the request it came with."""
 
     key: str
     fingerprint: str
+    former: str = ""
+    """The fingerprint of the same request as earlier versions stored it."""
+
+    def is_of(self, timer: "Timer") -> bool:
+        """Return whether the same request created this timer."""
+        return timer.fingerprint in (self.fingerprint, self.former)
 
 
 class TimerSpec(Struct, frozen=True, kw_only=True):

@@ -36,9 +36,16 @@ STATUS_OF_ERROR = {
     errors.TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.Conflict: HTTPStatus.CONFLICT,
+    errors.IdempotencyKeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """A class that is not here has the status of its nearest base class; see `status_of`."""
+
+_RENAMED = {
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
+}
+"""Statuses that have an older name before Python 3.13."""
 
 P = ParamSpec("P")
 Headers = dict[str, str | list[str]]
@@ -120,6 +127,11 @@ class Health(msgspec.Struct, kw_only=True):
 def status_of(kind: type[errors.TimersError]) -> HTTPStatus:
     """Return the HTTP status of a class of errors."""
     return next(STATUS_OF_ERROR[it] for it in kind.__mro__ if it in STATUS_OF_ERROR)
+
+
+def name_of(status: HTTPStatus) -> str:
+    """Return the name of a status in RFC 9110. Python's own names depend on its version."""
+    return _RENAMED.get(status, status.phrase)
 
 
 def ok(timer: Timer, now: datetime) -> Response:
@@ -232,7 +244,7 @@ def _chalice_errors_as_problems(response: Response) -> Response:
     detail = response.body.get("Message") if isinstance(response.body, dict) else None
     if status is HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
         detail = DECLARE_JSON  # Chalice's own message says less
-    sentence = (detail or status.phrase).removesuffix(".") + "."
+    sentence = (detail or name_of(status)).removesuffix(".") + "."
     return problem(status, sentence, None, response.headers)
 
 
@@ -268,7 +280,7 @@ def _problem_of(error: Exception) -> Problem:
 
 def _problem(status: HTTPStatus, detail: str, pointer: str | None = None) -> Problem:
     where = UNSET if pointer is None else pointer
-    return Problem(title=status.phrase, status=status, detail=detail, pointer=where)
+    return Problem(title=name_of(status), status=status, detail=detail, pointer=where)
 
 
 def _problem_response(problem: Problem, headers: Headers) -> Response:

@@ -228,7 +228,7 @@ def test_rejects_invalid_list_parameters(api_on_fakes: Api) -> None:
 
 def test_idempotency_key_creates_once(api_on_fakes: Api) -> None:
     """The first request is a 201, its repetition a 200 with the same timer, another request a
-    409."""
+    422."""
     header = {"Idempotency-Key": "abc"}
     body = {"seconds": 60, "url": URL}
     first = api_on_fakes.send("POST", "/timers", body, header)
@@ -237,10 +237,23 @@ def test_idempotency_key_creates_once(api_on_fakes: Api) -> None:
     assert (first.status_code, second.status_code) == (201, 200)
     assert second.json_body == {**first.json_body, "time_left": 40}
     assert second.headers["Location"] == first.headers["Location"]
-    answer = refused(api_on_fakes.send("POST", "/timers", {**body, "seconds": 61}, header), 409)
-    assert "different request" in answer["detail"]
+    answer = refused(api_on_fakes.send("POST", "/timers", {**body, "seconds": 61}, header), 422)
+    assert "Idempotency-Key" in answer["detail"]
     assert len(api_on_fakes.store.timers) == len(api_on_fakes.scheduler.wakeups) == 1
     refused(api_on_fakes.send("POST", "/timers", body, {"Idempotency-Key": ""}), 400)
+
+
+def test_a_repeated_create_of_a_cancelled_timer_is_409(api_on_fakes: Api) -> None:
+    """Its timer will not fire, so a 200 would mislead. The error names the timer; batches alike."""
+    body, header = {"seconds": 60, "url": URL}, {"Idempotency-Key": "abc"}
+    id = api_on_fakes.send("POST", "/timers", body, header).json_body["id"]
+    api_on_fakes.ask("DELETE", f"/timers/{id}")
+    answer = refused(api_on_fakes.send("POST", "/timers", body, header), 409)
+    assert id in answer["detail"]
+    refused(api_on_fakes.send("POST", "/timers", {**body, "seconds": 61}, header), 422)
+    entry = {**body, "idempotency_key": "abc"}
+    (found,) = results(api_on_fakes.send("POST", "/timers/batch", {"timers": [entry]}))
+    assert (found["status"], found["problem"]["detail"]) == (409, answer["detail"])
 
 
 def test_batch_returns_a_result_for_each(api_on_fakes: Api) -> None:
@@ -250,7 +263,7 @@ def test_batch_returns_a_result_for_each(api_on_fakes: Api) -> None:
     made = api_on_fakes.send("POST", "/timers", good, {"Idempotency-Key": "k"}).json_body
     entries = [good, keyed, {"url": URL}, {**keyed, "seconds": 1}, {**good, "label": "x"}]
     found = results(api_on_fakes.send("POST", "/timers/batch", {"timers": entries}))
-    assert [it["status"] for it in found] == [201, 200, 400, 409, 201]
+    assert [it["status"] for it in found] == [201, 200, 400, 422, 201]
     assert found[1]["timer"] == made
     assert found[2]["problem"]["pointer"] == "/timers/2"
     assert found[4]["timer"] == api_on_fakes.read(found[4]["timer"]["id"])
