@@ -15,6 +15,7 @@ Two numbers decide every race:
   the version before, so a worker that stalled past its lease changes nothing.
 """
 
+import re
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -47,6 +48,9 @@ MAX_ATTEMPTS_KEPT = 20
 
 MAX_OLDER_ANSWER_KEPT = 200
 """Bytes of `answer` kept for each attempt except the last."""
+
+
+_UUID = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
 class Status(StrEnum):
@@ -367,6 +371,14 @@ def timer_id(at: datetime, entropy: bytes) -> str:
 def keyed_id(tenant: str, key: str) -> str:
     """Return the id of the one timer that a tenant can create with an Idempotency-Key: a UUIDv8."""
     return _uuid(8, sha256(f"{tenant} {key}".encode()).digest()[:16])
+
+
+def canonical_id(text: str) -> str:
+    """Return a UUID in lower case, as ids are stored: its case means nothing (RFC 9562).
+
+    No timer has another id, so another text stays as it is.
+    """
+    return text.lower() if _UUID.fullmatch(text) else text
 
 
 @lru_cache(1024)  # called at each write of a timer

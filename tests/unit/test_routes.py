@@ -363,6 +363,40 @@ def test_rejects_invalid_ids(api_on_fakes: Api, path: str, body: object, pointer
     assert refused(api_on_fakes.send("POST", path, body), 400)["pointer"] == pointer
 
 
+def created_as_uuid(made: Api, key: str) -> str:
+    """Return the id of a new timer. The fakes' own ids are no UUIDs; those of keys are."""
+    body = {"seconds": 0, "url": URL}
+    id = str(made.send("POST", "/timers", body, {"Idempotency-Key": key}).json_body["id"])
+    assert id != id.upper()
+    return id
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "", 200), ("HEAD", "", 200), ("PATCH", "", 200), ("POST", "/fire", 202),
+     ("DELETE", "", 200)],
+)  # fmt: skip
+def test_ids_may_be_in_capitals(api_on_fakes: Api, method: str, path: str, status: int) -> None:
+    """The case of a UUID means nothing; the response has it in lower case."""
+    id = created_as_uuid(api_on_fakes, "a")
+    answer = api_on_fakes.send(method, f"/timers/{id.upper()}{path}", {"label": "x"})
+    assert (answer.status_code, answer.json_body["id"]) == (status, id)
+
+
+def test_bulk_ids_may_be_in_capitals(api_on_fakes: Api) -> None:
+    """The routes of failed timers and the bulk routes find ids in capitals too."""
+    one, other = (created_as_uuid(api_on_fakes, key) for key in "ab")
+    for id in (one, other):
+        stored = api_on_fakes.store.timers[id]
+        api_on_fakes.store.timers[id] = replace(stored, status=Status.FAILED)
+    assert api_on_fakes.ask("POST", f"/timers/{one.upper()}/retry").json_body["id"] == one
+    ids = [other.upper(), other.upper().replace("-", "")]
+    answer = api_on_fakes.send("POST", "/timers/retry", {"ids": ids})
+    assert [(it["status"], it.get("id")) for it in results(answer)] == [(200, other), (404, None)]
+    answer = api_on_fakes.send("POST", "/timers/cancel", {"ids": [one.title(), other.upper()]})
+    assert [(it["status"], it["id"]) for it in results(answer)] == [(200, one), (200, other)]
+
+
 def test_every_response_has_a_request_id(api_on_fakes: Api) -> None:
     """Each response, also an error, can be found in the logs."""
     answers = [
