@@ -28,7 +28,7 @@ from waitress.task import ErrorTask
 
 from chalicelib.core import errors
 from chalicelib.core.timer import DEFAULT_TENANT
-from chalicelib.http import responses
+from chalicelib.http import requests, responses
 from chalicelib.service.ports import ApiKeys
 from standalone.authorizer import ApiKeyAuthorizer
 from standalone.greenlets import Dispatcher, wait
@@ -65,6 +65,8 @@ _OTHER_HOST = (
 )
 _OTHER_ORIGIN = "Web pages of other hosts may not use this server."
 
+_IDEMPOTENCY_KEY_LINE = re.compile(rb"^idempotency-key:", re.IGNORECASE | re.MULTILINE)
+
 _request: ContextVar[Any] = ContextVar("request", default=None)
 _context: ContextVar[Any] = ContextVar("context", default=None)
 
@@ -81,6 +83,10 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
             super().parse_header(header_plus)
         except ValueError:  # `http://[/`, or a length of 5,000 digits
             raise ParsingError("The request target or Content-Length is invalid") from None
+        # waitress joins repeated headers with a comma, but one key may have a comma too.
+        key = self.headers.get("IDEMPOTENCY_KEY", "")
+        if "," in key and len(_IDEMPOTENCY_KEY_LINE.findall(header_plus)) > 1:
+            raise ParsingError(requests.ONE_KEY)
 
 
 class _ErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
@@ -88,9 +94,10 @@ class _ErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
 
     def execute(self) -> None:
         error = self.request.error
-        response = responses.problem(HTTPStatus(error.code), f"{error.body.removesuffix('.')}.")
+        status = HTTPStatus(error.code)
+        response = responses.problem(status, f"{error.body.removesuffix('.')}.")
         content = response.body.encode()
-        self.status = f"{error.code} {error.reason}"
+        self.status = f"{error.code} {responses.name_of(status)}"
         self.response_headers.extend(_with_id(response.headers).items())
         self.set_close_on_finish()
         self.content_length = len(content)

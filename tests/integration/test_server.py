@@ -208,6 +208,27 @@ def test_head_responses_have_no_body(url: str, path: str) -> None:
             assert client.receive().status == 200
 
 
+@pytest.mark.parametrize(
+    "names", ["Idempotency-Key Idempotency-Key", "idempotency-key IDEMPOTENCY-KEY"]
+)
+@pytest.mark.parametrize("values", ["a b", "a a", "a, b c"])
+def test_two_idempotency_keys_are_400(url: str, names: str, values: str) -> None:
+    """A repeated Idempotency-Key is refused, although waitress joins repeated headers."""
+    pairs = zip(names.split(), values.rsplit(" ", 1), strict=True)
+    lines = [f"{name}: {value}\r\n".encode() for name, value in pairs]
+    for more in ([], [b"X: y\r\n"]):
+        data = message("POST", "/timers", HOST, lines[0], *more, lines[1], JSON, body=TIMER)
+        assert "Idempotency-Key" in ask(url, data).detail(400)
+
+
+def test_one_idempotency_key_may_have_a_comma(url: str) -> None:
+    """A comma belongs to the key; the key is not split there."""
+    keys = [b"a,b", b"a, b", b"a,", b"a,\r\n Idempotency-Key: b", b"a", b"a, idempotency-key: b"]
+    for key in keys:
+        data = message("POST", "/timers", HOST, JSON, b"Idempotency-Key: %s\r\n" % key, body=TIMER)
+        assert [ask(url, data).status for _ in range(2)] == [201, 200], key
+
+
 @pytest.mark.parametrize("origin", [b"http://localhost:3000", b"https://evil.example"])
 def test_sends_no_cors_headers(url: str, origin: bytes) -> None:
     """No response lets a web page of another origin read it."""

@@ -7,11 +7,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from chalice.app import Request
 from chalice.test import HTTPResponse
 from msgspec.structs import replace
 
 from chalicelib import runtime
-from chalicelib.core.errors import Unavailable
+from chalicelib.core.errors import InvalidRequest, Unavailable
 from chalicelib.core.timer import DEFAULT_TENANT, RETENTION, Outcome, Status, Timer
 from chalicelib.http import requests, responses
 from tests.support.fakes import START
@@ -279,6 +280,44 @@ def test_batch_takes_a_hundred(api_on_fakes: Api) -> None:
     assert refused(answer, 400)["pointer"] == "/timers"
     assert len(api_on_fakes.store.timers) == 100
     assert results(api_on_fakes.send("POST", "/timers/batch", {"timers": []})) == []
+
+
+REPEATED = [
+    {"Idempotency-Key": ["a", "b"]},
+    {"Idempotency-Key": ["a", "a"]},
+    {"Idempotency-Key": ["a"], "idempotency-key": ["b"]},
+]
+"""Headers of a request with two keys, as API Gateway passes them on."""
+
+
+@pytest.mark.parametrize("every", REPEATED, ids=str)
+def test_two_idempotency_keys_are_400(every: dict[str, list[str]]) -> None:
+    """On AWS `headers` has only one of the keys, so `multiValueHeaders` is checked."""
+    with pytest.raises(InvalidRequest, match="Idempotency-Key"):
+        requests.timer_spec(keyed_request("b", every), START)
+
+
+@pytest.mark.parametrize("every", [None, {}, {"Idempotency-Key": ["a, b"], "X": ["y", "z"]}])
+def test_one_idempotency_key_may_have_a_comma(every: dict[str, list[str]] | None) -> None:
+    """One header is one key, also with a comma."""
+    key = requests.timer_spec(keyed_request("a, b", every), START).idempotency_key
+    assert key is not None
+    assert key.key == "a, b"
+
+
+def keyed_request(key: str, every: dict[str, list[str]] | None) -> Request:
+    """Return the request of a create as API Gateway passes it on."""
+    return Request(
+        {
+            "multiValueQueryStringParameters": None,
+            "headers": {**JSON, "Idempotency-Key": key},
+            "multiValueHeaders": every,
+            "pathParameters": {},
+            "requestContext": {"httpMethod": "POST", "resourcePath": "/timers"},
+            "body": timer_json('"seconds": 60').decode(),
+            "stageVariables": None,
+        }
+    )
 
 
 def test_batch_rejects_the_idempotency_header(api_on_fakes: Api) -> None:
