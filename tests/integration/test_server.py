@@ -195,6 +195,14 @@ def test_head_is_get_without_the_body(url: str, path: str) -> None:
     assert (head.status, head.headers | varying) == (get.status, get.headers | varying)
 
 
+def test_the_root_leads_a_browser_to_the_console(url: str) -> None:
+    """A browser that opens the server's URL arrives at the console."""
+    root = ask(url, message("GET", "/", HOST, b"Accept: text/html,*/*;q=0.8\r\n"))
+    assert root.status == 302
+    console = ask(url, message("GET", urljoin("/", root.headers["location"]), HOST))
+    assert (console.status, console.headers["content-type"]) == (200, "text/html; charset=utf-8")
+
+
 @pytest.mark.parametrize("path", ["/health", "/nothing", "/timers/x", "/_receiver/x"])
 def test_head_responses_have_no_body(url: str, path: str) -> None:
     """A response to HEAD has no body; otherwise the next response could not be parsed."""
