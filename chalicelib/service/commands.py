@@ -45,7 +45,8 @@ class Commands:
     """Owners' commands, on the timers of their tenant.
 
     `now` is the time of the request; everything that one request does happens at that time.
-    Commands raise TimerNotFound, Conflict, InvalidRequest or Unavailable.
+    Commands raise TimerNotFound, Conflict, InvalidRequest or Unavailable; a create also raises
+    IdempotencyKeyReused.
     """
 
     def __init__(
