@@ -26,6 +26,9 @@ from chalicelib.service.commands import Commands
 
 app = Chalice(app_name="timers", configure_logs=False)
 
+READ = ["GET", "HEAD"]
+"""The methods of a route that reads. The server, or API Gateway, drops the body of a HEAD."""
+
 
 class Call(NamedTuple):
     """A request about timers, with its tenant, its time and the commands that serve it."""
@@ -68,7 +71,7 @@ def create_timer(call: Call) -> Response:
     return responses.created(created, call.now, call.request)
 
 
-@app.route("/timers", methods=["GET"], authorizer=authorizer)
+@app.route("/timers", methods=READ, authorizer=authorizer)
 @for_role(Role.READ)
 def list_timers(call: Call) -> Response:
     query = requests.list_query(call.request)
@@ -96,7 +99,7 @@ def retry_timers(call: Call) -> Response:
     return responses.results(call.commands.retry_all(call.tenant, ids, call.now), call.now)
 
 
-@app.route("/timers/{timer_id}", methods=["GET"], authorizer=authorizer)
+@app.route("/timers/{timer_id}", methods=READ, authorizer=authorizer)
 @for_role(Role.READ)
 def read_timer(call: Call, timer_id: str) -> Response:
     return responses.ok(call.commands.get(call.tenant, timer_id, call.now), call.now)
@@ -127,7 +130,13 @@ def retry_timer(call: Call, timer_id: str) -> Response:
     return responses.accepted(call.commands.retry(call.tenant, timer_id, call.now), call.now)
 
 
-@app.route("/health", methods=["GET"])
+@app.route("/", methods=READ)
+@errors_as_problems
+def root() -> Response:
+    return static.root(_request())
+
+
+@app.route("/health", methods=READ)
 @errors_as_problems
 def health() -> Response:
     dependencies = current(app.lambda_context)
@@ -135,34 +144,34 @@ def health() -> Response:
     return responses.healthy(dependencies.anonymous, dependencies.receiver)
 
 
-@app.route("/openapi.json", methods=["GET"])
+@app.route("/openapi.json", methods=READ)
 @errors_as_problems
 def openapi() -> Response:
     return static.contract()
 
 
-@app.route("/api-docs", methods=["GET"])
+@app.route("/api-docs", methods=READ)
 @errors_as_problems
 def api_docs() -> Response:
-    return static.page("api-docs", app.current_request)
+    return static.page("api-docs", _request())
 
 
-@app.route("/api-docs/{name}", methods=["GET"])
+@app.route("/api-docs/{name}", methods=READ)
 @errors_as_problems
 def api_docs_file(name: str) -> Response:
-    return static.file("api-docs", name, app.current_request)
+    return static.file("api-docs", name, _request())
 
 
-@app.route("/console", methods=["GET"])
+@app.route("/console", methods=READ)
 @errors_as_problems
 def console() -> Response:
-    return static.page("console", app.current_request)
+    return static.page("console", _request())
 
 
-@app.route("/console/{name}", methods=["GET"])
+@app.route("/console/{name}", methods=READ)
 @errors_as_problems
 def console_file(name: str) -> Response:
-    return static.file("console", name, app.current_request)
+    return static.file("console", name, _request())
 
 
 @app.lambda_function(name="fire")
@@ -183,10 +192,14 @@ def sweep(event: CloudWatchEvent) -> None:
     handlers.sweep(current(event.context), event.context)
 
 
-def _call(role: Role) -> Call:
-    request = app.current_request
-    if request is None:
+def _request() -> Request:
+    if app.current_request is None:
         raise NotConfigured("There is no request.")
+    return app.current_request
+
+
+def _call(role: Role) -> Call:
+    request = _request()
     dependencies = current(app.lambda_context)
     tenant = requests.tenant(request, role, dependencies.anonymous)
     return Call(request, tenant, dependencies.clock(), dependencies.commands)

@@ -28,7 +28,7 @@ from waitress.task import ErrorTask
 
 from chalicelib.core import errors
 from chalicelib.core.timer import DEFAULT_TENANT
-from chalicelib.http import responses
+from chalicelib.http import requests, responses
 from chalicelib.service.ports import ApiKeys
 from standalone.authorizer import ApiKeyAuthorizer
 from standalone.greenlets import Dispatcher, wait
@@ -65,6 +65,8 @@ _OTHER_HOST = (
 )
 _OTHER_ORIGIN = "Web pages of other hosts may not use this server."
 
+_IDEMPOTENCY_KEY_LINE = re.compile(rb"^idempotency-key:", re.IGNORECASE | re.MULTILINE)
+
 _request: ContextVar[Any] = ContextVar("request", default=None)
 _context: ContextVar[Any] = ContextVar("context", default=None)
 
@@ -81,6 +83,10 @@ class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
             super().parse_header(header_plus)
         except ValueError:  # `http://[/`, or a length of 5,000 digits
             raise ParsingError("The request target or Content-Length is invalid") from None
+        # waitress joins repeated headers with a comma, but one key may have a comma too.
+        key = self.headers.get("IDEMPOTENCY_KEY", "")
+        if "," in key and len(_IDEMPOTENCY_KEY_LINE.findall(header_plus)) > 1:
+            raise ParsingError(requests.ONE_KEY)
 
 
 class _ErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
@@ -88,9 +94,10 @@ class _ErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
 
     def execute(self) -> None:
         error = self.request.error
-        response = responses.problem(HTTPStatus(error.code), f"{error.body.removesuffix('.')}.")
+        status = HTTPStatus(error.code)
+        response = responses.problem(status, f"{error.body.removesuffix('.')}.")
         content = response.body.encode()
-        self.status = f"{error.code} {error.reason}"
+        self.status = f"{error.code} {responses.name_of(status)}"
         self.response_headers.extend(_with_id(response.headers).items())
         self.set_close_on_finish()
         self.content_length = len(content)
@@ -279,7 +286,7 @@ class Application:
         content = base64.b64decode(body) if response.get("isBase64Encoded") else body.encode()
         status = HTTPStatus(response["statusCode"])
         headers = _with_id(response["headers"]) | {"Content-Length": str(len(content))}
-        start_response(f"{status.value} {status.phrase}", list(headers.items()))
+        start_response(f"{status.value} {responses.name_of(status)}", list(headers.items()))
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [content]
 
     def _handle(self, environ: Environ) -> LambdaResponse:
@@ -292,7 +299,7 @@ class Application:
         headers, body = _headers(environ), environ["wsgi.input"].read()
         if receiver is not None and path.startswith(RECEIVER_PATH):
             return receiver.take(method, path, headers, body).to_dict()
-        if receiver is not None and method == "GET":
+        if receiver is not None and method in ("GET", "HEAD"):
             return _show_arrivals(receiver, self._authorizer, headers).to_dict()
         return self._route(method, path) or self._call_view(method, path, headers, body)
 

@@ -3,7 +3,7 @@
 import re
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Settings:
     """Requests per second: for each key, or without keys for all together; 0 for no limit."""
     retention: timedelta = RETENTION
     """How long finished timers are kept, at most `timer.RETENTION`."""
-    tls: ssl.SSLContext | None = None
+    tls: ssl.SSLContext | None = field(default=None, compare=False)  # contexts have no equality
     """The authorities and the client certificate for https webhooks; None for the defaults."""
     proxy: Proxy | None = None
 

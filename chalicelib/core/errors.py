@@ -10,8 +10,8 @@ TimersError
  ├─ NotFound                 nothing at this path
  │   └─ TimerNotFound        the tenant has no timer with this id
  ├─ Conflict                 the timer's status does not allow the request
- │   ├─ DeliveryUnderWay     the webhook is being sent: retry shortly
- │   └─ IdempotencyKeyReused the Idempotency-Key was used for another request
+ │   └─ DeliveryUnderWay     the webhook is being sent: retry shortly
+ ├─ IdempotencyKeyReused     the Idempotency-Key was used for another request
  └─ Unavailable              the backend does not respond
      ├─ ScheduleRefused      the scheduler refuses the schedule for good
      └─ NotConfigured        the process is not set up for the request
@@ -84,7 +84,7 @@ class DeliveryUnderWay(Conflict):
     retry_after = 1
 
 
-class IdempotencyKeyReused(Conflict):
+class IdempotencyKeyReused(TimersError):
     """The Idempotency-Key was used for another request."""
 
 

@@ -15,6 +15,7 @@ Two numbers decide every race:
   the version before, so a worker that stalled past its lease changes nothing.
 """
 
+import re
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -47,6 +48,9 @@ MAX_ATTEMPTS_KEPT = 20
 
 MAX_OLDER_ANSWER_KEPT = 200
 """Bytes of `answer` kept for each attempt except the last."""
+
+
+_UUID = re.compile("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
 class Status(StrEnum):
@@ -139,10 +143,16 @@ class Webhook(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class IdempotencyKey(Struct, frozen=True):
-    """An Idempotency-Key, and the SHA-256 of the request it came with."""
+    """An Idempotency-Key, and the fingerprint of the request it came with."""
 
     key: str
     fingerprint: str
+    former: str = ""
+    """The fingerprint of the same request as earlier versions stored it."""
+
+    def is_of(self, timer: "Timer") -> bool:
+        """Return whether the same request created this timer."""
+        return timer.fingerprint in (self.fingerprint, self.former)
 
 
 class TimerSpec(Struct, frozen=True, kw_only=True):
@@ -363,6 +373,14 @@ def timer_id(at: datetime, entropy: bytes) -> str:
 def keyed_id(tenant: str, key: str) -> str:
     """Return the id of the one timer that a tenant can create with an Idempotency-Key: a UUIDv8."""
     return _uuid(8, sha256(f"{tenant} {key}".encode()).digest()[:16])
+
+
+def canonical_id(text: str) -> str:
+    """Return a UUID in lower case, as ids are stored: its case means nothing (RFC 9562).
+
+    No timer has another id, so another text stays as it is.
+    """
+    return text.lower() if _UUID.fullmatch(text) else text
 
 
 @lru_cache(1024)  # called at each write of a timer

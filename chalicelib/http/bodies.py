@@ -3,7 +3,6 @@ openapi.py documents them."""
 
 import re
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from typing import Annotated, Literal
 
 import msgspec
@@ -24,6 +23,7 @@ from chalicelib.core.timer import (
     Webhook,
 )
 from chalicelib.core.urls import MAX_URL_LENGTH
+from chalicelib.http import fingerprints
 
 IDEMPOTENCY_KEY_PATTERN = "^[ -~]{1,255}$"
 """Valid Idempotency-Keys: a regular expression for Python and JSON Schema."""
@@ -217,14 +217,16 @@ class NewTimer(TimerChange, kw_only=True, forbid_unknown_fields=True):
         deadline = self.deadline(now)
         if deadline is None:
             raise InvalidRequest(f"Set the deadline: give {_WAYS}.", "")
-        idempotency_key = None if key is None else IdempotencyKey(key, self._fingerprint())
+        idempotency_key = None if key is None else self._idempotency_key(key)
         return TimerSpec(webhook=webhook, deadline=deadline, idempotency_key=idempotency_key)
 
-    def _fingerprint(self) -> str:
+    def _idempotency_key(self, key: str) -> IdempotencyKey:
         # Stored with timers: if this encoding changed, repeated requests would be rejected.
         fields = {name: getattr(self, name) for name in NewTimer.__struct_fields__}
         present = {name: it for name, it in fields.items() if it is not UNSET}
-        return sha256(msgspec.json.encode(present, order="deterministic")).hexdigest()
+        document = msgspec.json.encode(present, order="deterministic")
+        former = fingerprints.of_text(document)
+        return IdempotencyKey(key, fingerprints.of_meaning(document), former)
 
 
 class BatchEntry(NewTimer, kw_only=True, forbid_unknown_fields=True):

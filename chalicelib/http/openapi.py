@@ -44,7 +44,7 @@ _INFO = {
     "description": "`POST /timers` with a URL and a delay returns an id. At the deadline the"
     " service sends the webhook.\n\n"
     "Bodies are JSON, at most 256 KB; those of bulk requests at most 1 MB. Fields and query"
-    " parameters that are not described here are rejected.\n\n"
+    " parameters that are not described here are rejected. HEAD works wherever GET does.\n\n"
     "Errors are `application/problem+json`. On AWS, API Gateway returns some by itself, as"
     " `application/json`: 403 for an unknown API key, path or method, 413 over 10 MB, 429 and"
     " 504.",
@@ -67,10 +67,11 @@ _MEANINGS = {
     HTTPStatus.FORBIDDEN: "The API key is read-only or, on AWS, not valid.",
     HTTPStatus.NOT_FOUND: "There is no such timer.",
     HTTPStatus.CONFLICT: "The timer's status does not allow the request; with `Retry-After`, only"
-    " for the moment. Or the `Idempotency-Key` was used for a different request.",
+    " for the moment. Or the timer of the `Idempotency-Key` was cancelled.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too large.",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The `Content-Type` is not `application/json`. A request"
     " with a body must declare it; others may leave it out.",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "The `Idempotency-Key` was used for a different request.",
     HTTPStatus.TOO_MANY_REQUESTS: "Rate limit exceeded.",
     HTTPStatus.INTERNAL_SERVER_ERROR: "An internal error occurred.",
     HTTPStatus.SERVICE_UNAVAILABLE: "The backend did not respond, so the operation may or may not"
@@ -86,7 +87,7 @@ _HEADERS: Json = {
         "schema": {"type": "string"},
     },
     "Location": {
-        "description": "Path of the timer.",
+        "description": "The timer's URL, relative to the URL of the request.",
         "required": True,
         "schema": {"type": "string"},
     },
@@ -326,4 +327,4 @@ def _ref(kind: str, name: str) -> Json:
 
 
 def _name(status: HTTPStatus) -> str:
-    return status.phrase.replace(" ", "")
+    return responses.name_of(status).replace(" ", "")

@@ -40,6 +40,9 @@ MAX_BATCH_BYTES = 1024 * 1024
 
 DECLARE_JSON = "Declare the body as JSON, with the header `Content-Type: application/json`."
 
+ONE_KEY = "Send one Idempotency-Key only."
+"""The error for a repeated header. Two keys would be two timers."""
+
 T = TypeVar("T")
 
 _FIELD = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`", re.DOTALL)
@@ -67,8 +70,7 @@ def tenant(request: Request, role: Role, anonymous: str | None) -> str:
 def timer_spec(request: Request, now: datetime) -> TimerSpec:
     """Return the timer that POST /timers creates."""
     body = decode(_json(request), NewTimer)
-    key = request.headers.get("idempotency-key")
-    return body.spec(now, None if key is None else checked_idempotency_key(key))
+    return body.spec(now, _idempotency_key(request))
 
 
 def timer_specs(request: Request, now: datetime) -> list[TimerSpec | Exception]:
@@ -150,6 +152,16 @@ def _json(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     if len(body) > limit:
         raise BodyTooLarge(f"The body is larger than {limit:,} bytes.")
     return bytes(body)
+
+
+def _idempotency_key(request: Request) -> str | None:
+    # In `headers`, API Gateway leaves out all but one. The standalone server's parser has checked.
+    every = request.to_original_event().get("multiValueHeaders") or {}
+    keys = [values for name, values in every.items() if name.lower() == "idempotency-key"]
+    if sum(map(len, keys)) > 1:
+        raise InvalidRequest(ONE_KEY)
+    key = request.headers.get("idempotency-key")
+    return None if key is None else checked_idempotency_key(key)
 
 
 def _entry(content: msgspec.Raw, now: datetime) -> TimerSpec | InvalidRequest:

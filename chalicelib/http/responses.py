@@ -6,6 +6,7 @@ from datetime import datetime
 from functools import wraps
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, ParamSpec
+from urllib.parse import urlparse
 
 import msgspec
 from chalice.app import Request, Response
@@ -35,9 +36,16 @@ STATUS_OF_ERROR = {
     errors.TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.Conflict: HTTPStatus.CONFLICT,
+    errors.IdempotencyKeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """A class that is not here has the status of its nearest base class; see `status_of`."""
+
+_RENAMED = {
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "Content Too Large",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "Unprocessable Content",
+}
+"""Statuses that have an older name before Python 3.13."""
 
 P = ParamSpec("P")
 Headers = dict[str, str | list[str]]
@@ -121,6 +129,11 @@ def status_of(kind: type[errors.TimersError]) -> HTTPStatus:
     return next(STATUS_OF_ERROR[it] for it in kind.__mro__ if it in STATUS_OF_ERROR)
 
 
+def name_of(status: HTTPStatus) -> str:
+    """Return the name of a status in RFC 9110. Python's own names depend on its version."""
+    return _RENAMED.get(status, status.phrase)
+
+
 def ok(timer: Timer, now: datetime) -> Response:
     """Return the timer: 200."""
     return _json(represent(timer, now), HTTPStatus.OK, {})
@@ -133,10 +146,18 @@ def accepted(timer: Timer, now: datetime) -> Response:
 
 def created(created: Created, now: datetime, request: Request) -> Response:
     """Return a timer and its Location: 201, or 200 if an earlier request created it."""
-    # The path as the client sent it; on API Gateway it begins with the stage.
-    path = request.context["path"].rstrip("/")
-    location: Headers = {"Location": f"{path}/{created.timer.id}"}
+    location: Headers = {"Location": reference_below(request, created.timer.id)}
     return _json(represent(created.timer, now), _status(created), location)
+
+
+def reference_below(request: Request, path: str) -> str:
+    """Return a reference to a path below the request's, relative to its URL (RFC 3986).
+
+    Only the client knows the whole URL: a stage, a base path or a proxy may put a prefix before
+    our paths. So the reference begins at the last segment, which is empty after a trailing slash.
+    """
+    last = urlparse(request.context["path"]).path.rpartition("/")[2]
+    return f"{last}/{path}" if last else path
 
 
 def listed(page: Page, now: datetime) -> Response:
@@ -223,7 +244,7 @@ def _chalice_errors_as_problems(response: Response) -> Response:
     detail = response.body.get("Message") if isinstance(response.body, dict) else None
     if status is HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
         detail = DECLARE_JSON  # Chalice's own message says less
-    sentence = (detail or status.phrase).removesuffix(".") + "."
+    sentence = (detail or name_of(status)).removesuffix(".") + "."
     return problem(status, sentence, None, response.headers)
 
 
@@ -259,7 +280,7 @@ def _problem_of(error: Exception) -> Problem:
 
 def _problem(status: HTTPStatus, detail: str, pointer: str | None = None) -> Problem:
     where = UNSET if pointer is None else pointer
-    return Problem(title=status.phrase, status=status, detail=detail, pointer=where)
+    return Problem(title=name_of(status), status=status, detail=detail, pointer=where)
 
 
 def _problem_response(problem: Problem, headers: Headers) -> Response:

@@ -37,7 +37,7 @@ OPERATIONS = {
         " (at least one of them), or `delay`, or `fire_at`.",
         (_CREATED, _OK),
         TimerResource,
-        (*_BODY_ERRORS, errors.IdempotencyKeyReused),
+        (*_BODY_ERRORS, errors.Conflict, errors.IdempotencyKeyReused),
         body=bodies.NewTimer,
     ),
     "GET /timers": Operation(

@@ -6,10 +6,23 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from chalicelib.core.changes import URL_FIELDS, Change
-from chalicelib.core.errors import IdempotencyKeyReused, ScheduleRefused, Unavailable
+from chalicelib.core.errors import (
+    Conflict,
+    IdempotencyKeyReused,
+    ScheduleRefused,
+    Unavailable,
+)
 from chalicelib.core.pagination import ListQuery, Page
 from chalicelib.core.targets import Targets
-from chalicelib.core.timer import Timer, TimerSpec, Webhook, keyed_id, new_timer
+from chalicelib.core.timer import (
+    IdempotencyKey,
+    Status,
+    Timer,
+    TimerSpec,
+    Webhook,
+    keyed_id,
+    new_timer,
+)
 from chalicelib.service.concurrency import MapConcurrently, one_by_one
 from chalicelib.service.ports import Scheduler, Store
 from chalicelib.service.transitions import MAX_RACES, Transitions, log_timer
@@ -33,7 +46,8 @@ class Commands:
     """Owners' commands, on the timers of their tenant.
 
     `now` is the time of the request; everything that one request does happens at that time.
-    Commands raise TimerNotFound, Conflict, InvalidRequest or Unavailable.
+    Commands raise TimerNotFound, Conflict, InvalidRequest or Unavailable; a create also raises
+    IdempotencyKeyReused.
     """
 
     def __init__(
@@ -55,7 +69,8 @@ class Commands:
     def create(self, tenant: str, spec: TimerSpec, now: datetime) -> Created:
         """Store a timer and schedule it, once for each Idempotency-Key.
 
-        Raises IdempotencyKeyReused if the key came with a different request.
+        Raises IdempotencyKeyReused if the key came with a different request, and Conflict if its
+        timer was cancelled.
         """
         self._check_targets(spec.webhook, URL_FIELDS)
         timer = self._new(tenant, spec, now)
@@ -66,7 +81,7 @@ class Commands:
                 return Created(timer, is_new=True)
             if spec.idempotency_key is None:
                 raise Unavailable("The id of the new timer is taken; send the request again.")
-            if (earlier := self._earlier(timer, now)) is not None:
+            if (earlier := self._earlier(timer, spec.idempotency_key, now)) is not None:
                 return Created(earlier, is_new=False)
         raise Unavailable("Too many requests have this Idempotency-Key at once.")
 
@@ -181,7 +196,7 @@ class Commands:
         except Unavailable:
             self._transitions.leave_to_sweep(timer, now)
 
-    def _earlier(self, timer: Timer, now: datetime) -> Timer | None:
+    def _earlier(self, timer: Timer, key: IdempotencyKey, now: datetime) -> Timer | None:
         """Return the stored timer with this Idempotency-Key; None if it is gone or changing."""
         stored = self._store.get(timer.tenant, timer.id)
         if stored is None:
@@ -189,8 +204,15 @@ class Commands:
         if stored.is_expired(now):
             self._store.remove(stored)
             return None
-        if stored.fingerprint != timer.fingerprint:
-            raise IdempotencyKeyReused("This Idempotency-Key was used for a different request.")
+        if not key.is_of(stored):
+            raise IdempotencyKeyReused(
+                "This Idempotency-Key was used for a different request: send a new key."
+            )
+        if stored.status is Status.CANCELLED:
+            raise Conflict(
+                f"The timer of this Idempotency-Key, {stored.id}, was cancelled."
+                " To create another timer, send a new key."
+            )
         if stored.version > 1:
             return stored
         # Its creator may still roll it back if the schedule is refused.

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from chalicelib.core.errors import TimerNotFound, Unavailable
-from chalicelib.core.timer import Timer, Wakeup
+from chalicelib.core.timer import Timer, Wakeup, canonical_id
 from chalicelib.service.ports import Scheduler, Store
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,8 @@ class Transitions:
         self._scheduler = scheduler
 
     def get(self, tenant: str, timer_id: str, now: datetime) -> Timer:
-        """Return the tenant's timer, or raise TimerNotFound."""
-        timer = self._store.get(tenant, timer_id)
+        """Return the tenant's timer, its id in any case; raise TimerNotFound."""
+        timer = self._store.get(tenant, canonical_id(timer_id))
         if timer is None or timer.is_expired(now):
             raise TimerNotFound("There is no timer with this id.")
         return timer

@@ -279,7 +279,7 @@ def test_a_timer_belongs_to_the_tenant_of_its_key(opened: Opened) -> None:
     )
     created = opened.ask("POST", "/timers", ours)
     assert created.status_code == 201
-    path = created.headers["Location"]
+    path = f"/{created.headers['Location']}"
     assert opened.ask("GET", path, other).json_body["id"] == created.json_body["id"]
     assert opened.ask("GET", path, theirs).status_code == 404
     assert opened.ask("DELETE", path, theirs).status_code == 404
@@ -288,7 +288,8 @@ def test_a_timer_belongs_to_the_tenant_of_its_key(opened: Opened) -> None:
 
 def test_a_read_key_changes_nothing(opened: Opened) -> None:
     """A read key reads its tenant's timers; a change is a 403 with a reason."""
-    path = opened.ask("POST", "/timers", opened.key(1, "acme", Role.FULL)).headers["Location"]
+    created = opened.ask("POST", "/timers", opened.key(1, "acme", Role.FULL))
+    path = f"/{created.headers['Location']}"
     reading = opened.key(2, "acme", Role.READ)
     assert opened.ask("GET", path, reading).status_code == 200
     for method, route in (("POST", "/timers"), ("DELETE", path)):

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urljoin
 
 import pytest
 
@@ -85,7 +86,7 @@ def create(url: str, key: bytes) -> str:
     """Create a timer; return its path."""
     answer = ask(url, message("POST", "/timers", HOST, JSON, key, body=TIMER))
     assert answer.status == 201, answer
-    return answer.headers["location"]
+    return urljoin("/timers", answer.headers["location"])
 
 
 def unauthenticated(answer: Response) -> bool:
@@ -148,6 +149,17 @@ def test_read_keys_change_nothing(served: Served) -> None:
             assert ask(served.url, data).detail(403) == "This API key is read-only."
     shown = json.loads(ask(served.url, message("GET", at, HOST, READ)).body)
     assert shown["status"] == "scheduled"
+
+
+@pytest.mark.parametrize("key", [FULL, READ, OTHER, UNKNOWN, b""])
+@pytest.mark.parametrize("path", [path for method, path in KEY_ROUTES if method == "GET"])
+def test_head_needs_the_key_of_get(served: Served, path: str, key: bytes) -> None:
+    """HEAD is allowed to the keys that allow GET."""
+    get, head = (
+        ask(served.url, message(method, path, HOST, key), method) for method in ("GET", "HEAD")
+    )
+    assert head.status == get.status
+    assert head.headers["content-length"] == get.headers["content-length"]
 
 
 def test_timers_of_other_tenants_are_404(served: Served) -> None:
@@ -412,7 +424,7 @@ ANSWERS = {
     401: message("GET", "/timers", HOST),
     403: message("POST", "/timers", HOST, JSON, READ, body=TIMER),
     404: message("GET", "/nothing", HOST),
-    405: message("HEAD", "/timers", HOST),
+    405: message("PUT", "/timers", HOST),
     413: b"POST /timers HTTP/1.1\r\n" + HOST + b"Content-Length: 99999999\r\n\r\n",
     415: message("POST", "/timers", HOST, FULL, b"Content-Type: image/png\r\n", body=TIMER),
     421: message("POST", "/_receiver/x", b"Host: evil.example\r\n"),

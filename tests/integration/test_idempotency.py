@@ -11,9 +11,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from chalicelib.aws.timer_store import DynamoTimerStore
-from chalicelib.core.errors import IdempotencyKeyReused, ScheduleRefused, Unavailable
+from chalicelib.core.errors import (
+    Conflict,
+    IdempotencyKeyReused,
+    ScheduleRefused,
+    Unavailable,
+)
 from chalicelib.core.timer import (
     DEFAULT_TENANT,
     RETENTION,
@@ -57,10 +63,14 @@ class World:
         return self.clock.now
 
     def create(
-        self, key: str = "k", fingerprint: str = "a", tenant: str = DEFAULT_TENANT
+        self,
+        key: str = "k",
+        fingerprint: str = "a",
+        tenant: str = DEFAULT_TENANT,
+        former: str = "",
     ) -> Created:
         webhook = Webhook(url="https://example.com/")
-        once = IdempotencyKey(key, fingerprint)
+        once = IdempotencyKey(key, fingerprint, former)
         return self.service.create(
             tenant, TimerSpec(webhook=webhook, deadline=START + MINUTE, idempotency_key=once)
         )
@@ -141,12 +151,37 @@ def test_keys_belong_to_a_tenant(world: World) -> None:
 
 
 def test_a_changed_timer_keeps_its_key(world: World) -> None:
-    """A repeated request returns the timer even if it was changed or cancelled."""
+    """A repeated request returns the timer even if it was changed."""
     first = world.create()
     world.service.change(DEFAULT_TENANT, first.timer.id, START + 5 * MINUTE)
     assert world.create().timer.deadline == START + 5 * MINUTE
+
+
+def test_a_cancelled_timer_is_not_created_again(world: World) -> None:
+    """A repeated request is refused: nothing will be sent. A different one is told so first."""
+    first = world.create()
     world.service.cancel(DEFAULT_TENANT, first.timer.id)
-    assert world.create().timer.status is Status.CANCELLED
+    with pytest.raises(Conflict, match=first.timer.id):
+        world.create()
+    with pytest.raises(IdempotencyKeyReused):
+        world.create(fingerprint="b")
+
+
+@pytest.mark.parametrize("status", [Status.DELIVERED, Status.FAILED])
+def test_a_finished_timer_is_returned(fakes: World, status: Status) -> None:
+    """A repeated request returns a delivered or failed timer: it did what it was created for."""
+    first = fakes.create()
+    store: Any = fakes.store
+    store.timers[first.timer.id] = replace(first.timer, status=status, version=2)
+    assert fakes.create().timer.status is status
+
+
+def test_a_timer_of_an_earlier_version_is_found(world: World) -> None:
+    """A request matches the fingerprint that an earlier version stored for it."""
+    first = world.create(fingerprint="old")
+    second = world.create(fingerprint="new", former="old")
+    assert (second.is_new, second.timer.id) == (False, first.timer.id)
+    assert second.timer.fingerprint == "old"
 
 
 def test_an_expired_timer_frees_its_key(world: World) -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 from chalice.app import Chalice, Response
@@ -79,7 +80,7 @@ def test_creates_reads_and_cancels_a_timer(url: str) -> None:
     created = ask(url, message("POST", "/timers", HOST, JSON, body=TIMER))
     assert created.status == 201
     timer = json.loads(created.body)
-    at = created.headers["location"]
+    at = urljoin("/timers", created.headers["location"])
     assert json.loads(ask(url, message("GET", at, HOST)).body)["id"] == timer["id"]
     assert json.loads(ask(url, message("DELETE", at, HOST)).body)["status"] == "cancelled"
     assert json.loads(ask(url, message("GET", at, HOST)).body)["status"] == "cancelled"
@@ -104,7 +105,6 @@ def test_rejects_bodies_over_256_kb(url: str, size: int) -> None:
 
 
 UNKNOWN_PATHS = {
-    "root": ("GET", "/"),
     "unknown": ("GET", "/nothing"),
     "upper case": ("GET", "/Health"),
     "deeper": ("GET", "/timers/x/y"),
@@ -169,15 +169,38 @@ def test_an_empty_id_lists_all_timers(url: str, target: str) -> None:
 @pytest.mark.parametrize("path", sorted({path for _, path in ROUTES}))
 def test_wrong_methods_are_405(url: str, method: str, path: str) -> None:
     """An unsupported method gets a 405 whose Allow header lists the supported ones."""
-    allowed = {has for has, at in ROUTES if at == path}
+    allowed = set(app.routes[path.replace("/x", "/{timer_id}")])
     if method in allowed:
         return
     answer = ask(url, message(method, path, HOST), method)
-    assert sorted(answer.headers["allow"].split(", ")) == sorted(allowed)
+    assert set(answer.headers["allow"].split(", ")) == allowed
     if method == "HEAD":
         assert answer.status == 405
     else:
         assert method in answer.detail(405)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/health", "/timers", "/timers?limit=1", "/openapi.json", "/api-docs", "/console"),
+        *("/console/console.js", "/console/", "/_receiver", "/_receiver/x"),
+        *("/nothing", "/timers/x", "/timers?limit=0", "/console/nothing"),
+    ],
+)
+def test_head_is_get_without_the_body(url: str, path: str) -> None:
+    """HEAD has the status and headers of GET, also its Content-Length; errors are alike."""
+    get, head = (ask(url, message(method, path, HOST), method) for method in ("GET", "HEAD"))
+    varying = {"date": "", "x-request-id": ""}
+    assert (head.status, head.headers | varying) == (get.status, get.headers | varying)
+
+
+def test_the_root_leads_a_browser_to_the_console(url: str) -> None:
+    """A browser that opens the server's URL arrives at the console."""
+    root = ask(url, message("GET", "/", HOST, b"Accept: text/html,*/*;q=0.8\r\n"))
+    assert root.status == 302
+    console = ask(url, message("GET", urljoin("/", root.headers["location"]), HOST))
+    assert (console.status, console.headers["content-type"]) == (200, "text/html; charset=utf-8")
 
 
 @pytest.mark.parametrize("path", ["/health", "/nothing", "/timers/x", "/_receiver/x"])
@@ -191,6 +214,27 @@ def test_head_responses_have_no_body(url: str, path: str) -> None:
         else:
             client.send(HEALTH)
             assert client.receive().status == 200
+
+
+@pytest.mark.parametrize(
+    "names", ["Idempotency-Key Idempotency-Key", "idempotency-key IDEMPOTENCY-KEY"]
+)
+@pytest.mark.parametrize("values", ["a b", "a a", "a, b c"])
+def test_two_idempotency_keys_are_400(url: str, names: str, values: str) -> None:
+    """A repeated Idempotency-Key is refused, although waitress joins repeated headers."""
+    pairs = zip(names.split(), values.rsplit(" ", 1), strict=True)
+    lines = [f"{name}: {value}\r\n".encode() for name, value in pairs]
+    for more in ([], [b"X: y\r\n"]):
+        data = message("POST", "/timers", HOST, lines[0], *more, lines[1], JSON, body=TIMER)
+        assert "Idempotency-Key" in ask(url, data).detail(400)
+
+
+def test_one_idempotency_key_may_have_a_comma(url: str) -> None:
+    """A comma belongs to the key; the key is not split there."""
+    keys = [b"a,b", b"a, b", b"a,", b"a,\r\n Idempotency-Key: b", b"a", b"a, idempotency-key: b"]
+    for key in keys:
+        data = message("POST", "/timers", HOST, JSON, b"Idempotency-Key: %s\r\n" % key, body=TIMER)
+        assert [ask(url, data).status for _ in range(2)] == [201, 200], key
 
 
 @pytest.mark.parametrize("origin", [b"http://localhost:3000", b"https://evil.example"])

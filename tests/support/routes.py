@@ -17,6 +17,9 @@ URL = "http://localhost/hook"
 JSON = {"Content-Type": "application/json"}
 LEASE = timedelta(minutes=5)
 
+NAMES = {413: "Content Too Large", 422: "Unprocessable Content"}
+"""The names of statuses that Python before 3.13 names differently."""
+
 CLIENT = Client(app)
 
 TOKEN, KEY = api_keys.mint(DEFAULT_TENANT, Role.FULL, START, bytes(api_keys.KEY_ENTROPY))
@@ -78,7 +81,7 @@ def problem(status: int, kind: object, content: bytes) -> dict[str, Any]:
     body: dict[str, Any] = json.loads(content)
     assert set(body) - {"pointer"} == {"title", "status", "detail"}
     assert body["status"] == status
-    assert body["title"] == HTTPStatus(status).phrase
+    assert body["title"] == NAMES.get(status, HTTPStatus(status).phrase)
     sentence = body["detail"]
     assert sentence.endswith(".")
     assert not sentence.endswith("..")
@@ -100,12 +103,14 @@ ROUTES = [
     (method, path.replace("{timer_id}", "x"))
     for path, methods in app.routes.items()
     for method in methods
+    if method != "HEAD"
 ]
-"""All methods and paths, with the id `x` in place of a variable."""
+"""All methods and paths, with the id `x` in place of a variable. HEAD is the same as GET."""
 
 FILE_ROUTES = {
     ("GET", path)
     for path in (
+        "/",
         "/openapi.json",
         "/api-docs",
         "/api-docs/{name}",
@@ -113,7 +118,7 @@ FILE_ROUTES = {
         "/console/{name}",
     )
 }
-"""Routes of files, which do not use the service."""
+"""Routes of files and of the way to them, which do not use the service."""
 
 SERVICE_ROUTES = [route for route in ROUTES if route not in FILE_ROUTES]
 

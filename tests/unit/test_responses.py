@@ -4,7 +4,7 @@ import json
 import logging
 from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import pytest
 from chalice.app import Request, Response
@@ -30,7 +30,7 @@ from chalicelib.core.timer import (
     new_timer,
 )
 from chalicelib.core.urls import MAX_URL_LENGTH
-from chalicelib.http import requests, responses
+from chalicelib.http import requests, responses, static
 from chalicelib.service.commands import Commands, Created
 from standalone.authorizer import ApiKeyAuthorizer
 from tests.support.fakes import START
@@ -38,6 +38,7 @@ from tests.support.routes import (
     BODIES,
     BULK_ROUTES,
     JSON,
+    ROUTES,
     SERVICE_ROUTES,
     URL,
     Api,
@@ -367,28 +368,86 @@ def test_unknown_id_is_not_found(api_on_fakes: Api, id: str) -> None:
         refused(api_on_fakes.ask("DELETE", path), 404)
 
 
-def test_created_timer_can_be_read(api_on_fakes: Api) -> None:
-    """The Location of a 201 leads to the timer."""
-    answer = api_on_fakes.post(timer_json('"seconds": 1'))
+@pytest.mark.parametrize("path", ["/timers", "/timers/", "/timers?", "/timers/;x"])
+def test_created_timer_can_be_read(api_on_fakes: Api, path: str) -> None:
+    """The Location of a 201 leads to the timer, also from a path with a trailing slash."""
+    answer = api_on_fakes.ask("POST", path, timer_json('"seconds": 1'), JSON)
     assert answer.status_code == 201
-    read = api_on_fakes.ask("GET", answer.headers["Location"])
+    read = api_on_fakes.ask("GET", urljoin(path, answer.headers["Location"]))
     assert read.status_code == 200
     assert read.json_body == answer.json_body
 
 
-def test_location_keeps_the_stage() -> None:
-    """On API Gateway the Location begins with the stage, as the path does."""
-    event = {
-        "multiValueQueryStringParameters": None,
-        "headers": {},
-        "pathParameters": {},
-        "requestContext": {"httpMethod": "POST", "resourcePath": "/timers", "path": "/api/timers"},
-        "body": None,
-        "stageVariables": None,
-    }
+BASES = {
+    "no prefix": ("https://timers.example.com", ""),
+    "stage of API Gateway": ("https://abc.execute-api.eu-central-1.amazonaws.com/api", "/api"),
+    "base path of a custom domain": ("https://example.com/timers", "/timers"),
+    "prefix that a proxy removes": ("https://example.com/jobs/timers", ""),
+    "absolute target": ("http://localhost:8000", "http://localhost:8000"),
+}
+"""The URL of the service as a client sees it, and its part in the path that we see."""
+
+
+@pytest.mark.parametrize(("base", "prefix"), BASES.values(), ids=BASES)
+@pytest.mark.parametrize("path", ["/timers", "/timers/"])
+def test_location_is_right_behind_every_prefix(base: str, prefix: str, path: str) -> None:
+    """The client resolves the Location against its own URL, so no prefix can break it."""
     timer = new_timer("id-1", DEFAULT_TENANT, Webhook(url="https://example.com"), START, START)
-    answer = responses.created(Created(timer, is_new=True), START, Request(event))
-    assert answer.headers["Location"] == "/api/timers/id-1"
+    request = requested("POST", prefix + path)
+    answer = responses.created(Created(timer, is_new=True), START, request)
+    assert urljoin(base + path, str(answer.headers["Location"])) == f"{base}/timers/id-1"
+
+
+@pytest.mark.parametrize(("base", "prefix"), BASES.values(), ids=BASES)
+def test_root_leads_a_browser_to_the_console(base: str, prefix: str) -> None:
+    """A browser is redirected to the console, behind every prefix."""
+    browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+    answer = static.root(requested("GET", f"{prefix}/", accept=browser))
+    assert answer.status_code == 302
+    assert urljoin(f"{base}/", str(answer.headers["Location"])) == f"{base}/console"
+
+
+@pytest.mark.parametrize("path", ["/api", "/api/"])
+def test_root_of_a_stage_needs_no_trailing_slash(path: str) -> None:
+    """The root of a stage leads to the console, and to all paths, with and without the slash."""
+    answer = static.root(requested("GET", path, accept="text/html"))
+    assert urljoin(path, str(answer.headers["Location"])) == "/api/console"
+    paths = json.loads(static.root(requested("GET", path)).body)
+    assert urljoin(path, paths["timers"]) == "/api/timers"
+
+
+@pytest.mark.parametrize("accept", ["", "*/*", "application/json"])
+def test_root_tells_other_clients_the_paths(api_on_fakes: Api, accept: str) -> None:
+    """Without an API key, the root names paths that exist."""
+    headers = {"authorization": "", "accept": accept}
+    answer = api_on_fakes.ask("GET", "/", headers=headers)
+    assert (answer.status_code, answer.headers["Vary"]) == (200, "Accept")
+    assert set(answer.json_body) == {"timers", "health", "openapi", "api_docs", "console"}
+    for path in answer.json_body.values():
+        assert api_on_fakes.ask("GET", urljoin("/", path)).status_code == 200
+
+
+def requested(method: str, path: str, **headers: str) -> Request:
+    """Return a request as API Gateway passes it on."""
+    return Request(
+        {
+            "multiValueQueryStringParameters": None,
+            "headers": headers,
+            "pathParameters": {},
+            "requestContext": {"httpMethod": method, "resourcePath": "/", "path": path},
+            "body": None,
+            "stageVariables": None,
+        }
+    )
+
+
+@pytest.mark.parametrize("path", [path for method, path in ROUTES if method == "GET"])
+def test_head_is_get(api_on_fakes: Api, path: str) -> None:
+    """HEAD goes through the same view as GET. The gateway sends its headers and its length."""
+    get, head = (api_on_fakes.ask(method, path) for method in ("GET", "HEAD"))
+    assert (head.status_code, head.body) == (get.status_code, get.body)
+    own = responses.REQUEST_ID_HEADER
+    assert {**head.headers, own: ""} == {**get.headers, own: ""}
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
@@ -464,7 +523,7 @@ def test_a_delivered_timer_shows_its_attempt(api_on_fakes: Api) -> None:
     """A delivered timer shows its attempt."""
     id = api_on_fakes.create(60)["id"]
     api_on_fakes.clock.forward(60.25)
-    api_on_fakes.sender.outcome = Outcome(status=200, duration=0.5, answer="thanks")
+    api_on_fakes.sender.outcome = Outcome(status=200, duration=0.5, answer="thanks", location="/there")
     api_on_fakes.wakeup()
     timer = api_on_fakes.read(id)
     assert (timer["status"], timer["failure"], timer["next_attempt_at"]) == (
@@ -482,6 +541,7 @@ def test_a_delivered_timer_shows_its_attempt(api_on_fakes: Api) -> None:
             "error": None,
             "detail": "",
             "answer": "thanks",
+            "location": "/there",
         }
     ]
 

@@ -7,11 +7,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from chalice.app import Request
 from chalice.test import HTTPResponse
 from msgspec.structs import replace
 
 from chalicelib import runtime
-from chalicelib.core.errors import Unavailable
+from chalicelib.core.errors import InvalidRequest, Unavailable
 from chalicelib.core.timer import DEFAULT_TENANT, RETENTION, Outcome, Status, Timer
 from chalicelib.http import requests, responses
 from tests.support.fakes import START
@@ -228,7 +229,7 @@ def test_rejects_invalid_list_parameters(api_on_fakes: Api) -> None:
 
 def test_idempotency_key_creates_once(api_on_fakes: Api) -> None:
     """The first request is a 201, its repetition a 200 with the same timer, another request a
-    409."""
+    422."""
     header = {"Idempotency-Key": "abc"}
     body = {"seconds": 60, "url": URL}
     first = api_on_fakes.send("POST", "/timers", body, header)
@@ -237,10 +238,23 @@ def test_idempotency_key_creates_once(api_on_fakes: Api) -> None:
     assert (first.status_code, second.status_code) == (201, 200)
     assert second.json_body == {**first.json_body, "time_left": 40}
     assert second.headers["Location"] == first.headers["Location"]
-    answer = refused(api_on_fakes.send("POST", "/timers", {**body, "seconds": 61}, header), 409)
-    assert "different request" in answer["detail"]
+    answer = refused(api_on_fakes.send("POST", "/timers", {**body, "seconds": 61}, header), 422)
+    assert "Idempotency-Key" in answer["detail"]
     assert len(api_on_fakes.store.timers) == len(api_on_fakes.scheduler.wakeups) == 1
     refused(api_on_fakes.send("POST", "/timers", body, {"Idempotency-Key": ""}), 400)
+
+
+def test_a_repeated_create_of_a_cancelled_timer_is_409(api_on_fakes: Api) -> None:
+    """Its timer will not fire, so a 200 would mislead. The error names the timer; batches alike."""
+    body, header = {"seconds": 60, "url": URL}, {"Idempotency-Key": "abc"}
+    id = api_on_fakes.send("POST", "/timers", body, header).json_body["id"]
+    api_on_fakes.ask("DELETE", f"/timers/{id}")
+    answer = refused(api_on_fakes.send("POST", "/timers", body, header), 409)
+    assert id in answer["detail"]
+    refused(api_on_fakes.send("POST", "/timers", {**body, "seconds": 61}, header), 422)
+    entry = {**body, "idempotency_key": "abc"}
+    (found,) = results(api_on_fakes.send("POST", "/timers/batch", {"timers": [entry]}))
+    assert (found["status"], found["problem"]["detail"]) == (409, answer["detail"])
 
 
 def test_batch_returns_a_result_for_each(api_on_fakes: Api) -> None:
@@ -250,7 +264,7 @@ def test_batch_returns_a_result_for_each(api_on_fakes: Api) -> None:
     made = api_on_fakes.send("POST", "/timers", good, {"Idempotency-Key": "k"}).json_body
     entries = [good, keyed, {"url": URL}, {**keyed, "seconds": 1}, {**good, "label": "x"}]
     found = results(api_on_fakes.send("POST", "/timers/batch", {"timers": entries}))
-    assert [it["status"] for it in found] == [201, 200, 400, 409, 201]
+    assert [it["status"] for it in found] == [201, 200, 400, 422, 201]
     assert found[1]["timer"] == made
     assert found[2]["problem"]["pointer"] == "/timers/2"
     assert found[4]["timer"] == api_on_fakes.read(found[4]["timer"]["id"])
@@ -266,6 +280,44 @@ def test_batch_takes_a_hundred(api_on_fakes: Api) -> None:
     assert refused(answer, 400)["pointer"] == "/timers"
     assert len(api_on_fakes.store.timers) == 100
     assert results(api_on_fakes.send("POST", "/timers/batch", {"timers": []})) == []
+
+
+REPEATED = [
+    {"Idempotency-Key": ["a", "b"]},
+    {"Idempotency-Key": ["a", "a"]},
+    {"Idempotency-Key": ["a"], "idempotency-key": ["b"]},
+]
+"""Headers of a request with two keys, as API Gateway passes them on."""
+
+
+@pytest.mark.parametrize("every", REPEATED, ids=str)
+def test_two_idempotency_keys_are_400(every: dict[str, list[str]]) -> None:
+    """On AWS `headers` has only one of the keys, so `multiValueHeaders` is checked."""
+    with pytest.raises(InvalidRequest, match="Idempotency-Key"):
+        requests.timer_spec(keyed_request("b", every), START)
+
+
+@pytest.mark.parametrize("every", [None, {}, {"Idempotency-Key": ["a, b"], "X": ["y", "z"]}])
+def test_one_idempotency_key_may_have_a_comma(every: dict[str, list[str]] | None) -> None:
+    """One header is one key, also with a comma."""
+    key = requests.timer_spec(keyed_request("a, b", every), START).idempotency_key
+    assert key is not None
+    assert key.key == "a, b"
+
+
+def keyed_request(key: str, every: dict[str, list[str]] | None) -> Request:
+    """Return the request of a create as API Gateway passes it on."""
+    return Request(
+        {
+            "multiValueQueryStringParameters": None,
+            "headers": {**JSON, "Idempotency-Key": key},
+            "multiValueHeaders": every,
+            "pathParameters": {},
+            "requestContext": {"httpMethod": "POST", "resourcePath": "/timers"},
+            "body": timer_json('"seconds": 60').decode(),
+            "stageVariables": None,
+        }
+    )
 
 
 def test_batch_rejects_the_idempotency_header(api_on_fakes: Api) -> None:
@@ -348,6 +400,40 @@ def test_retries_many_timers(api_on_fakes: Api) -> None:
 def test_rejects_invalid_ids(api_on_fakes: Api, path: str, body: object, pointer: str) -> None:
     """Anything but a list of at most 100 ids is rejected as a whole."""
     assert refused(api_on_fakes.send("POST", path, body), 400)["pointer"] == pointer
+
+
+def created_as_uuid(made: Api, key: str) -> str:
+    """Return the id of a new timer. The fakes' own ids are no UUIDs; those of keys are."""
+    body = {"seconds": 0, "url": URL}
+    id = str(made.send("POST", "/timers", body, {"Idempotency-Key": key}).json_body["id"])
+    assert id != id.upper()
+    return id
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "", 200), ("HEAD", "", 200), ("PATCH", "", 200), ("POST", "/fire", 202),
+     ("DELETE", "", 200)],
+)  # fmt: skip
+def test_ids_may_be_in_capitals(api_on_fakes: Api, method: str, path: str, status: int) -> None:
+    """The case of a UUID means nothing; the response has it in lower case."""
+    id = created_as_uuid(api_on_fakes, "a")
+    answer = api_on_fakes.send(method, f"/timers/{id.upper()}{path}", {"label": "x"})
+    assert (answer.status_code, answer.json_body["id"]) == (status, id)
+
+
+def test_bulk_ids_may_be_in_capitals(api_on_fakes: Api) -> None:
+    """The routes of failed timers and the bulk routes find ids in capitals too."""
+    one, other = (created_as_uuid(api_on_fakes, key) for key in "ab")
+    for id in (one, other):
+        stored = api_on_fakes.store.timers[id]
+        api_on_fakes.store.timers[id] = replace(stored, status=Status.FAILED)
+    assert api_on_fakes.ask("POST", f"/timers/{one.upper()}/retry").json_body["id"] == one
+    ids = [other.upper(), other.upper().replace("-", "")]
+    answer = api_on_fakes.send("POST", "/timers/retry", {"ids": ids})
+    assert [(it["status"], it.get("id")) for it in results(answer)] == [(200, other), (404, None)]
+    answer = api_on_fakes.send("POST", "/timers/cancel", {"ids": [one.title(), other.upper()]})
+    assert [(it["status"], it["id"]) for it in results(answer)] == [(200, one), (200, other)]
 
 
 def test_every_response_has_a_request_id(api_on_fakes: Api) -> None:

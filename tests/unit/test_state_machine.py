@@ -19,6 +19,7 @@ from chalicelib.core.timer import (
     TimerSpec,
     Wakeup,
     Webhook,
+    keyed_id,
 )
 from chalicelib.service.worker import LEASE_MARGIN, SWEEP_GRACE
 from tests.support.fakes import NO_CONTENT
@@ -76,9 +77,14 @@ class Machine(RuleBasedStateMachine):
         order = TimerSpec(
             webhook=webhook, deadline=deadline, idempotency_key=IdempotencyKey(key, "same")
         )
-        found = self.world.service.create(DEFAULT_TENANT, order)
-        assert found.is_new == (found.timer.id not in self.seen)
-        return found.timer.id
+        id = keyed_id(DEFAULT_TENANT, key)
+        try:
+            found = self.world.service.create(DEFAULT_TENANT, order)
+        except Conflict:
+            assert self.world.store.timers[id].status is Status.CANCELLED
+        else:
+            assert found.is_new == (id not in self.seen)
+        return id
 
     @rule(timer_id=created)
     def retry(self, timer_id: str) -> None:
