@@ -88,9 +88,10 @@ class _ErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
 
     def execute(self) -> None:
         error = self.request.error
-        response = responses.problem(HTTPStatus(error.code), f"{error.body.removesuffix('.')}.")
+        status = HTTPStatus(error.code)
+        response = responses.problem(status, f"{error.body.removesuffix('.')}.")
         content = response.body.encode()
-        self.status = f"{error.code} {error.reason}"
+        self.status = f"{status.value} {responses.title_of(status)}"
         self.response_headers.extend(_with_id(response.headers).items())
         self.set_close_on_finish()
         self.content_length = len(content)
@@ -279,7 +280,7 @@ class Application:
         content = base64.b64decode(body) if response.get("isBase64Encoded") else body.encode()
         status = HTTPStatus(response["statusCode"])
         headers = _with_id(response["headers"]) | {"Content-Length": str(len(content))}
-        start_response(f"{status.value} {status.phrase}", list(headers.items()))
+        start_response(f"{status.value} {responses.title_of(status)}", list(headers.items()))
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [content]
 
     def _handle(self, environ: Environ) -> LambdaResponse:

@@ -326,4 +326,4 @@ def _ref(kind: str, name: str) -> Json:
 
 
 def _name(status: HTTPStatus) -> str:
-    return status.phrase.replace(" ", "")
+    return responses.title_of(status).replace(" ", "")

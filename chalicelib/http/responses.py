@@ -39,6 +39,9 @@ STATUS_OF_ERROR = {
 }
 """A class that is not here has the status of its nearest base class; see `status_of`."""
 
+_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+"""Names in RFC 9110 that Python has since 3.13."""
+
 P = ParamSpec("P")
 Headers = dict[str, str | list[str]]
 
@@ -119,6 +122,11 @@ class Health(msgspec.Struct, kw_only=True):
 def status_of(kind: type[errors.TimersError]) -> HTTPStatus:
     """Return the HTTP status of a class of errors."""
     return next(STATUS_OF_ERROR[it] for it in kind.__mro__ if it in STATUS_OF_ERROR)
+
+
+def title_of(status: HTTPStatus) -> str:
+    """Return the name of a status, the same on every version of Python."""
+    return _TITLES.get(status, status.phrase)
 
 
 def ok(timer: Timer, now: datetime) -> Response:
@@ -223,7 +231,7 @@ def _chalice_errors_as_problems(response: Response) -> Response:
     detail = response.body.get("Message") if isinstance(response.body, dict) else None
     if status is HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
         detail = DECLARE_JSON  # Chalice's own message says less
-    sentence = (detail or status.phrase).removesuffix(".") + "."
+    sentence = (detail or title_of(status)).removesuffix(".") + "."
     return problem(status, sentence, None, response.headers)
 
 
@@ -259,7 +267,7 @@ def _problem_of(error: Exception) -> Problem:
 
 def _problem(status: HTTPStatus, detail: str, pointer: str | None = None) -> Problem:
     where = UNSET if pointer is None else pointer
-    return Problem(title=status.phrase, status=status, detail=detail, pointer=where)
+    return Problem(title=title_of(status), status=status, detail=detail, pointer=where)
 
 
 def _problem_response(problem: Problem, headers: Headers) -> Response:

@@ -17,7 +17,7 @@ from standalone.greenlets import run_in_thread
 from standalone.scheduler import MAX_WAIT, HeapScheduler
 from standalone.sqlite.timer_store import FiringPosition, SqliteTimerStore
 from tests.contracts.store import SECOND, make
-from tests.support.fakes import START, Clock
+from tests.support.fakes import Clock
 from tests.support.processes import wait_until
 
 
@@ -582,9 +582,7 @@ def test_check_fails_when_the_senders_are_stuck(running: Callable[..., HeapSched
     heap_scheduler.check()
 
 
-def test_no_clock_ends_a_delivery(
-    running: Callable[..., HeapScheduler], clock: Clock
-) -> None:
+def test_no_clock_ends_a_delivery(running: Callable[..., HeapScheduler], clock: Clock) -> None:
     """Each delivery may last as long as the process: its end is LEASE_END, whatever the time."""
     ends: list[datetime] = []
     done = threading.Event()

@@ -11,6 +11,7 @@ from app import app
 from chalicelib.core import api_keys
 from chalicelib.core.api_keys import Role
 from chalicelib.core.timer import DEFAULT_TENANT
+from chalicelib.http import responses
 from tests.support.fakes import START, FakeApiKeys, OnFakes
 
 URL = "http://localhost/hook"
@@ -78,7 +79,7 @@ def problem(status: int, kind: object, content: bytes) -> dict[str, Any]:
     body: dict[str, Any] = json.loads(content)
     assert set(body) - {"pointer"} == {"title", "status", "detail"}
     assert body["status"] == status
-    assert body["title"] == HTTPStatus(status).phrase
+    assert body["title"] == responses.title_of(HTTPStatus(status))
     sentence = body["detail"]
     assert sentence.endswith(".")
     assert not sentence.endswith("..")

@@ -3,6 +3,7 @@
 import json
 import logging
 from datetime import datetime, timedelta
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
@@ -910,3 +911,12 @@ def test_attempts_are_shown(api_on_fakes: Api) -> None:
     last = timer["attempts"][-1]
     shown = {name: last[name] for name in ("number", "lateness", "status", "error", "duration")}
     assert shown == {"number": 2, "lateness": 0.25, "status": 503, "error": None, "duration": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("status", "title"),
+    [(404, "Not Found"), (413, "Content Too Large"), (422, "Unprocessable Content")],
+)
+def test_titles_are_those_of_rfc_9110(status: int, title: str) -> None:
+    """A status has the same name on every version of Python."""
+    assert responses.title_of(HTTPStatus(status)) == title
