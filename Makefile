@@ -14,7 +14,7 @@ COMPOSE := docker compose -f docker-compose.localstack.yml
 options = $(foreach name,$(1),$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) "$($(name))"))
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo setup test test-fast check fuzz chaos e2e simulate bench soak bench-lambda deploy destroy key keys revoke secrets localstack localstack-down openapi screenshot clean require-stage require-key
+.PHONY: help run demo setup test test-fast test-pythons check fuzz chaos e2e simulate bench soak bench-lambda deploy destroy key keys revoke secrets localstack localstack-down openapi screenshot clean require-stage require-key
 
 help:  ## list these commands
 	@awk -F ':.*##  *' '/^[a-z0-9-]+:.*##/ {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,9 @@ test: $(VENV)/dev.done $(AXE)  ## run all tests, except those on LocalStack
 
 test-fast: $(VENV)/dev.done  ## run the unit tests, in under a minute
 	$(BIN)/python -m pytest tests/unit -m 'not e2e' -n 2 --dist loadfile
+
+test-pythons: $(VENV)/dev.done  ## run the unit tests on the other supported Pythons of this machine
+	@$(BIN)/python -m tools.pythons
 
 check: $(VENV)/dev.done  ## lint, check formatting and types, then run all tests
 	$(BIN)/ruff check .
@@ -97,7 +100,7 @@ screenshot: $(VENV)/dev.done  ## take the README's screenshot of the console
 	@$(BIN)/python -m tools.screenshot
 
 clean:  ## delete environments and caches, but not the timers in .data/
-	rm -rf $(VENV) $(LOCALSTACK) $(BENCH) *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOCALSTACK) $(BENCH) .pythons *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 require-stage:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from chalicelib.core.errors import Unavailable
@@ -32,10 +32,11 @@ MAX_SENDERS = 128
 MAX_WAIT = 1.0
 """Seconds after which the clock is read again: it may be stepped, or the machine may sleep."""
 
-LEASE = timedelta(days=1)
-"""The lease of a claim: a last resort, long enough to survive a suspended laptop.
+LEASE_END = datetime(9999, 12, 31, tzinfo=UTC)
+"""The end of each claim's lease: no clock ends it, however far it is stepped.
 
-A restart does not wait for it: the lock file proves that the earlier process is dead.
+A claim lasts as long as its process. The lock file proves at the next start that the process is
+dead.
 """
 
 REQUEUE_DELAY = timedelta(seconds=1)
@@ -198,12 +199,12 @@ class HeapScheduler:
 
     def _send(self, wakeup: Wakeup) -> None:
         try:
-            self._deliver(wakeup, self._clock() + LEASE)
+            self._deliver(wakeup, LEASE_END)
         except Unavailable as error:
             log.warning("delivery postponed", extra={"timer": wakeup.id, "error": str(error)})
             self._push([((to_micros(self._clock() + REQUEUE_DELAY), wakeup.id), wakeup)])
         except Exception:
-            # The claim stays until its lease ends or the next start. Other deliveries go on.
+            # Other deliveries go on. The worker has recorded the crash, unless that crashed, too.
             log.exception("delivery crashed", extra={"timer": wakeup.id})
         finally:
             self._due.done(wakeup)

@@ -6,9 +6,9 @@ views get on Lambda; its authorizer checks API keys and rates.
 """
 
 import base64
-import errno
 import math
 import re
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +32,7 @@ from chalicelib.http import requests, responses
 from chalicelib.service.ports import ApiKeys
 from standalone.authorizer import ApiKeyAuthorizer
 from standalone.greenlets import Dispatcher, wait
+from standalone.listening import bound_sockets
 from standalone.rate_limit import RateLimiter
 from standalone.receiver import RECEIVER_PATH, Receiver
 
@@ -159,37 +160,54 @@ class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
         super().close()
 
 
-class Server(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
-    """waitress, bound to an address and ready to `run`. Port 0 picks a free one. Raises OSError."""
+class _Listener(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
+    """waitress on one listening socket."""
 
     channel_class = _Channel
-    next_channel_cleanup = math.inf  # `readable` does it, by the monotonic clock
-    finished = False
+    next_channel_cleanup = math.inf  # `Server.readable` does it, by the monotonic clock
 
-    def __init__(self, wsgi: Wsgi, host: str, port: int) -> None:
-        try:
-            super().__init__(
-                wsgi,
-                host=host,
-                port=port,
-                connection_limit=MAX_CONNECTIONS,
-                channel_timeout=IDLE_TIMEOUT,
-                cleanup_interval=5,
-                max_request_header_size=MAX_HEADER_BYTES,
-                max_request_body_size=MAX_BODY_BYTES,
-                asyncore_use_poll=True,
-                log_socket_errors=False,
-                ident=None,
-                dispatcher=Dispatcher(self._wake),
-            )
-        except ValueError:
-            raise OSError(errno.EADDRNOTAVAIL, "This host name has no address") from None
-        self.adj.send_bytes = SEND_BUFFER_BYTES  # deprecated as an argument
-        self._wall_offset = time.time() - time.monotonic()
-        self._next_maintenance = 0.0
+    def __init__(self, wsgi: Wsgi, sock: socket.socket, **options: Any) -> None:
+        info = (sock.family, sock.type, sock.proto, sock.getsockname())
+        super().__init__(wsgi, _sock=sock, bind_socket=False, sockinfo=info, **options)
 
     def pull_trigger(self) -> None:
         """Do nothing: channels call this in the very thread that it would wake."""
+
+
+class Server(_Listener):
+    """waitress, bound to each address of a host and ready to `run`. Port 0 picks a free one.
+
+    Raises OSError.
+    """
+
+    finished = False
+
+    def __init__(self, wsgi: Wsgi, host: str, port: int) -> None:
+        first, *others = bound_sockets(host, port)
+        super().__init__(
+            wsgi,
+            first,
+            connection_limit=MAX_CONNECTIONS,
+            channel_timeout=IDLE_TIMEOUT,
+            cleanup_interval=5,
+            max_request_header_size=MAX_HEADER_BYTES,
+            max_request_body_size=MAX_BODY_BYTES,
+            asyncore_use_poll=True,
+            log_socket_errors=False,
+            ident=None,
+            dispatcher=Dispatcher(self._wake),
+        )
+        self.adj.send_bytes = SEND_BUFFER_BYTES  # deprecated as an argument
+        self._wall_offset = time.time() - time.monotonic()
+        self._next_maintenance = 0.0
+        for sock in others:
+            self._listen_also(sock)
+
+    def _listen_also(self, sock: socket.socket) -> None:
+        listener = _Listener(
+            self.application, sock, map=self._map, dispatcher=self.task_dispatcher, adj=self.adj
+        )
+        listener.active_channels = self.active_channels  # one table: the limits apply to all
 
     def readable(self) -> bool:
         """Return whether to accept connections; close expired ones every few seconds."""

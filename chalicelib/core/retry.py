@@ -8,6 +8,9 @@ from chalicelib.core.timer import Outcome, RetryPolicy, Timer
 WORKER_LOST = Outcome(error="worker lost", detail="the process that was sending it died")
 """The outcome of an attempt whose lease expired."""
 
+CRASHED = Outcome(error=WORKER_LOST.error, detail="the delivery crashed; the log says why")
+"""The outcome of an attempt that an unexpected exception ended: the webhook may have arrived."""
+
 BACKOFF_FACTOR = 4
 """Each wait's upper bound is this many times the previous one."""
 
@@ -46,7 +49,7 @@ def next_attempt_at(
     made = timer.attempt - timer.attempts_before
     if not is_transient(outcome) or made >= timer.retry.max_attempts:
         return None
-    if outcome.error == WORKER_LOST.error:
+    if outcome == WORKER_LOST:
         return now  # not the receiver's fault
     wait = chance * longest_wait(timer.retry, made)
     if outcome.retry_after is not None:

@@ -6,7 +6,6 @@ from datetime import datetime
 from functools import wraps
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, ParamSpec
-from urllib.parse import urlparse
 
 import msgspec
 from chalice.app import Request, Response
@@ -156,7 +155,7 @@ def reference_below(request: Request, path: str) -> str:
     Only the client knows the whole URL: a stage, a base path or a proxy may put a prefix before
     our paths. So the reference begins at the last segment, which is empty after a trailing slash.
     """
-    last = urlparse(request.context["path"]).path.rpartition("/")[2]
+    last = request.context["path"].rpartition("/")[2]
     return f"{last}/{path}" if last else path
 
 

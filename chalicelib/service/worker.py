@@ -139,6 +139,9 @@ class Worker:
             # Nothing was sent, so this is not an attempt. The next wake-up or the sweep makes one.
             self._replace_while_leased(claimed.release(), claimed)
             raise
+        except Exception:  # after any crash the timer must not stay claimed
+            self._record(claimed, retry.CRASHED, at)
+            raise
         self._record(claimed, outcome, at)
 
     def _record(self, claimed: Timer, outcome: Outcome, at: datetime) -> None:

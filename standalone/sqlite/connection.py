@@ -12,15 +12,28 @@ from chalicelib.core.errors import OperatorError, Unavailable
 DEFAULT_DATABASE = ".data/timers.db"
 """Path of the database, relative to the working directory, unless the operator sets another."""
 
+OLDEST_SQLITE = (3, 31)
+"""The oldest SQLite that runs every statement of this package, as of January 2020."""
+
 BUSY_TIMEOUT = 5
 """Seconds to wait while another program writes."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open a connection in autocommit mode that any thread may use."""
-    return sqlite3.connect(
-        path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
-    )
+    """Open a connection in autocommit mode that any thread may use.
+
+    Raises OperatorError if SQLite is too old.
+    """
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise OperatorError(
+            f"Timers needs SQLite {OLDEST_SQLITE[0]}.{OLDEST_SQLITE[1]} or newer;"
+            f" this Python has {sqlite3.sqlite_version}."
+        )
+    db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+    # On macOS an fsync leaves data in the disk's cache. Other systems ignore these.
+    db.execute("PRAGMA fullfsync = 1")
+    db.execute("PRAGMA checkpoint_fullfsync = 1")
+    return db
 
 
 @contextmanager

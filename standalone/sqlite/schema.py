@@ -41,8 +41,9 @@ MIGRATIONS = (
     ALTER TABLE timers ADD COLUMN label TEXT;
     UPDATE timers SET created_at =
         1000000 * strftime('%s', substr(json_extract(timer, '$.created_at'), 1, 19))
-        + iif(substr(json_extract(timer, '$.created_at'), 20, 1) = '.',
-              CAST(substr(json_extract(timer, '$.created_at'), 21, 6) AS INTEGER), 0);
+        + CASE substr(json_extract(timer, '$.created_at'), 20, 1)
+            WHEN '.' THEN CAST(substr(json_extract(timer, '$.created_at'), 21, 6) AS INTEGER)
+            ELSE 0 END;
     -- Includes the label, which a row stores after the long JSON.
     CREATE INDEX timers_listed ON timers (tenant, created_at, id, label);
     CREATE TABLE keys (

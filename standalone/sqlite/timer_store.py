@@ -33,7 +33,8 @@ _decode = msgspec.json.Decoder(Timer).decode
 
 _WAITING = """
     SELECT wake_at, id, tenant, generation, host FROM timers
-    WHERE wake_at >= ? AND (wake_at, id) > (?, ?) ORDER BY wake_at, id LIMIT ?
+    WHERE wake_at >= ? AND (wake_at, id) > (?, ?) AND status <> 'delivering'
+    ORDER BY wake_at, id LIMIT ?
 """
 _CLAIMED = "SELECT timer FROM timers WHERE wake_at IS NOT NULL AND status = ?"
 

@@ -515,14 +515,16 @@ def test_reports_a_database_of_a_newer_version(database: Path) -> None:
     ("program", "words"),
     [
         ("sys.version_info = (3, 10, 0, 'final', 0)", "Timers needs Python 3.11 or newer; this"),
+        ("sys.platform = 'win32'", "Timers runs on Linux and macOS; on Windows"),
         ("sys.modules['waitress'] = None", "waitress is missing: run `make run`, or pip install"),
     ],
 )
-def test_reports_an_unsuitable_python(program: str, words: str) -> None:
-    """A Python that is too old or lacks packages ends the start with advice."""
-    run = "runpy.run_module('standalone', run_name='__main__')"
+@pytest.mark.parametrize("command", [["standalone"], ["embedded"], ["cli", "serve"]])
+def test_reports_an_unsuitable_python(command: list[str], program: str, words: str) -> None:
+    """A Python that is too old, on Windows or without packages ends the start with advice."""
+    run = f"runpy.run_module({command[0]!r}, run_name='__main__')"
     ended = subprocess.run(
-        [sys.executable, "-c", f"import runpy, sys; {program}; {run}"],
+        [sys.executable, "-c", f"import runpy, sys; {program}; {run}", *command[1:]],
         cwd=ROOT,
         env=environment(),
         capture_output=True,

@@ -1,6 +1,8 @@
 """SqliteTimerStore: the contract, group commit, durability, migrations, unusable files."""
 
+import ast
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -23,6 +25,7 @@ from chalicelib.core.timer import DEFAULT_TENANT, RETENTION, Status, Timer
 from chalicelib.service.concurrency import in_threads
 from chalicelib.service.ports import Store
 from standalone.sqlite import schema, timer_store, writer
+from standalone.sqlite.connection import connect
 from standalone.sqlite.schema import MIGRATIONS, from_micros, to_micros
 from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.contracts.store import HOUR, SECOND, StoreContract, make, newest_first, walk
@@ -184,7 +187,8 @@ def test_waiting_reads_every_timer_in_firing_order(store: SqliteTimerStore) -> N
 def test_waiting_reads_no_timer_rows(store: SqliteTimerStore) -> None:
     """A refill reads a covering index only: no timer rows, no sort."""
     plan = store._read(f"EXPLAIN QUERY PLAN {timer_store._WAITING}", (5, 5, "x", 10))
-    assert all(row[3].startswith("SEARCH timers USING COVERING INDEX") for row in plan)
+    assert all("USING COVERING INDEX timers_wake" in row[3] for row in plan)
+    assert all(row[3].startswith("SEARCH") for row in plan)
 
 
 def test_claimed_timers_are_found_through_an_index(store: SqliteTimerStore) -> None:
@@ -479,12 +483,12 @@ def test_lists_timers_of_every_version(tmp_path: Path, version: int) -> None:
 
 @pytest.mark.parametrize("version", range(1, len(MIGRATIONS) + 1))
 def test_wakeups_of_every_version_have_their_host(tmp_path: Path, version: int) -> None:
-    """Timers of each released version have the host of their URL after the upgrade."""
+    """Waiting timers of each released version have the host of their URL after the upgrade."""
     path = tmp_path / "timers.db"
     shutil.copy(DATA / f"timers-v{version}.db", path)
     with closing(SqliteTimerStore(path)) as store:
         wakeups = [wakeup for _, wakeup in store.waiting((0, ""), 10)]
-        assert [wakeup.host for wakeup in wakeups] == ["example.com"] * 3
+        assert [wakeup.host for wakeup in wakeups] == ["example.com"] * 2
 
 
 @pytest.mark.parametrize("version", range(1, len(MIGRATIONS) + 1))
@@ -546,3 +550,46 @@ def test_reads_share_a_bounded_number_of_connections(store: SqliteTimerStore) ->
     for _ in range(20):
         in_threads(partial(store.get, DEFAULT_TENANT), ["nobody"] * 8)
     assert 1 <= len(store._readers) <= 8
+
+
+def test_macos_writes_through_the_disk_cache(store: SqliteTimerStore) -> None:
+    """Every connection asks macOS for F_FULLFSYNC, at commits and at checkpoints."""
+    with closing(connect(store._path)) as other:
+        for db in (store._writer._db, other):
+            for pragma in ("fullfsync", "checkpoint_fullfsync"):
+                assert db.execute(f"PRAGMA {pragma}").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("version", [(3, 30, 1), (3, 7, 17)])
+def test_an_older_sqlite_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int]
+) -> None:
+    """A SQLite before 3.31 ends the start with one sentence, and the database stays free."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "sqlite_version_info", version)
+        with pytest.raises(OperatorError, match=r"needs SQLite 3\.31"):
+            SqliteTimerStore(path)
+    SqliteTimerStore(path).close()
+
+
+NEWER_SQL = re.compile(
+    r"\b(iif|unixepoch|octet_length|timediff|concat|concat_ws|format|sign|jsonb\w*|string_agg)\s*\("
+    r"|->|\bRETURNING\b|\)\s*STRICT\b|\bMATERIALIZED\b|\bDROP COLUMN\b|\bDISTINCT FROM\b"
+    r"|\bUPDATE [^;]* SET [^;]* FROM\b|\b(RIGHT|FULL) (OUTER )?JOIN\b"
+    r"|\bON CONFLICT\b.*\bON CONFLICT\b",
+    re.IGNORECASE,
+)
+"""SQL that SQLite 3.31 does not have."""
+
+
+def test_no_statement_needs_a_newer_sqlite() -> None:
+    """No SQL text of the store has a feature that SQLite 3.31 lacks."""
+    sources = [ast.parse(file.read_text()) for file in (ROOT / "standalone/sqlite").glob("*.py")]
+    texts = [
+        node.value
+        for source in sources
+        for node in ast.walk(source)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert any("CREATE TABLE timers" in text for text in texts)
+    assert not [text for text in texts if NEWER_SQL.search(text)]

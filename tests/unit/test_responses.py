@@ -3,6 +3,7 @@
 import json
 import logging
 from datetime import datetime, timedelta
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urljoin
 
@@ -523,7 +524,9 @@ def test_a_delivered_timer_shows_its_attempt(api_on_fakes: Api) -> None:
     """A delivered timer shows its attempt."""
     id = api_on_fakes.create(60)["id"]
     api_on_fakes.clock.forward(60.25)
-    api_on_fakes.sender.outcome = Outcome(status=200, duration=0.5, answer="thanks", location="/there")
+    api_on_fakes.sender.outcome = Outcome(
+        status=200, duration=0.5, answer="thanks", location="/there"
+    )
     api_on_fakes.wakeup()
     timer = api_on_fakes.read(id)
     assert (timer["status"], timer["failure"], timer["next_attempt_at"]) == (
@@ -953,3 +956,12 @@ def test_attempts_are_shown(api_on_fakes: Api) -> None:
     last = timer["attempts"][-1]
     shown = {name: last[name] for name in ("number", "lateness", "status", "error", "duration")}
     assert shown == {"number": 2, "lateness": 0.25, "status": 503, "error": None, "duration": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("status", "title"),
+    [(404, "Not Found"), (413, "Content Too Large"), (422, "Unprocessable Content")],
+)
+def test_titles_are_those_of_rfc_9110(status: int, title: str) -> None:
+    """A status has the same name on every version of Python."""
+    assert responses.name_of(HTTPStatus(status)) == title
