@@ -153,12 +153,16 @@ def listed(page: Page, now: datetime) -> Response:
     return _page(encoded, page.next)
 
 
-def results(items: Sequence[Created | Timer | Exception], now: datetime) -> Response:
-    """Return the results of a batch, in order."""
+def results(
+    items: Sequence[Created | Timer | Exception], now: datetime, ids: Sequence[str] = ()
+) -> Response:
+    """Return the results of a batch, in order; `ids` are those of the request, if it has them."""
     encoded: list[msgspec.Raw] = []
     size = 0
     for index, it in enumerate(items):
         result = _result(index, it, now)
+        if ids and result.id is UNSET:
+            result.id = ids[index]
         if size > MAX_PAGE_BYTES:
             result.timer = UNSET
         encoded.append(msgspec.Raw(msgspec.json.encode(result)))
