@@ -53,6 +53,6 @@ def _find_key(keys: ApiKeys, headers: Mapping[str, str]) -> ApiKey:
     authorization = headers.get("authorization", "")
     key = authenticate(keys, authorization)
     if key is None:
-        fault = "This API key is unknown or revoked: send" if authorization else "Send"
-        raise errors.Unauthenticated(f"{fault} a valid API key: `Authorization: Bearer tmr_…`.")
+        fault = "The Authorization header has no valid API key. " if authorization else ""
+        raise errors.Unauthenticated(f"{fault}Send an API key: `Authorization: Bearer tmr_…`.")
     return key
