@@ -244,7 +244,7 @@ def test_examples_in_messages_are_valid(kind: type) -> None:
     requests.decode(mistakes.EXAMPLES[kind].encode(), kind)
 
 
-VALUES = (
+VALUES: st.SearchStrategy[object] = (
     st.sampled_from([None, True, [], [1], {}, {"a": 1}, {"a": {"b": []}}, {"max_delay": "x"}])
     | st.integers()
     | st.floats()
