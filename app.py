@@ -89,14 +89,16 @@ def create_timers(call: Call) -> Response:
 @for_role(Role.FULL)
 def cancel_timers(call: Call) -> Response:
     ids = requests.ids(call.request)
-    return responses.results(call.commands.cancel_all(call.tenant, ids, call.now), call.now)
+    results = call.commands.cancel_all(call.tenant, ids, call.now)
+    return responses.results(results, call.now, ids)
 
 
 @app.route("/timers/retry", methods=["POST"], authorizer=authorizer)
 @for_role(Role.FULL)
 def retry_timers(call: Call) -> Response:
     ids = requests.ids(call.request)
-    return responses.results(call.commands.retry_all(call.tenant, ids, call.now), call.now)
+    results = call.commands.retry_all(call.tenant, ids, call.now)
+    return responses.results(results, call.now, ids)
 
 
 @app.route("/timers/{timer_id}", methods=READ, authorizer=authorizer)

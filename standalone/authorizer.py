@@ -50,7 +50,9 @@ class ApiKeyAuthorizer(LocalGatewayAuthorizer):
 
 def _find_key(keys: ApiKeys, headers: Mapping[str, str]) -> ApiKey:
     # Looked up for every request: a revoked key stops working at once.
-    key = authenticate(keys, headers.get("authorization", ""))
+    authorization = headers.get("authorization", "")
+    key = authenticate(keys, authorization)
     if key is None:
-        raise errors.Unauthenticated("Send a valid API key: `Authorization: Bearer tmr_…`.")
+        fault = "The Authorization header has no valid API key. " if authorization else ""
+        raise errors.Unauthenticated(f"{fault}Send an API key: `Authorization: Bearer tmr_…`.")
     return key

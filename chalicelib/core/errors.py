@@ -66,7 +66,7 @@ class TooManyRequests(TimersError):
 class NotFound(TimersError):
     """No resource has this path."""
 
-    def __init__(self, detail: str = "There is nothing at this path.") -> None:
+    def __init__(self, detail: str = "There is nothing at this path: see /api-docs.") -> None:
         super().__init__(detail)
 
 

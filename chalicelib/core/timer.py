@@ -294,6 +294,10 @@ class Timer(Webhook, frozen=True, kw_only=True, omit_defaults=True):
 
     def retry_now(self, now: datetime) -> Self:
         """Return the failed timer due now, with all attempts ahead."""
+        if self.status in WAITING:
+            raise Conflict(
+                f"Only a failed timer can be retried. This one is {self.status}: fire it instead."
+            )
         self._require({Status.FAILED}, "retried")
         return self._restart(now)
 

@@ -40,6 +40,9 @@ DEFAULT_PAGE_SIZE = 50
 DEADLINE_ALTERNATIVES = (("hours", "minutes", "seconds"), ("delay",), ("fire_at",))
 """The fields of each way to set the deadline; a request may use one way only."""
 
+OBJECT_FIELDS = ("headers", "retry", "metadata")
+"""The fields of a timer that are objects; the webhook's own body is not read."""
+
 _WAYS = "hours, minutes and seconds, or delay, or fire_at"
 
 # Our own code checks what `extra_json_schema` adds, because its error messages are better.
@@ -114,9 +117,9 @@ class DeadlineFields(Struct, kw_only=True, forbid_unknown_fields=True):
     delay: Annotated[
         Seconds | Duration | UnsetType,
         Meta(
-            description="Seconds, or a duration such as `1d2h30m45s` or ISO 8601's `PT1H30M`;"
-            " at most 5 years.",
-            examples=[90, "1h30m", "PT1H30M"],
+            description="Seconds, or a duration such as `1d2h30m45s`, `90 minutes` or ISO 8601's"
+            " `PT1H30M`; at most 5 years.",
+            examples=[90, "1h30m", "90 minutes", "PT1H30M"],
         ),
     ] = UNSET
     fire_at: Annotated[
@@ -165,9 +168,9 @@ class TimerChange(DeadlineFields, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = UNSET
     timeout: Annotated[
-        Timeout | UnsetType, Meta(description="Seconds that one attempt may take.")
+        Timeout | UnsetType, Meta(description="Seconds that one attempt may take.", examples=[10])
     ] = UNSET
-    retry: NewRetryPolicy | UnsetType = UNSET
+    retry: Annotated[NewRetryPolicy | UnsetType, Meta(examples=[{"max_attempts": 3}])] = UNSET
     on_failure: Annotated[
         Url | UnsetType | None,
         Meta(

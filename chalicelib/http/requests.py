@@ -22,7 +22,9 @@ from chalicelib.core.errors import (
 )
 from chalicelib.core.pagination import Cursor, ListQuery, TimerFilter
 from chalicelib.core.timer import TimerSpec
+from chalicelib.http import mistakes, raw_json
 from chalicelib.http.bodies import (
+    OBJECT_FIELDS,
     Batch,
     BatchEntry,
     Ids,
@@ -45,9 +47,7 @@ ONE_KEY = "Send one Idempotency-Key only."
 
 T = TypeVar("T")
 
-_FIELD = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`", re.DOTALL)
 _ID = re.compile("[0-9A-Za-z-]{1,64}")
-_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 
 
 def tenant(request: Request, role: Role, anonymous: str | None) -> str:
@@ -102,14 +102,12 @@ def parse_query(parameters: Mapping[str, Sequence[str]]) -> ListQuery:
     for name, values in parameters.items():
         if len(values) > 1:
             raise InvalidRequest(f"The parameter `{name}` is given more than once.")
+    single = {name: values[0] for name, values in parameters.items()}
     try:
-        single = {name: values[0] for name, values in parameters.items()}
         query = msgspec.convert(single, Query, strict=False)
     except msgspec.ValidationError as error:
-        fault, steps = _fault(str(error))
-        if field := _FIELD.fullmatch(fault):
-            raise InvalidRequest(f"There is no parameter `{field[1]}`.") from None
-        raise InvalidRequest(f"{fault} in the parameter `{steps[0]}`.") from None
+        mistake = mistakes.found_in(error)
+        raise mistakes.explained(mistake, msgspec.json.encode(single), Query) from None
     filter = TimerFilter(
         status=None if query.status is UNSET else query.status,
         label=None if query.label is UNSET else query.label,
@@ -128,20 +126,40 @@ def encode_cursor(cursor: Cursor | None) -> str | None:
     return urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def decode(content: bytes | msgspec.Raw, body_type: type[T]) -> T:
-    """Return JSON as a value of this type."""
+def decode(content: bytes, body_type: type[T]) -> T:
+    """Return JSON as a value of this type; raise InvalidRequest."""
     try:
-        return msgspec.json.decode(content, type=body_type)
-    except msgspec.ValidationError as error:
-        fault, steps = _fault(str(error))
-        detail = f"{fault} in {_pointer(steps) or 'the body'}."
-        if field := _FIELD.fullmatch(fault):
-            steps.append(field[1])
-        raise InvalidRequest(detail, _pointer(steps)) from None
+        return _decode(content, body_type)
     except UnicodeDecodeError:
         raise InvalidRequest("The body is not valid UTF-8.", "") from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.", "") from None
+        raise mistakes.malformed(error, content, body_type) from None
+
+
+def _decode(content: bytes, body_type: type[T]) -> T:
+    try:
+        value = msgspec.json.decode(content, type=body_type)
+    except msgspec.ValidationError as error:
+        return _decode_decimals(error, content, body_type)
+    _check_repeats(content)
+    return value
+
+
+def _decode_decimals(error: msgspec.ValidationError, content: bytes, body_type: type[T]) -> T:
+    """Return the value if the error is about 5.0, which msgspec does not take for 5."""
+    mistake = mistakes.found_in(error)
+    whole = raw_json.with_whole_number(content, mistake.path) if mistake.is_decimal else None
+    if whole is None:
+        raise mistakes.explained(mistake, content, body_type) from None
+    _check_repeats(content)
+    return _decode(whole, body_type)
+
+
+def _check_repeats(content: bytes) -> None:
+    # The webhook's own body is not searched: it is sent as written.
+    path = raw_json.repeated_field(content, OBJECT_FIELDS)
+    if path is not None:
+        raise mistakes.repeated(path)
 
 
 def _json(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
@@ -166,7 +184,7 @@ def _idempotency_key(request: Request) -> str | None:
 
 def _entry(content: msgspec.Raw, now: datetime) -> TimerSpec | InvalidRequest:
     try:
-        entry = decode(content, BatchEntry)
+        entry = decode(bytes(content), BatchEntry)
         key = entry.idempotency_key
         checked = None if key is UNSET else checked_idempotency_key(key, "/idempotency_key")
         return entry.spec(now, checked)
@@ -192,17 +210,3 @@ def _decode_cursor(text: str) -> Cursor:
     except ValueError:
         pass
     raise InvalidRequest("The parameter `cursor` must be the `next_cursor` of a list.")
-
-
-def _fault(message: str) -> tuple[str, list[str]]:
-    """Split a message of msgspec into the fault and the steps of the path to it.
-
-    "Expected `int`, got `str` - at `$.retry.max_attempts`". The path lacks the keys of maps.
-    """
-    fault, _, path = message.partition(" - at `$")
-    steps = ["".join(step) for step in _STEP.findall(path.removesuffix("`")) if step[1] != "..."]
-    return fault, steps
-
-
-def _pointer(steps: Sequence[str]) -> str:
-    return "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)

@@ -155,7 +155,7 @@ def reference_below(request: Request, path: str) -> str:
     Only the client knows the whole URL: a stage, a base path or a proxy may put a prefix before
     our paths. So the reference begins at the last segment, which is empty after a trailing slash.
     """
-    last = request.context["path"].rpartition("/")[2]
+    last = request.context["path"].partition(";")[0].rpartition("/")[2]
     return f"{last}/{path}" if last else path
 
 
@@ -173,12 +173,16 @@ def listed(page: Page, now: datetime) -> Response:
     return _page(encoded, page.next)
 
 
-def results(items: Sequence[Created | Timer | Exception], now: datetime) -> Response:
-    """Return the results of a batch, in order."""
+def results(
+    items: Sequence[Created | Timer | Exception], now: datetime, ids: Sequence[str] = ()
+) -> Response:
+    """Return the results of a batch, in order; `ids` are those of the request, if it has them."""
     encoded: list[msgspec.Raw] = []
     size = 0
     for index, it in enumerate(items):
         result = _result(index, it, now)
+        if ids and result.id is UNSET:
+            result.id = ids[index]
         if size > MAX_PAGE_BYTES:
             result.timer = UNSET
         encoded.append(msgspec.Raw(msgspec.json.encode(result)))

@@ -176,6 +176,13 @@ def test_timers_of_other_tenants_are_404(served: Served) -> None:
     assert shown["status"] == "scheduled"
 
 
+def test_a_wrong_key_is_told_from_no_key(served: Served) -> None:
+    """The error says whether the request has a key at all."""
+    without, wrong = (ask(served.url, message("GET", "/timers", HOST, it)) for it in (b"", UNKNOWN))
+    assert "no valid API key" not in without.detail(401)
+    assert "no valid API key" in wrong.detail(401)
+
+
 def test_timers_without_a_key_belong_to_the_default_tenant(served: Served) -> None:
     """A timer made without a key is visible only to keys of the default tenant."""
     header, key = minted(5, DEFAULT_TENANT)

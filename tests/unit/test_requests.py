@@ -108,14 +108,8 @@ def test_rejects_two_ways_to_set_a_deadline(one: str, other: str) -> None:
         ({"delay": 1, "label": ""}, "/label"),
         ({"delay": 1, "label": "x" * 65}, "/label"),
         ({"delay": 1, "label": 5}, "/label"),
-        (
-            {"delay": 1, "metadata": {"a": 1}},
-            "/metadata",
-        ),
-        (
-            {"delay": 1, "metadata": {"a": {}}},
-            "/metadata",
-        ),
+        ({"delay": 1, "metadata": {"a": 1}}, "/metadata/a"),
+        ({"delay": 1, "metadata": {"a": {}}}, "/metadata/a"),
         ({"delay": 1, "metadata": []}, "/metadata"),
         (
             {"delay": 1, "metadata": None},

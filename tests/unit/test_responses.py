@@ -68,11 +68,14 @@ CONTEXT = LambdaContext("timers", 512)
         (f'"seconds": {YEARS}', YEARS),
         (f'"hours": {YEARS // 3600}', YEARS),
         (f'"hours": {YEARS // 3600 - 1}, "minutes": 59, "seconds": 60', YEARS),
-        ('"seconds": 1, "seconds": 2', 2),
+        ('"seconds": 1.0', 1),
+        ('"seconds": 1e3', 1000),
+        ('"seconds": -0.0', 0),
+        ('"hours": 1.0, "minutes": 2e0, "seconds": 30E-1', 3723),
     ],
 )
 def test_delay_adds_up(api_on_fakes: Api, when: str, seconds: int) -> None:
-    """Hours, minutes and seconds add up; of a repeated field the last value counts."""
+    """Hours, minutes and seconds add up; a whole number may have a point or an exponent."""
     answer = api_on_fakes.post(timer_json(when))
     assert answer.status_code == 201
     timer = api_on_fakes.store.timers[answer.json_body["id"]]
@@ -82,14 +85,14 @@ def test_delay_adds_up(api_on_fakes: Api, when: str, seconds: int) -> None:
 DIGITS = "9" * 5000
 
 BAD_BODIES = {
-    "empty": (b"", "", "not valid JSON"),
-    "blank": (b" \n", "", "not valid JSON"),
-    "null": (b"null", "", "Expected `object`, got `null` in the body"),
-    "boolean": (b"true", "", "Expected `object`, got `bool` in the body"),
-    "number": (b"1", "", "Expected `object`, got `int` in the body"),
-    "string": (b'"x"', "", "Expected `object`, got `str` in the body"),
-    "array": (b"[]", "", "Expected `object`, got `array` in the body"),
-    "array of one": (b"[" + timer_json('"seconds": 1') + b"]", "", "Expected `object`"),
+    "empty": (b"", "", "is empty"),
+    "blank": (b" \n", "", "is empty"),
+    "null": (b"null", "", "The body"),
+    "boolean": (b"true", "", "The body"),
+    "number": (b"1", "", "The body"),
+    "string": (b'"x"', "", "The body"),
+    "array": (b"[]", "", "The body"),
+    "array of one": (b"[" + timer_json('"seconds": 1') + b"]", "", "The body"),
     "cut off": (timer_json('"seconds": 1')[:-1], "", "truncated"),
     "two documents": (timer_json('"seconds": 1') * 2, "", "trailing characters"),
     "trailing comma": (timer_json('"seconds": 1,'), "", "trailing comma"),
@@ -100,7 +103,7 @@ BAD_BODIES = {
     "invalid UTF-8": (b'{"seconds": 1, "url": "http://localhost/\xff"}', "", "UTF-8"),
     "invalid UTF-8 in a name": (b'{"\xff": 1}', "", "UTF-8"),
     "surrogate as bytes": (b'{"url": "\xed\xa0\x80"}', "", "UTF-8"),
-    "lone high surrogate": (timer_json('"x": "\\ud800"'), "/x", "unknown field `x`"),
+    "lone high surrogate": (timer_json('"x": "\\ud800"'), "/x", "`x`"),
     "lone high surrogate in url": (
         b'{"seconds": 1, "url": "http://local\\ud800host"}',
         "",
@@ -108,33 +111,30 @@ BAD_BODIES = {
     ),
     "lone low surrogate in url": (b'{"seconds": 1, "url": "http://\\udc00"}', "", "surrogate"),
     "lone surrogate in a name": (b'{"\\ud800": 1}', "", "not valid JSON"),
-    "deep array": (b"[" * 100_000, "", "Expected `object`, got `array`"),
-    "deep array in a member": (b'{"url": ' + b"[" * 100_000, "/url", "got `array` in /url"),
-    "deep object in a member": (b'{"url": ' + b'{"a":' * 50_000, "/url", "got `object`"),
-    "deep array in a number": (timer_json('"hours": ' + "[" * 100_000), "/hours", "got `array`"),
-    "deep array in an unknown member": (b'{"x": ' + b"[" * 100_000, "/x", "unknown field `x`"),
-    "boolean seconds": (timer_json('"seconds": true'), "/seconds", "Expected `int`, got `bool`"),
-    "string minutes": (timer_json('"minutes": "1"'), "/minutes", "Expected `int`, got `str`"),
-    "null hours": (timer_json('"hours": null'), "/hours", "Expected `int`, got `null`"),
-    "object seconds": (timer_json('"seconds": {}'), "/seconds", "Expected `int`, got `object`"),
-    "float": (timer_json('"seconds": 1.5'), "/seconds", "Expected `int`, got `float`"),
-    "whole float": (timer_json('"seconds": 1.0'), "/seconds", "Expected `int`, got `float`"),
-    "exponent": (timer_json('"seconds": 1e3'), "/seconds", "Expected `int`, got `float`"),
-    "float zero": (timer_json('"seconds": -0.0'), "/seconds", "Expected `int`, got `float`"),
-    "float out of range": (timer_json('"seconds": 1e400'), "/seconds", "out of range"),
+    "deep array": (b"[" * 100_000, "", "an array"),
+    "deep array in a member": (b'{"url": ' + b"[" * 100_000, "/url", "an array"),
+    "deep object in a member": (b'{"url": ' + b'{"a":' * 50_000, "/url", "an object"),
+    "deep array in a number": (timer_json('"hours": ' + "[" * 100_000), "/hours", "an array"),
+    "deep array in an unknown member": (b'{"x": ' + b"[" * 100_000, "/x", "`x`"),
+    "boolean seconds": (timer_json('"seconds": true'), "/seconds", "true"),
+    "string minutes": (timer_json('"minutes": "1"'), "/minutes", "Write 1."),
+    "null hours": (timer_json('"hours": null'), "/hours", "null"),
+    "object seconds": (timer_json('"seconds": {}'), "/seconds", "an object"),
+    "float": (timer_json('"seconds": 1.5'), "/seconds", "1.5"),
+    "float out of range": (timer_json('"seconds": 1e400'), "/seconds", "1e400"),
     "NaN": (timer_json('"seconds": NaN'), "", "not valid JSON"),
     "Infinity": (timer_json('"seconds": Infinity'), "", "not valid JSON"),
     "minus Infinity": (timer_json('"seconds": -Infinity'), "", "not valid JSON"),
-    "negative": (timer_json('"seconds": -1'), "/seconds", "Expected `int` >= 0 in /seconds"),
-    "negative part": (timer_json('"hours": 1, "minutes": -1'), "/minutes", ">= 0"),
-    "negative of 30 digits": (timer_json(f'"seconds": -{DIGITS[:30]}'), "/seconds", ">= 0"),
+    "negative": (timer_json('"seconds": -1'), "/seconds", "from 0 to"),
+    "negative part": (timer_json('"hours": 1, "minutes": -1'), "/minutes", "from 0 to"),
+    "negative of 30 digits": (timer_json(f'"seconds": -{DIGITS[:30]}'), "/seconds", "from 0 to"),
     "leading zero": (timer_json('"seconds": 01'), "", "not valid JSON"),
     "hexadecimal": (timer_json('"seconds": 0x1'), "", "not valid JSON"),
     "plus sign": (timer_json('"seconds": +1'), "", "not valid JSON"),
     "19 digits": (timer_json(f'"seconds": {DIGITS[:19]}'), "", "more than 5 years"),
     "20 digits": (timer_json(f'"hours": {DIGITS[:20]}'), "", "more than 5 years"),
     "4,000 digits": (timer_json(f'"hours": {DIGITS[:4000]}'), "", "more than 5 years"),
-    "5,000 digits": (timer_json(f'"hours": {DIGITS}'), "/hours", "out of range in /hours"),
+    "5,000 digits": (timer_json(f'"hours": {DIGITS}'), "/hours", "from 0 to"),
     "a second too far": (timer_json(f'"seconds": {YEARS + 1}'), "", "more than 5 years"),
     "together too far": (timer_json(f'"hours": {YEARS // 3600}, "seconds": 1'), "", "more than 5"),
     "no moment": (
@@ -142,17 +142,17 @@ BAD_BODIES = {
         "",
         "give hours, minutes and seconds, or delay, or fire_at",
     ),
-    "no url": (b'{"seconds": 1}', "/url", "missing required field `url` in the body"),
-    "empty object": (b"{}", "/url", "missing required field `url`"),
-    "unknown member": (timer_json('"second": 1'), "/second", "unknown field `second` in the body"),
-    "upper case": (timer_json('"Seconds": 1'), "/Seconds", "unknown field `Seconds`"),
-    "empty name": (timer_json('"": 1'), "/", "unknown field ``"),
-    "name with ~ and /": (timer_json('"~a/b~1": 1'), "/~0a~1b~01", "unknown field `~a/b~1`"),
-    "name with a line break": (timer_json('"a\\nb": 1'), "/a\nb", "unknown field `a\nb`"),
-    "name with dots": (timer_json('"a.b[0]": 1'), "/a.b[0]", "unknown field `a.b[0]`"),
-    "name beyond ASCII": (timer_json('"sécondes": 1'), "/sécondes", "unknown field `sécondes`"),
-    "number as url": (b'{"seconds": 1, "url": 1}', "/url", "Expected `str`, got `int` in /url"),
-    "null as url": (b'{"seconds": 1, "url": null}', "/url", "Expected `str`, got `null`"),
+    "no url": (b'{"seconds": 1}', "/url", "`url` is missing"),
+    "empty object": (b"{}", "/url", "`url` is missing"),
+    "unknown member": (timer_json('"second": 1'), "/second", "`seconds`"),
+    "upper case": (timer_json('"Seconds": 1'), "/Seconds", "`seconds`"),
+    "empty name": (timer_json('"": 1'), "/", "``"),
+    "name with ~ and /": (timer_json('"~a/b~1": 1'), "/~0a~1b~01", "`~a/b~1`"),
+    "name with a line break": (timer_json('"a\\nb": 1'), "/a\nb", "`a\nb`"),
+    "name with dots": (timer_json('"a.b[0]": 1'), "/a.b[0]", "`a.b[0]`"),
+    "name beyond ASCII": (timer_json('"sécondes": 1'), "/sécondes", "`sécondes`"),
+    "number as url": (b'{"seconds": 1, "url": 1}', "/url", "not 1"),
+    "null as url": (b'{"seconds": 1, "url": null}', "/url", "not null"),
 }
 
 
@@ -334,9 +334,10 @@ def test_any_body_has_a_response(api_on_fakes: Api, body: bytes) -> None:
 @on_one_api
 @given(anything | st.integers(-2, 2) | st.integers(YEARS - 2, YEARS + 2))
 def test_seconds_is_a_bounded_integer(api_on_fakes: Api, value: Any) -> None:
-    """`seconds` is an integer from 0 to 5 years."""
+    """`seconds` is a whole number from 0 to 5 years."""
     answer = api_on_fakes.post(timer_json(f'"seconds": {json.dumps(value)}'))
-    possible = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= YEARS
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0
+    possible = whole and 0 <= value <= YEARS
     assert answer.status_code == (201 if possible else 400)
 
 
@@ -843,7 +844,7 @@ def test_webhook_is_stored_as_requested(
         ({"headers": {"X": "€"}}, "/headers/X"),
         *(({"headers": {"X": f"{blank}a"}}, "/headers/X") for blank in "\x85\xa0\u2028\u3000"),
         *(({"headers": {"X": f"a{blank}b"}}, "/headers/X") for blank in "\x85\xa0"),
-        ({"headers": {"X": 1}}, "/headers"),
+        ({"headers": {"X": 1}}, "/headers/X"),
         ({"headers": {"X-A": "1", "x-a": "2"}}, "/headers"),
         ({"headers": {f"X-{n}": "1" for n in range(51)}}, "/headers"),
         *(

@@ -379,6 +379,7 @@ def test_cancels_many_timers(api_on_fakes: Api) -> None:
     found = results(api_on_fakes.send("POST", "/timers/cancel", body))
     assert [it["status"] for it in found] == [200, 404, 200, 409, 200]
     assert [it["timer"]["id"] for it in found if "timer" in it] == [ids[2], ids[0], ids[2]]
+    assert [it["id"] for it in found] == body["ids"]
     assert api_on_fakes.read(ids[0])["status"] == "cancelled"
     assert api_on_fakes.read(ids[1])["status"] == "scheduled"
 
@@ -387,7 +388,7 @@ def test_retries_many_timers(api_on_fakes: Api) -> None:
     """Failed timers of the batch are sent again."""
     id, waiting = failed(api_on_fakes), api_on_fakes.create()["id"]
     found = results(api_on_fakes.send("POST", "/timers/retry", {"ids": [waiting, id]}))
-    assert [it["status"] for it in found] == [409, 200]
+    assert [(it["status"], it["id"]) for it in found] == [(409, waiting), (200, id)]
     assert found[1]["timer"]["status"] == "scheduled"
 
 
@@ -431,7 +432,7 @@ def test_bulk_ids_may_be_in_capitals(api_on_fakes: Api) -> None:
     assert api_on_fakes.ask("POST", f"/timers/{one.upper()}/retry").json_body["id"] == one
     ids = [other.upper(), other.upper().replace("-", "")]
     answer = api_on_fakes.send("POST", "/timers/retry", {"ids": ids})
-    assert [(it["status"], it.get("id")) for it in results(answer)] == [(200, other), (404, None)]
+    assert [(it["status"], it.get("id")) for it in results(answer)] == [(200, other), (404, ids[1])]
     answer = api_on_fakes.send("POST", "/timers/cancel", {"ids": [one.title(), other.upper()]})
     assert [(it["status"], it["id"]) for it in results(answer)] == [(200, one), (200, other)]
 

@@ -32,9 +32,6 @@ BEYOND_SCHEMA = (
 )
 """Errors for rules that a JSON Schema cannot express."""
 
-NO_INTEGER = r"Expected `int( \| str)?`, got `float` in .*"
-"""The error for 5.0, which JSON Schema accepts as an integer."""
-
 NO_MOMENT = r"(?:In the parameter `(from|to)`: )?There is no such date and time\."
 """The error for a date-time that RFC 3339 allows but Python cannot hold."""
 
@@ -131,8 +128,6 @@ def _excuse(problem: dict[str, Any], case: Any) -> str | None:
     detail = problem["detail"]
     if any(re.fullmatch(pattern, detail) for pattern in BEYOND_SCHEMA):
         return re.sub(r"\d[\d,]*", "…", detail)
-    if re.fullmatch(NO_INTEGER, detail) and _at(problem["pointer"], case.body).is_integer():
-        return "An integer is written without a decimal point."
     if found := re.fullmatch(NO_MOMENT, detail):
         text = case.query[found[1]] if found[1] else _at(problem["pointer"], case.body)
         return "No leap second, and the years 1 to 9999 only." if EDGE_OF_TIME.match(text) else None
