@@ -115,6 +115,8 @@ class ResponseParser:
         self.is_finished |= self._has_head and self._max_body == 0
 
     def on_body(self, data: bytes) -> None:
+        if self._is_complete:
+            return  # the body of another response
         room = self._max_body - len(self.body)
         self.body += data[:room]
         self._is_doubtful |= len(data) > room

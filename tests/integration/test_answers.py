@@ -179,6 +179,7 @@ ANSWERS = {
     "long body": answer(200, OK + b"\r\n" + b"a" * 100_000, kept="a" * 1024),
     "unknown coding": answer(200, OK + b"Transfer-Encoding: gzip\r\n\r\nhi", kept="hi"),
     "two responses": answer(200, OK_EMPTY + b"HTTP/1.1 500 Oops\r\n\r\n"),
+    "two bodies": answer(200, (OK + b"Content-Length: 2\r\n\r\nhi") * 2, kept="hi"),
     "response, then garbage": answer(200, OK_EMPTY + b"garbage"),
     "failure with a body": answer(500, b"HTTP/1.1 500 X\r\nContent-Length: 2\r\n\r\nhi", kept="hi"),
 }  # fmt: skip

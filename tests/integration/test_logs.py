@@ -156,7 +156,7 @@ def test_unserved_requests_are_counted(logged: LoggedService) -> None:
 
 
 def test_libraries_log_no_secret(logged: LoggedService) -> None:
-    """urllib3's warning about a malformed header, with URL and headers, is not logged."""
+    """A response with a malformed header is not logged: it may hold a secret, as the URL may."""
     answer = f"HTTP/1.1 200 OK\r\nno colon {SECRET}\r\nContent-Length: 0\r\n\r\n"
     with socket.create_server(("127.0.0.1", 0)) as server:
         Thread(target=_answer, args=(server, answer.encode()), daemon=True).start()
