@@ -34,7 +34,7 @@ def passes(version: str, python: Path) -> bool:
     own = environment / "bin/python"
     print(f"Installing the libraries for Python {version} …", file=sys.stderr)  # noqa: T201
     subprocess.run([python, "-m", "venv", "--without-pip", environment], check=True)
-    install = ["pip", "--python", own, "install", "--quiet", "--disable-pip-version-check"]
+    install = ["pip", "--python", own, "install", "--quiet", "--no-compile"]
     subprocess.run(
         [sys.executable, "-m", *install, "-r", ROOT / "requirements-dev.txt"], check=True
     )
@@ -55,7 +55,7 @@ def main() -> None:
 
 def _candidates(version: str) -> Iterator[Path]:
     if on_path := shutil.which(f"python{version}"):
-        yield Path(on_path)
+        yield Path(on_path).resolve()  # a link would mislead its environment
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     yield from pyenv.glob(f"versions/{version}.*/bin/python")
 
