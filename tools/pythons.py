@@ -34,7 +34,7 @@ def passes(version: str, python: Path) -> bool:
     own = environment / "bin/python"
     print(f"Installing the libraries for Python {version} …", file=sys.stderr)  # noqa: T201
     subprocess.run([python, "-m", "venv", "--without-pip", environment], check=True)
-    install = f"-m pip --python {own} install --quiet --disable-pip-version-check -r"
+    install = f"-m pip --python {own} install --quiet --no-compile -r"
     requirements = ROOT / "requirements-dev.txt"
     subprocess.run([sys.executable, *install.split(), requirements], check=True)
     tests = ["tests/unit", "-m", "not e2e", "-n", "2", "--dist", "loadfile"]
@@ -54,7 +54,7 @@ def main() -> None:
 
 def _candidates(version: str) -> Iterator[Path]:
     if on_path := shutil.which(f"python{version}"):
-        yield Path(on_path)
+        yield Path(on_path).resolve()  # a link would mislead its environment
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     yield from pyenv.glob(f"versions/{version}.*/bin/python")
 

@@ -524,7 +524,7 @@ def test_reports_an_unsuitable_python(command: list[str], program: str, words: s
     """A Python that is too old, on Windows or without packages ends the start with advice."""
     run = f"runpy.run_module({command[0]!r}, run_name='__main__')"
     ended = subprocess.run(
-        [sys.executable, "-c", f"import runpy, sys; {program}; {run}", *command[1:]],
+        [sys.executable, "-c", f"import runpy, shutil, sys; {program}; {run}", *command[1:]],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
