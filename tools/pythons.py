@@ -34,9 +34,8 @@ def passes(version: str, python: Path) -> bool:
     own = environment / "bin/python"
     print(f"Installing the libraries for Python {version} …", file=sys.stderr)  # noqa: T201
     subprocess.run([python, "-m", "venv", "--without-pip", environment], check=True)
-    install = f"-m pip --python {own} install --quiet --no-compile -r"
-    requirements = ROOT / "requirements-dev.txt"
-    subprocess.run([sys.executable, *install.split(), requirements], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(own), "install", "--quiet", "--no-compile"]
+    subprocess.run([*pip, "-r", "requirements-dev.txt"], cwd=ROOT, check=True)
     tests = ["tests/unit", "-m", "not e2e", "-n", "2", "--dist", "loadfile"]
     return subprocess.run([own, "-m", "pytest", *tests], cwd=ROOT, check=False).returncode == 0
 

@@ -30,7 +30,7 @@ def connect(path: Path) -> sqlite3.Connection:
             f" this Python has {sqlite3.sqlite_version}."
         )
     db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
-    # On macOS an fsync leaves data in the disk's cache. Other systems ignore these.
+    # On macOS an fsync may leave data in the disk's cache. Other systems ignore these.
     db.execute("PRAGMA fullfsync = 1")
     db.execute("PRAGMA checkpoint_fullfsync = 1")
     return db
