@@ -674,10 +674,25 @@ def test_text_is_never_rendered_as_html(
     for name in ("Body", "Headers", "Response to attempt 1"):
         assert SCRIPT in page.get_by_label(name, exact=True).inner_text()
     console.go("/received")
-    page.locator("summary").first.click()
-    assert SCRIPT in page.get_by_label("Body", exact=True).first.inner_text()
+    # Webhooks of other tests may arrive meanwhile, and the latest one is on top.
+    arrival = page.locator("details", has=page.locator(f'a[href$="{received}"]'))
+    arrival.locator("summary").click()
+    assert SCRIPT in arrival.get_by_label("Body", exact=True).inner_text()
     assert page.evaluate("document.body.dataset.hit ?? document.querySelector('#hit')") is None
     assert page.locator("main img").count() == 0
+
+
+def test_attempt_shows_where_a_redirect_points(
+    server: Standalone, page: Page, httpserver: HTTPServer
+) -> None:
+    """The owner sees why the receiver did not get the webhook."""
+    away = {"Location": "https://new.example/hook"}
+    httpserver.expect_request("/moved").respond_with_data(status=308, headers=away)
+    id = create(server, seconds=0, url=httpserver.url_for("/moved"))
+    wait_for_status(server, id, "failed")
+    console = Console(page, server.url)
+    console.go(f"/timers/{id}")
+    console.sees(re.compile("https://new.example/hook"))
 
 
 def test_long_received_body_is_shown_in_part(server: Standalone, page: Page) -> None:
