@@ -34,6 +34,14 @@ _NOT_PUBLIC = tuple(
         "3fff::/20",  # documentation
     )
 )
+_PRIVATE = tuple(
+    ip_network(network)
+    for network in ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
+)
+"""The networks of operators. Errors advise to open an address only here, or a public one."""
+_METADATA = (IPv4Address("100.100.100.200"), IPv6Address("fd00:ec2::254"))
+"""Addresses within `_PRIVATE` where clouds hand out credentials."""
+_LOOPBACK = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 _UNICAST_IPV6 = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -80,19 +88,48 @@ class Targets:
         except ValueError as error:
             raise InvalidRequest(str(error), pointer) from None
         if not self.may_allow(parts.host, parts.port):
-            detail = f"Webhooks to {parts.host} on port {parts.port} are not allowed."
-            raise InvalidRequest(f"{detail} {self.advice(parts.host, parts.port)}", pointer)
+            raise InvalidRequest(self.refusal(parts.host, parts.port), pointer)
 
-    def advice(self, host: str, port: int) -> str:
-        """Return a sentence for the operator: how to allow this host, a name or an address.
+    def refusal(self, host: str, port: int, found: str = "") -> str:
+        """Return the error for a host, a name or an address, and what to do about it.
 
-        It tells no entries that an operator has added: tenants read it too.
+        `found` has the addresses that a name resolves to: "10.0.0.5, 10.0.0.6".
         """
-        kept = "…," if self.entries else ""
-        if self == Targets.parse(LOOPBACK_TARGETS):
-            kept = f"{LOOPBACK_TARGETS},"
+        reason = f": it resolves to {found}" if found not in ("", host) else ""
+        error = f"Webhooks to {host} on port {port} are not allowed{reason}."
+        return f"{error} {self.advice(host, port, found)}".rstrip()
+
+    def advice(self, host: str, port: int, found: str = "") -> str:
+        """Return how to reach or allow a host; empty if it should stay refused.
+
+        It never shows the operator's entries: tenants read it too.
+        """
+        literal = _literal(host)
+        addresses = [literal] if literal else [_address(it) for it in found.split(", ") if it]
+        if any(it.is_unspecified for it in addresses):
+            return "Use 127.0.0.1." if self.may_allow("127.0.0.1", port) else ""
+        if not all(map(self._is_advisable, addresses)):
+            return ""
         entry = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return f"Start Timers with ALLOWED_TARGETS={kept}{entry} to allow them."
+        if self.entries and self != Targets.parse(LOOPBACK_TARGETS):
+            return f"Add {entry} to ALLOWED_TARGETS."
+        kept = f"{LOOPBACK_TARGETS}," if self.entries else ""
+        return f"Set ALLOWED_TARGETS={kept}{entry} to allow them."
+
+    @property
+    def _allows_loopback(self) -> bool:
+        return any(
+            entry.matches("localhost", it, entry.port or 0)
+            for entry in self.entries
+            for it in _LOOPBACK
+        )
+
+    def _is_advisable(self, address: Address) -> bool:
+        """Return whether an operator may want to allow this address."""
+        if address.is_loopback:
+            return self._allows_loopback
+        is_private = any(address in network for network in _PRIVATE)
+        return is_public(address) or (is_private and address not in _METADATA)
 
     def may_allow(self, host: str, port: int) -> bool:
         """Return whether this host can be allowed, whatever it resolves to."""
@@ -115,7 +152,7 @@ class Targets:
 def is_public(address: Address) -> bool:
     """Return whether an address is on the public internet, not in a private or special network.
 
-    NAT64 sends `64:ff9b::/96` on to the IPv4 address within, so that address decides.
+    NAT64 sends `64:ff9b::/96` on to the IPv4 address inside it, so that address decides.
     """
     if address in _NAT64:
         return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
@@ -140,6 +177,10 @@ def _literal(host: str) -> Address | None:
         return IPv4Address(socket.inet_aton(host))
     except OSError:
         return None
+
+
+def _address(text: str) -> Address:
+    return ip_address(text.partition("%")[0])
 
 
 def _entry(text: str) -> Entry:

@@ -29,6 +29,7 @@ _AUTHORITY = re.compile(
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2}).{0,2}")
 _UNSENDABLE = re.compile(r"%(?![0-9A-Fa-f]{2})|[^%A-Za-z0-9._~!$&'()*+,;=:@/?-]")
+_TWO_SCHEMES = re.compile(r"(?:https?://)+(?=https?://)", re.IGNORECASE)
 _WITHOUT_SCHEME = re.compile(
     r"(?://)?(?P<url>(?P<host>localhost|\[[0-9A-Fa-f:.]+]|[\w-]+(?:\.[\w-]+)+|[\w-]+(?=:))"
     r"(?P<port>:[0-9]+)?(?:[/?#].*)?)"
@@ -83,17 +84,18 @@ def parse(url: str) -> Url:
 def as_sent(url: str) -> str:
     """Return an owner's URL as it is sent, with `{id}` still in it and without its fragment.
 
-    Raises ValueError if it is not valid, or if it can't be meant: `%zz`, `{name}`. The text says
+    Raises ValueError if it is not valid, or is clearly a mistake: `%zz`, `{name}`. The text says
     what to do. The function is idempotent.
     """
     _check_characters(url)
     _check_meaning(url.partition("#")[0])
+    _check_length(with_any_id(url.partition("#")[0]), f" once {_ID} is replaced")
     scheme, authority, rest = _split(url)
     parts = parse(with_any_id(url))
     if not authority.isascii():
         authority = parts.host_header.replace(_ANY_ID, _ID)
     sent = f"{scheme}://{authority}{_ID.join(map(_encoded, rest.split(_ID)))}"
-    _check_length(with_any_id(sent))
+    _check_length(with_any_id(sent), " once it is percent-encoded")
     return sent
 
 
@@ -130,7 +132,16 @@ def _suggestion(url: str) -> str:
     if match is None:
         return ""
     is_public = "." in match["host"] and match["host"][-1].isalpha() and not match["port"]
-    return f' Write "{"https" if is_public else "http"}://{match["url"]}".'
+    meant = f"{'https' if is_public else 'http'}://{match['url']}"
+    return f' Write "{meant}".' if _is_valid(meant) else ""
+
+
+def _is_valid(url: str) -> bool:
+    try:
+        as_sent(url)
+    except ValueError:
+        return False
+    return True
 
 
 @lru_cache(1024)  # URLs with ids differ, but not in this
@@ -171,6 +182,8 @@ def _check_characters(url: str) -> None:
 
 
 def _check_meaning(url: str) -> None:
+    if schemes := _TWO_SCHEMES.match(url):
+        raise ValueError(f'The URL begins with two schemes. Write "{url[schemes.end() :]}".')
     rest = url.replace(_ID, "")
     if "{" in rest or "}" in rest:
         raise ValueError(
@@ -178,12 +191,12 @@ def _check_meaning(url: str) -> None:
             " Write other braces as %7B and %7D."
         )
     if bad := _BAD_ESCAPE.search(url):
-        raise ValueError(f"The URL contains {bad[0]}. Write % as %25.")
+        raise ValueError(f"The URL contains `{bad[0]}`. Write % as %25.")
 
 
-def _check_length(url: str) -> None:
+def _check_length(url: str, when: str = "") -> None:
     if len(url) > MAX_URL_LENGTH:
-        raise ValueError(f"The URL is longer than {MAX_URL_LENGTH:,} characters, as it is sent.")
+        raise ValueError(f"The URL is longer than {MAX_URL_LENGTH:,} characters{when}.")
 
 
 def _encoded(text: str) -> str:

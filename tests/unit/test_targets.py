@@ -97,7 +97,7 @@ def test_rejects_invalid_entries(entry: str) -> None:
 
 @settings(deadline=None)
 @given(st.text() | st.text("[]:/.,0123456789af"))
-def test_any_text_is_parsed_or_raises_command_error(text: str) -> None:
+def test_any_text_is_parsed_or_raises_operator_error(text: str) -> None:
     """No value of ALLOWED_TARGETS raises another exception."""
     with suppress(OperatorError):
         Targets.parse(text)
@@ -207,13 +207,33 @@ def test_rejects_inner_hosts(host: str) -> None:
     assert " on port 80 are not allowed." in str(error)
 
 
-@pytest.mark.parametrize("host", [*INNER_HOSTS, "backend"])
+PRIVATE_HOSTS = [
+    "10.0.0.1",
+    "10.255.255.255",
+    "167772161",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.168.1.1",
+    "100.64.0.1",
+    "[fc00::1]",
+    "[FD12::1]",
+]
+
+
+@pytest.mark.parametrize("host", [*PRIVATE_HOSTS, "backend", "8.8.8.8", "[2606:4700::1111]"])
 def test_error_names_the_setting_that_allows_the_url(host: str) -> None:
     """The setting that the error names allows exactly this host and port."""
     url = f"http://{host}:3000/hook"
     (suggested,) = re.findall(r"ALLOWED_TARGETS=(\S+) ", str(refusal(url)))
     Targets.parse(suggested).check_url(url, "/url")
     assert refusal(f"http://{host}:3001/hook", Targets.parse(suggested))
+
+
+@pytest.mark.parametrize("host", sorted(set(INNER_HOSTS) - set(PRIVATE_HOSTS)))
+@pytest.mark.parametrize("targets", ["", "internal.example"])
+def test_no_error_tells_how_to_open_the_machine_itself(host: str, targets: str) -> None:
+    """Loopback, link-local and special addresses stay closed, in every spelling."""
+    assert "ALLOWED_TARGETS" not in str(refusal(f"http://{host}/", Targets.parse(targets)))
 
 
 @pytest.mark.parametrize(
@@ -223,12 +243,37 @@ def test_error_names_the_setting_that_allows_the_url(host: str) -> None:
         ("", "http://10.0.0.1/", "ALLOWED_TARGETS=10.0.0.1:80"),
         ("", "https://[fd00::1]/", "ALLOWED_TARGETS=[fd00::1]:443"),
         (LOOPBACK_TARGETS, "http://10.0.0.1/", f"ALLOWED_TARGETS={LOOPBACK_TARGETS},10.0.0.1:80"),
-        ("secret.example:1", "http://db:1/", "ALLOWED_TARGETS=…,db:1"),
+        ("secret.example:1", "http://db:1/", "Add db:1 to ALLOWED_TARGETS."),
+        ("secret.example:1", "https://[fd00::1]/", "Add [fd00::1]:443 to ALLOWED_TARGETS."),
+        ("localhost:1", "http://127.0.0.1:2/", "Add 127.0.0.1:2 to ALLOWED_TARGETS."),
+        ("[::1]:1", "http://localhost:2/", "Add localhost:2 to ALLOWED_TARGETS."),
+        (LOOPBACK_TARGETS, "http://0.0.0.0/", "Use 127.0.0.1."),
+        (LOOPBACK_TARGETS, "http://[::]:3000/", "Use 127.0.0.1."),
     ],
 )
 def test_error_keeps_the_other_entries(targets: str, url: str, setting: str) -> None:
-    """The setting is complete, but entries of the operator are not told."""
-    assert f" {setting} " in str(refusal(url, Targets.parse(targets)))
+    """The advice can be copied, and does not show the operator's entries."""
+    error = str(refusal(url, Targets.parse(targets)))
+    assert f" {setting}" in error
+    assert "secret" not in error
+
+
+@pytest.mark.parametrize(
+    ("found", "is_advised"),
+    [
+        ("10.0.0.5", True),
+        ("10.0.0.5, fd00::1", True),
+        ("127.0.0.1", False),
+        ("10.0.0.5, 169.254.169.254", False),
+        ("fe80::1%eth0", False),
+        ("fd00:ec2::254", False),
+    ],
+)
+def test_a_name_is_advised_by_the_addresses_it_resolves_to(found: str, is_advised: bool) -> None:
+    """The error shows the addresses, and how to allow the name if all of them are private."""
+    error = NO_ENTRIES.refusal("db.example", 5432, found)
+    assert found in error
+    assert ("ALLOWED_TARGETS=db.example:5432 " in error) is is_advised
 
 
 @pytest.mark.parametrize("host", ["example.com", "8.8.8.8", "[2606:4700:4700::1111]"])

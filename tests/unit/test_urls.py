@@ -84,7 +84,9 @@ def test_a_host_with_id_is_encoded_as_with_any_other_id() -> None:
 
 SCHEME = "must begin with http:// or https://"
 HOST = "needs a valid host"
-LONG = "longer than 2,048 characters"
+LONG = "longer than 2,048 characters."
+LONG_ENCODED = "longer than 2,048 characters once it is percent-encoded"
+LONG_WITH_ID = "longer than 2,048 characters once {id} is replaced"
 USER = "user name or a password"
 INVISIBLE = "invisible character"
 BACKSLASH = "backslash"
@@ -170,7 +172,11 @@ REFUSED = [
     ("https://example.com/{", BRACES),
     ("https://example.com/?a=}", BRACES),
     ("https://{name}.example.com/", BRACES),
+    ("https://https://example.com", 'Write "https://example.com"'),
+    ("HTTP://Https://example.com/{id}", 'Write "Https://example.com/{id}"'),
+    ("http://http://https://a.example", 'Write "https://a.example"'),
     ("https://example.com/%zz", ESCAPE),
+    ("https://example.com/% x", "`% x`"),
     ("https://example.com/%", ESCAPE),
     ("https://example.com/%4", ESCAPE),
     ("https://example.com/%4{id}", ESCAPE),
@@ -179,14 +185,14 @@ REFUSED = [
     ("https://example.com/%u00fc", ESCAPE),
     ("https://example.com/%４１", ESCAPE),
     ("https://example.com/" + "a" * (MAX_URL_LENGTH - 19), LONG),
-    ("https://example.com/" + "ü" * 400, LONG),
-    ("https://example.com/" + "{id}" * 60, LONG),
+    ("https://example.com/" + "ü" * 400, LONG_ENCODED),
+    ("https://example.com/" + "{id}" * 60, LONG_WITH_ID),
     ("https://example.com/#" + "a" * MAX_URL_LENGTH, LONG),
 ]
 
 
 @pytest.mark.parametrize(("url", "fragment"), REFUSED)
-def test_refuses_urls_that_cannot_be_meant(url: str, fragment: str) -> None:
+def test_refuses_urls_that_are_clearly_mistakes(url: str, fragment: str) -> None:
     """The error says what to do."""
     with pytest.raises(ValueError, match=re.escape(fragment)):
         as_sent(url)
@@ -211,6 +217,15 @@ def test_suggests_the_whole_url_if_the_scheme_is_missing(url: str, suggested: st
     with pytest.raises(ValueError, match=re.escape(f'"{suggested}"')):
         as_sent(url)
     assert sent_or_none(suggested)
+
+
+@pytest.mark.parametrize(
+    "url", ["example.com:99999/", "a..b.example", "[1::2::3]/", "localhost/%zz"]
+)
+def test_suggests_no_url_that_is_refused(url: str) -> None:
+    """A URL with a second fault gets no suggestion."""
+    with pytest.raises(ValueError, match=r"^(?!.*Write \")"):
+        as_sent(url)
 
 
 # The parts that are connected to
