@@ -15,7 +15,7 @@ class _Unit(NamedTuple):
 
     seconds: int
     number: str
-    """It allows as many decimals as always give whole seconds."""
+    """It allows only as many decimals as give whole seconds."""
     names: str
     iso: str
 
@@ -76,12 +76,14 @@ def parse_duration(text: str) -> timedelta:
         raise ValueError(f'The unit is missing: write {text} or "{text}s".')
     match = _DURATION.match(text)
     if match is None:
-        raise ValueError(
-            'Write a duration of whole seconds such as "1h30m", "1.5 hours" or "PT1H30M". The'
-            " units are w, d, h, m and s, the largest first."
-        )
+        raise ValueError(_no_duration(text))
     amounts = zip(_UNITS * 2, match.groups(), strict=True)
     return timedelta(seconds=sum(round(float(it) * unit.seconds) for unit, it in amounts if it))
+
+
+def is_duration(text: str) -> bool:
+    """Say whether a text is a duration, or a number without its unit."""
+    return bool(_DURATION.match(text) or re.fullmatch(_WHOLE, text))
 
 
 def parse_moment(text: str) -> datetime:
@@ -117,10 +119,29 @@ def moment_since_1970(number: float) -> str | None:
     return None
 
 
+def _no_duration(text: str) -> str:
+    in_minutes = (f"{text[:-1]}m", text.replace("P", "PT", 1)) if text.endswith("M") else ()
+    meant = next(filter(_DURATION.match, in_minutes), None)
+    if meant is not None:
+        return f'"M" could mean months: write "{meant}".'
+    return (
+        'Write a duration of whole seconds such as "1h30m", "1.5 hours" or "PT1H30M". The'
+        " units are w, d, h, m and s, the largest first."
+    )
+
+
 def _no_moment(text: str) -> str:
-    if _DATE_ALONE.fullmatch(text):
+    if _DATE_ALONE.fullmatch(text) and _is_moment(f"{text}T09:00:00Z"):
         return f'The time is missing: write a date and time like "{text}T09:00:00Z".'
     since_1970 = moment_since_1970(float(text)) if _EPOCH.fullmatch(text) else None
     if since_1970 is not None:
         return f'Write the date and time as "{since_1970}".'
     return 'Write a date and time like "2027-01-31T09:00:00+01:00".'
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        parse_moment(text)
+    except ValueError:
+        return False
+    return True

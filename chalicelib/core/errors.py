@@ -66,7 +66,9 @@ class TooManyRequests(TimersError):
 class NotFound(TimersError):
     """No resource has this path."""
 
-    def __init__(self, detail: str = "There is nothing at this path: see /api-docs.") -> None:
+    def __init__(
+        self, detail: str = "There is nothing at this path. The page api-docs lists all paths."
+    ) -> None:
         super().__init__(detail)
 
 

@@ -43,7 +43,12 @@ DEADLINE_ALTERNATIVES = (("hours", "minutes", "seconds"), ("delay",), ("fire_at"
 OBJECT_FIELDS = ("headers", "retry", "metadata")
 """The fields of a timer that are objects; the webhook's own body is not read."""
 
-_WAYS = "hours, minutes and seconds, or delay, or fire_at"
+_WAYS = "`hours`, `minutes` and `seconds`, or `delay`, or `fire_at`"
+_NO_DEADLINE = (
+    'Set the deadline, for example with `"seconds": 60`, `"delay": "1h30m"` or'
+    ' `"fire_at": "2027-01-31T09:00:00Z"`.'
+)
+_BEGINNING_OF_MOMENT = re.compile("[0-9]{4}-[0-9]{2}")
 
 # Our own code checks what `extra_json_schema` adds, because its error messages are better.
 _MAX_HOURS = MAX_DELAY // timedelta(hours=1)
@@ -219,7 +224,7 @@ class NewTimer(TimerChange, kw_only=True, forbid_unknown_fields=True):
         webhook = self.webhook_change().apply(Webhook(url=self.url))
         deadline = self.deadline(now)
         if deadline is None:
-            raise InvalidRequest(f"Set the deadline: give {_WAYS}.", "")
+            raise InvalidRequest(_NO_DEADLINE, "")
         idempotency_key = None if key is None else self._idempotency_key(key)
         return TimerSpec(webhook=webhook, deadline=deadline, idempotency_key=idempotency_key)
 
@@ -315,12 +320,21 @@ def _deadline(pointer: str, value: int | str, now: datetime) -> datetime:
         else:
             deadline = now + timedelta(seconds=value)
     except ValueError as error:
-        raise InvalidRequest(str(error), pointer) from None
+        raise InvalidRequest(_other_way(pointer, str(value)) or str(error), pointer) from None
     except OverflowError:
         deadline = datetime.max.replace(tzinfo=UTC)
     if deadline - now > MAX_DELAY:
         raise InvalidRequest("The deadline is more than 5 years ahead.", pointer)
     return deadline
+
+
+def _other_way(pointer: str, text: str) -> str | None:
+    """Return what to do with a time in `delay`, or a duration in `fire_at`; None if it is none."""
+    if pointer == "/delay" and _BEGINNING_OF_MOMENT.match(text):
+        return "`delay` must be a duration. For a date and time, use `fire_at`."
+    if pointer == "/fire_at" and durations.is_duration(text):
+        return "`fire_at` must be a date and time. For a duration, use `delay`."
+    return None
 
 
 def _body(raw: msgspec.Raw) -> tuple[str, str | None]:

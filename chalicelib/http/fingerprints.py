@@ -1,6 +1,6 @@
 """Fingerprints of create requests: the same for JSON documents that mean the same.
 
-White space, the order of members, escapes in strings and the spelling of numbers make no
+White space, the order of fields, escapes in strings and the spelling of numbers make no
 difference. 1.0 is 1, because JSON has one type of number, and a client or proxy may rewrite it.
 """
 

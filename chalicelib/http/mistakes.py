@@ -1,26 +1,25 @@
 """Explains mistakes in requests: from msgspec's errors to sentences that say what to write.
 
-Slow, because it reads the JSON schemas of the types: valid requests never come here.
+Slow, because it reads the JSON schemas of the types: valid requests never reach this module.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
+from math import ceil
 from typing import Any, NamedTuple
 
 import msgspec
 
 from chalicelib.core import durations
-from chalicelib.core.errors import InvalidRequest
+from chalicelib.core.errors import InvalidRequest, NotFound
+from chalicelib.core.timer import MAX_DELAY
 from chalicelib.http import bodies, raw_json
 
 Schema = Mapping[str, Any]
 
 MAX_QUOTED = 40
 """Characters that a message quotes of a name, or of a value."""
-
-MIN_LIKENESS = 0.75
-"""How much of a name must be spelled like a field, for the field to be suggested."""
 
 _TIMER = '{"seconds": 60, "url": "https://example.com/hook"}'
 
@@ -35,30 +34,38 @@ EXAMPLES: Mapping[type, str] = {
 
 _OTHER_NAMES = {
     # Fields of a timer
-    "delay": "in after wait delayseconds delaysec delayms delayminutes duration interval countdown"
+    "delay": "in after wait delayseconds delaysec delayminutes duration interval countdown"
     " ttl expiresin firein runin sendin",
+    "seconds": "ms millis milliseconds",
     "fire_at": "at when time date datetime timestamp firetime fireson runat sendat scheduledat"
     " scheduledfor scheduletime deliverat executeat triggerat notbefore due dueat deadline eta"
     " startat expiresat",
+    "days": "day days",
+    "weeks": "week weeks",
     "cancel": "status state cancel cancelled canceled",
     "cron": "cron crontab schedule every repeat recurring recurrence rrule",
     "url": "callback callbackurl webhook webhookurl target targeturl endpoint uri destination hook"
     " hookurl href link address to",
     "method": "verb httpmethod",
     "headers": "header httpheaders",
+    "Content-Type": "contenttype mediatype mimetype",
+    "Authorization": "authorization auth bearer token",
     "body": "payload data json content message text",
     "timeout": "timeoutseconds timelimit",
     "retry.max_attempts": "retries maxretries retrycount attempts maxattempts tries maxtries",
+    "retry.initial_delay": "initialdelay retrydelay retryinterval retryafter backoffdelay",
+    "retry.max_delay": "maxdelay maxretrydelay maxbackoff",
     "retry": "retrypolicy retryconfig backoff",
-    "on_failure": "failurecallback failureurl onerror errorurl deadletter fallback",
+    "on_failure": "failurecallback failureurl onerror errorurl deadletter fallback fallbackurl",
     "label": "tag tags name title labels group",
     "metadata": "meta notes custom extra attributes properties context",
     "idempotency_key": "deduplicationid dedupid dedupkey",
     "Idempotency-Key": "idempotencykey deduplicationid dedupid dedupkey",
     # Fields of a retry policy
     "max_attempts": "retries maxretries attempts count limit tries times",
-    "initial_delay": "delay mindelay firstdelay backoff interval wait",
+    "initial_delay": "delay mindelay firstdelay interval wait",
     "max_delay": "maxbackoff maxinterval maxwait",
+    "backoff": "backoff backofftype backoffrate strategy policy type multiplier factor jitter",
     # Parameters of a list
     "status": "state",
     "limit": "pagesize perpage size count max first top",
@@ -68,30 +75,52 @@ _OTHER_NAMES = {
     # Statuses
     "scheduled": "pending waiting queued",
     "delivering": "running sending",
-    "delivered": "done success succeeded completed sent fired",
-    "failed": "error",
+    "delivered": "done success succeeded completed sent fired deliver",
+    "retrying": "retry",
+    "failed": "error fail",
+    "cancelled": "cancel",
 }
 """What people call a field, a parameter or a status: without case and punctuation."""
 
-_FIELD_OF = {
+_REQUIRED_FIELD = {
+    "days": "delay",
+    "weeks": "delay",
     "cancel": "delay",
     "cron": "delay",
+    "Content-Type": "headers",
+    "Authorization": "headers",
     "retry.max_attempts": "retry",
+    "retry.initial_delay": "retry",
+    "retry.max_delay": "retry",
+    "backoff": "initial_delay",
     "Idempotency-Key": "url",
 }
-"""The field that a type must have, if that is not the key of `_OTHER_NAMES` itself."""
+"""For keys that are not fields: the field a type must have to get this advice."""
 
 _DEADLINE = "use `delay`, `fire_at`, or `hours`, `minutes` and `seconds`"
+
+_CANCEL = "To cancel a timer, send DELETE /timers/{id}"
 
 _ADVICE = {
     "delay": _DEADLINE,
     "fire_at": _DEADLINE,
-    "cancel": "Timers sets the status itself. To cancel a timer, send DELETE /timers/{id}",
+    "days": 'use `delay`, as in "delay": "3d"',
+    "weeks": 'use `delay`, as in "delay": "1w"',
+    "cancel": f"Timers sets the status itself. {_CANCEL}",
     "cron": f"a timer fires once. To set the deadline, {_DEADLINE}",
-    "retry.max_attempts": 'use `max_attempts` of `retry`, as in "retry": {"max_attempts": 3}',
+    "backoff": "the backoff is always exponential, so leave it out",
     "Idempotency-Key": "`POST /timers` takes it as the header `Idempotency-Key`",
 }
-"""What to do, if that is not to use the field."""
+"""Advice other than "use the field"."""
+
+_PLACES = {
+    "Content-Type": '`headers`, as in "headers": {"Content-Type": "application/json"}',
+    "Authorization": '`headers`, as in "headers": {"Authorization": "Bearer sesame"}',
+    "retry.max_attempts": '`retry`, as in "retry": {"max_attempts": 3}',
+    "retry.initial_delay": '`retry`, as in "retry": {"initial_delay": 10}',
+    "retry.max_delay": '`retry`, as in "retry": {"max_delay": 3600}',
+}
+"""The fields that other names belong in."""
 
 _KINDS = {
     "object": "an object",
@@ -107,12 +136,21 @@ _KINDS = {
 """The kinds of values, as JSON Schema and msgspec call them."""
 
 _UNIT_OF = {"hours": "h", "minutes": "m"}
-"""The unit of a field with whole numbers; those of others, if any, are seconds."""
+"""Units of fields that are not in seconds."""
+
+_IN_SECONDS = frozenset({"seconds", "delay", "timeout", "initial_delay", "max_delay"})
+
+_MILLISECONDS = re.compile("(.*?)(?:in)?(?:ms|msecs?|millis|milliseconds?)")
+"""A name that ends with this unit, without case and punctuation."""
+
+_CANCEL_PATH = re.compile(r"/timers/[^/?]+/(?:cancel|delete|abort|stop)(?:[/?].*)?")
 
 _UNKNOWN = re.compile("Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile("Object missing required field `(.*)`")
 _GOT = re.compile(", got `(.*)`")
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
+_ANY_NAME = "..."
+"""The step to a header or to an entry of metadata: msgspec does not tell its name."""
 
 
 class Mistake(NamedTuple):
@@ -120,7 +158,6 @@ class Mistake(NamedTuple):
 
     fault: str
     path: list[str]
-    """Without the names of headers and metadata, which msgspec does not tell."""
 
     @property
     def is_decimal(self) -> bool:
@@ -131,8 +168,7 @@ class Mistake(NamedTuple):
 def found_in(error: msgspec.ValidationError) -> Mistake:
     """Return the mistake that msgspec found."""
     fault, _, path = str(error).partition(" - at `$")
-    steps = ["".join(step) for step in _STEP.findall(path.removesuffix("`")) if step[1] != "..."]
-    return Mistake(fault, steps)
+    return Mistake(fault, ["".join(step) for step in _STEP.findall(path.removesuffix("`"))])
 
 
 def explained(mistake: Mistake, content: bytes, body_type: type) -> InvalidRequest:
@@ -145,8 +181,9 @@ def explained(mistake: Mistake, content: bytes, body_type: type) -> InvalidReque
         path = [*path, missing[1]]
         detail = f"`{missing[1]}` is missing: it must be {_expected(path, body_type)}."
     else:
-        path = _with_name(path, content, body_type)
+        path = _with_name(path, content)
         detail = _wrong(fault, path, raw_json.value_at(content, path), body_type)
+        path = path[:-1] if path[-1:] == [_ANY_NAME] else path
     return InvalidRequest(detail, None if body_type is bodies.Query else raw_json.pointer_to(path))
 
 
@@ -158,92 +195,137 @@ def repeated(path: Sequence[str]) -> InvalidRequest:
 
 def malformed(error: Exception, content: bytes, body_type: type) -> InvalidRequest:
     """Return the error for a body that is not JSON."""
-    if not content.strip():
-        return InvalidRequest(f"The body is empty: send JSON such as {EXAMPLES[body_type]}.", "")
-    return InvalidRequest(f"The body is not valid JSON: {error}.", "")
+    half = raw_json.half_character(content)
+    if not _is_utf_8(content):
+        detail = "The body is not valid UTF-8."
+    elif not content.strip():
+        detail = f"The body is empty: send JSON such as {EXAMPLES[body_type]}."
+    elif isinstance(error, RecursionError):
+        detail = "The body is nested too deeply."
+    elif half is not None:
+        detail = f"{half} is half a surrogate pair: write both halves, as in \\ud83d\\ude00."
+    else:
+        fault = str(error).removeprefix("JSON is malformed: ")
+        fault = fault.replace("Input data was truncated", "it ends too early")
+        detail = f"The body is not valid JSON: {fault}."
+    return InvalidRequest(detail, "")
+
+
+def unknown_path(path: str) -> NotFound:
+    """Return the error for a path that has no route."""
+    return NotFound(f"{_CANCEL}.") if _CANCEL_PATH.fullmatch(path) else NotFound()
+
+
+def listed(words: Sequence[str], conjunction: str) -> str:
+    """Return one or more words as a list: "PUT, PATCH or GET"."""
+    *others, last = words
+    return f"{', '.join(others)} {conjunction} {last}" if others else last
 
 
 def _unknown(name: str, path: Sequence[str], body_type: type) -> str:
     noun = "parameter" if body_type is bodies.Query else "field"
     names = tuple(_schema_at(path, body_type).get("properties", ()))
     likely = _likely(_cut(name), names)
+    if likely in _PLACES:
+        return f"`{_cut(name)}` belongs in {_PLACES[likely]}."
     if len(names) == 1:
         advice = f"send {EXAMPLES[body_type]}"
+    elif (field := _in_milliseconds(_cut(name), names)) is not None:
+        advice = f"use `{field}`, in seconds"
     elif likely is not None:
         advice = _ADVICE.get(likely, f"use `{likely}`")
     else:
-        advice = f"the {noun}s are {_listed([f'`{it}`' for it in names], 'and')}"
+        advice = f"the {noun}s are {listed([f'`{it}`' for it in names], 'and')}"
     return f"There is no {noun} `{_cut(name)}`: {advice}."
 
 
 def _wrong(fault: str, path: Sequence[str], value: bytes | None, body_type: type) -> str:
-    root = "A timer" if body_type is bodies.BatchEntry else "The body"
-    subject = f"`{_cut('.'.join(path))}`" if path else root
-    quoted = value if value is not None and _is_quotable(value) else None
-    expected, got = _expected(path, body_type), _got(fault, quoted)
-    return f"{subject} must be {expected}{got}.{_hint(quoted, path, body_type)}"
+    expected, got = _expected(path, body_type), _got(fault, value)
+    return f"{_subject(path, body_type)} must be {expected}{got}.{_hint(value, path, body_type)}"
+
+
+def _subject(path: Sequence[str], body_type: type) -> str:
+    if not path:
+        return "A timer" if body_type is bodies.BatchEntry else "The body"
+    *outer, name = path
+    return f"A value of `{outer[-1]}`" if name == _ANY_NAME else f"`{_cut('.'.join(path))}`"
 
 
 def _expected(path: Sequence[str], body_type: type) -> str:
-    """Return what a value must be: "a whole number from 1 to 30, such as 10"."""
+    """Return what a value must be: "a whole number from 1 to 15, such as 10"."""
     if not path:
         return f"an object such as {EXAMPLES[body_type]}"
     schema = _schema_at(path, body_type)
-    kinds = " or ".join(_kind(it) for it in schema.get("anyOf", [schema]))
+    kinds = [_kind(it, path[-1], body_type) for it in schema.get("anyOf", [schema])]
+    expected = " or ".join(it for it in kinds if it != "null")
     examples = [_json(it) for it in schema.get("examples", ())]
-    return f"{kinds}, such as {_listed(examples, 'or')}" if examples else kinds
+    if examples:
+        expected += f", such as {listed(examples, 'or')}"
+    if "null" in kinds:
+        expected += ", or null" if examples else " or null"
+    return expected
 
 
-def _kind(schema: Schema) -> str:
+def _kind(schema: Schema, name: str, body_type: type) -> str:
     match schema:
         case {"enum": values}:
-            return _listed([_json(it) for it in values], "or")
+            return listed([_written(it, body_type) for it in values], "or")
         case {"type": "integer", "minimum": low, "maximum": high}:
-            return f"a whole number from {low} to {high:,}"
+            unit = " of seconds" if name in _IN_SECONDS and name != "seconds" else ""
+            return f"a whole number{unit} from {low} to {high:,}"
         case {"type": "string", "minLength": low, "maxLength": high}:
             return f"a string of {low} to {high} characters"
         case {"type": "string", "minLength": low}:
             return f"a string of at least {low} character"
         case {"type": "array", "maxItems": most}:
-            return f"an array of at most {most}"
+            return f"an array of at most {most} {name}"
     return _KINDS[schema.get("type", "object")]
 
 
-def _got(fault: str, quoted: bytes | None) -> str:
-    if quoted is not None:
-        return f", not {quoted.decode(errors='replace')}"
+def _got(fault: str, value: bytes | None) -> str:
+    if value == b'""':
+        return ", not empty"
+    if value is not None and _is_quotable(value):
+        return f", not {value.decode(errors='replace')}"
+    if value is not None and fault.startswith("Expected `array` of length"):
+        return f", not {raw_json.length(value)}"
     got = _GOT.search(fault)
     return f", not {_KINDS[got[1]]}" if got else ""
 
 
-def _hint(quoted: bytes | None, path: Sequence[str], body_type: type) -> str:
+def _hint(value: bytes | None, path: Sequence[str], body_type: type) -> str:
     """Return a sentence with what was probably meant, or an empty text."""
-    if quoted is None or not path:
+    if value is None or not path or not _is_quotable(value):
         return ""
     try:
-        meant = _meant(msgspec.json.decode(quoted), path, _schema_at(path, body_type))
+        meant = _meant(value.decode(), path, body_type)
     except (ValueError, OverflowError):  # nothing that can be corrected
         return ""
     return f" Write {meant}." if meant else ""
 
 
-def _meant(value: Any, path: Sequence[str], schema: Schema) -> str | None:
+def _meant(text: str, path: Sequence[str], body_type: type) -> str | None:
     """Return the JSON that was probably meant, or None; raise ValueError or OverflowError."""
-    name, kind = path[-1], schema.get("type")
+    name, schema, value = path[-1], _schema_at(path, body_type), msgspec.json.decode(text)
     meant = None
     match value:
         case bool():
             meant = None
-        case str() if "enum" in schema:
-            meant = _json(_likely(value, tuple(schema["enum"])))
-        case str() if kind == "integer":
+        case str() if likely := _likely(value, tuple(schema.get("enum", ()))):
+            meant = f"{name}={likely}" if body_type is bodies.Query else _json(likely)
+        case str() if schema.get("type") == "integer":
             meant = _whole_number(value, _UNIT_OF.get(name, "s"), schema)
         case float() if name in _UNIT_OF:
-            meant = _delay(f"{value}{_UNIT_OF[name]}")
+            delay = f"{value}{_UNIT_OF[name]}"
+            seconds = durations.parse_duration(delay).total_seconds()
+            meant = _instead(_json(delay), seconds, "`hours`, `minutes` and `seconds`")
+        case float() if name in _IN_SECONDS:
+            meant = _rounded_up(value, schema)
         case int() | float() if name == "fire_at":
-            meant = _json(durations.moment_since_1970(value)) or f'"delay": {value}'
-        case int() | float() if kind == "string" and len(path) > 1:
-            meant = _json(str(value))
+            meant = _json(durations.moment_since_1970(value))
+            meant = meant or _instead(f"{value:.0f}", value, "`fire_at`")
+        case int() | float() if schema.get("type") == "string" and len(path) > 1:
+            meant = _json(text)
     return meant
 
 
@@ -255,31 +337,54 @@ def _whole_number(text: str, unit: str, schema: Schema) -> str | None:
     return f"{number:.0f}" if number.is_integer() and in_range else None
 
 
-def _delay(duration: str) -> str:
-    durations.parse_duration(duration)
-    return f'"delay": "{duration}"'
+def _rounded_up(seconds: float, schema: Schema) -> str | None:
+    """Return whole seconds, so that nothing is early; None if they are out of range."""
+    whole = ceil(seconds)
+    number = next(it for it in schema.get("anyOf", [schema]) if it["type"] == "integer")
+    return str(whole) if number["minimum"] <= whole <= number["maximum"] else None
+
+
+def _instead(delay: str, seconds: float, others: str) -> str | None:
+    """Return a delay to write instead of other fields; None if it is not valid."""
+    is_valid = 0 <= seconds <= MAX_DELAY.total_seconds() and seconds == int(seconds)
+    return f'"delay": {delay} instead of {others}' if is_valid else None
 
 
 @lru_cache(1024)  # programs repeat their mistakes
 def _likely(name: str, names: tuple[str, ...]) -> str | None:
     """Return the one of `names`, or the key of `_OTHER_NAMES`, that `name` probably means."""
-    from difflib import get_close_matches  # noqa: PLC0415  # would slow every cold start
-
-    words = {_plain(it): it for it in names}
+    plain = _plain(name)
+    for it in names:
+        if _plain(it) == plain:
+            return it
     for meant, others in _OTHER_NAMES.items():
-        if _FIELD_OF.get(meant, meant) in names:
-            words = dict.fromkeys(others.split(), meant) | words
-    close = get_close_matches(_plain(name), words, n=1, cutoff=MIN_LIKENESS)
-    return words[close[0]] if close else None
+        if plain in others.split() and _REQUIRED_FIELD.get(meant, meant) in names:
+            return meant
+    return next((it for it in names if _is_misspelled(plain, _plain(it))), None)
 
 
-def _with_name(path: list[str], content: bytes, body_type: type) -> list[str]:
-    """Return the path with the name that msgspec leaves out: that of a header, for example."""
-    value = raw_json.value_at(content, path)
-    if value is None or not _schema_at(path, body_type).get("additionalProperties"):
+def _in_milliseconds(name: str, names: tuple[str, ...]) -> str | None:
+    """Return the field in seconds that a name such as `delay_ms` probably means, or None."""
+    unit = _MILLISECONDS.fullmatch(_plain(name))
+    likely = _likely(unit[1], names) if unit else None
+    return likely if likely in _IN_SECONDS else None
+
+
+def _is_misspelled(word: str, right: str) -> bool:
+    """Say whether one letter is missing, added or wrong, or two neighbours are swapped."""
+    start = next((n for n, it in enumerate(right) if word[n : n + 1] != it), len(right))
+    word, right = word[start:], right[start:]
+    swapped = right[1::-1] + right[2:]
+    return word == swapped or right == word[1:] or right[1:] in (word, word[1:])
+
+
+def _with_name(path: list[str], content: bytes) -> list[str]:
+    """Return the path with the name that msgspec leaves out, unless it can't be read."""
+    if path[-1:] != [_ANY_NAME]:
         return path
-    name = raw_json.name_of_no_string(value)
-    return path if name is None else [*path, name]
+    value = raw_json.value_at(content, path[:-1])
+    name = None if value is None else raw_json.first_non_string_field(value)
+    return path if name is None else [*path[:-1], name]
 
 
 def _schema_at(path: Sequence[str], body_type: type) -> Schema:
@@ -304,9 +409,9 @@ def _json(value: object) -> str:
     return "" if value is None else msgspec.json.encode(value).decode()
 
 
-def _listed(words: Sequence[str], conjunction: str) -> str:
-    *others, last = words
-    return f"{', '.join(others)} {conjunction} {last}" if others else last
+def _written(text: str, body_type: type) -> str:
+    """Return a text as a request has it: in a URL without quotes."""
+    return text if body_type is bodies.Query else _json(text)
 
 
 def _plain(name: str) -> str:
@@ -319,3 +424,11 @@ def _cut(text: str) -> str:
 
 def _is_quotable(value: bytes) -> bool:
     return len(value) <= MAX_QUOTED and value[:1] not in (b"{", b"[")
+
+
+def _is_utf_8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

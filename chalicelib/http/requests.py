@@ -45,6 +45,9 @@ DECLARE_JSON = "Declare the body as JSON, with the header `Content-Type: applica
 ONE_KEY = "Send one Idempotency-Key only."
 """The error for a repeated header. Two keys would be two timers."""
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""Some editors put it before a text; RFC 8259 allows us to ignore it."""
+
 T = TypeVar("T")
 
 _ID = re.compile("[0-9A-Za-z-]{1,64}")
@@ -130,8 +133,6 @@ def decode(content: bytes, body_type: type[T]) -> T:
     """Return JSON as a value of this type; raise InvalidRequest."""
     try:
         return _decode(content, body_type)
-    except UnicodeDecodeError:
-        raise InvalidRequest("The body is not valid UTF-8.", "") from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise mistakes.malformed(error, content, body_type) from None
 
@@ -169,7 +170,7 @@ def _json(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     body: Any = request.raw_body  # bytes, although Chalice's types say otherwise
     if len(body) > limit:
         raise BodyTooLarge(f"The body is larger than {limit:,} bytes.")
-    return bytes(body)
+    return bytes(body).removeprefix(_BYTE_ORDER_MARK)
 
 
 def _idempotency_key(request: Request) -> str | None:
@@ -199,7 +200,8 @@ def _time(name: str, text: str | UnsetType) -> datetime | None:
         return durations.parse_moment(text)
     except ValueError as error:
         hint = " In a URL, write + as %2B." if " " in text[11:] else ""
-        raise InvalidRequest(f"In the parameter `{name}`: {error}{hint}") from None
+        advice = str(error).replace("+", "%2B")  # the example is for a URL, too
+        raise InvalidRequest(f"In the parameter `{name}`: {advice}{hint}") from None
 
 
 def _decode_cursor(text: str) -> Cursor:

@@ -128,6 +128,30 @@ def test_rejects_a_duration_without_a_unit() -> None:
         durations.parse_duration("90")
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("1M", "1m"),
+        ("5 M", "5 m"),
+        ("1D1M", "1D1m"),
+        ("1 day 5M", "1 day 5m"),
+        ("P1M", "PT1M"),
+        ("P1DT1M", None),
+        ("1MM", None),
+        ("1M\n", None),
+    ],
+)
+def test_an_ambiguous_m_suggests_minutes(text: str, meant: str | None) -> None:
+    """The error for months shows the same number of minutes, as a valid duration."""
+    try:
+        durations.parse_duration(text)
+    except ValueError as error:
+        assert (f'write "{meant}"' in str(error)) is (meant is not None)  # noqa: PT017  # if any
+    else:
+        assert meant is None
+    assert meant is None or durations.parse_duration(meant)
+
+
 @pytest.mark.parametrize("spell", SPELLINGS)
 @given(parts=PARTS)
 def test_parses_every_duration(spell: Spell, parts: tuple[int, ...]) -> None:
@@ -255,6 +279,7 @@ def test_parses_times(text: str, moment: datetime) -> None:
         ("2027-01-31T09:00:00.5", "zone is missing"),
         ("2027-01-31T09:00", "zone is missing"),
         ("2027-01-31", '"2027-01-31T09:00:00Z"'),
+        ("2027-02-31", '"2027-01-31T09:00:00[+]01:00"'),
         ("1800000000", '"2027-01-15T08:00:00Z"'),
         ("1800000000000", '"2027-01-15T08:00:00Z"'),
         ("1800000000.25", '"2027-01-15T08:00:00.250000Z"'),

@@ -92,7 +92,7 @@ DIFFERENCES = [
 
 @pytest.mark.parametrize(("one", "other"), MEANINGS)
 def test_fingerprint_compares_bodies_by_meaning(one: str, other: str) -> None:
-    """Order of members, spaces, escapes and the spelling of numbers make no difference."""
+    """Order of fields, spaces, escapes and the spelling of numbers make no difference."""
     assert fingerprint(with_body(one)) == fingerprint(with_body(other))
 
 

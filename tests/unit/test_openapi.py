@@ -177,8 +177,8 @@ def test_every_parameter_and_field_is_described() -> None:
         for parameter in operation["parameters"]:
             assert parameter["description"], f"{route}: {parameter['name']}"
     for kind in (bodies.NewTimer, bodies.BatchEntry, bodies.Query, bodies.NewRetryPolicy):
-        members = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
-        for name, made in members.items():
+        fields = msgspec.json.schema(kind)["$defs"][kind.__name__]["properties"]
+        for name, made in fields.items():
             assert "description" in made or "$ref" in made, f"{kind.__name__}: {name}"
 
 
@@ -219,7 +219,7 @@ def test_accepts_every_way_to_set_a_deadline(
     assert accepts(kind, body) == understood(kind, body)
 
 
-MEMBERS = [
+FIELDS = [
     {"url": "ftp://localhost/"},
     {"url": "HTTPS://localhost/"},
     {"url": "http://localhost/" + "x" * 2048},
@@ -257,10 +257,10 @@ MEMBERS = [
 ]
 
 
-@pytest.mark.parametrize("members", MEMBERS, ids=lambda it: str(it)[:50])
-def test_document_and_service_agree_on_fields(members: dict[str, object]) -> None:
+@pytest.mark.parametrize("fields", FIELDS, ids=lambda it: str(it)[:50])
+def test_document_and_service_agree_on_fields(fields: dict[str, object]) -> None:
     """Document and service agree on the fields of a timer."""
-    body = {"seconds": 1, "url": "http://localhost/", **members}
+    body = {"seconds": 1, "url": "http://localhost/", **fields}
     assert accepts(bodies.NewTimer, body) == understood(bodies.NewTimer, body)
 
 

@@ -26,21 +26,21 @@ NO_MOMENT = 'Write a date and time like "2027-01-31T09:00:00+01:00"'
 TEXT = "text/plain; charset=utf-8"
 
 
-def spec(key: str | None = None, **members: Any) -> TimerSpec:
+def spec(key: str | None = None, **fields: Any) -> TimerSpec:
     """Return the spec of a body with a valid URL and these fields."""
-    text = json.dumps({"url": URL, **members}).encode()
+    text = json.dumps({"url": URL, **fields}).encode()
     return requests.decode(text, NewTimer).spec(START, key)
 
 
-def refusal(**members: Any) -> tuple[str, str | None]:
+def refusal(**fields: Any) -> tuple[str, str | None]:
     """Return message and pointer of the error for these fields."""
     with pytest.raises(InvalidRequest) as caught:
-        spec(**members)
+        spec(**fields)
     return str(caught.value), caught.value.pointer
 
 
 @pytest.mark.parametrize(
-    ("members", "seconds"),
+    ("fields", "seconds"),
     [
         ({"delay": 90}, 90),
         ({"delay": 0}, 0),
@@ -56,9 +56,9 @@ def refusal(**members: Any) -> tuple[str, str | None]:
         ({"fire_at": "0001-01-01T00:00:00Z"}, 0),
     ],
 )
-def test_accepts_every_way_to_set_a_deadline(members: dict[str, Any], seconds: float) -> None:
+def test_accepts_every_way_to_set_a_deadline(fields: dict[str, Any], seconds: float) -> None:
     """A deadline is a number, a duration or a time; a time in the past means now."""
-    assert spec(**members).deadline == START + timedelta(seconds=seconds)
+    assert spec(**fields).deadline == START + timedelta(seconds=seconds)
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -84,7 +84,7 @@ def test_rejects_two_ways_to_set_a_deadline(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("members", "pointer"),
+    ("fields", "pointer"),
     [
         ({}, ""),
         ({"delay": -1}, "/delay"),
@@ -121,9 +121,9 @@ def test_rejects_two_ways_to_set_a_deadline(one: str, other: str) -> None:
         ),
     ],
 )
-def test_invalid_fields_have_a_pointer(members: dict[str, Any], pointer: str) -> None:
+def test_invalid_fields_have_a_pointer(fields: dict[str, Any], pointer: str) -> None:
     """Each mistake has a pointer to its field."""
-    assert refusal(**members)[1] == pointer
+    assert refusal(**fields)[1] == pointer
 
 
 @given(st.integers(0, 4), st.integers(0, 30), st.integers(0, 70), st.integers(0, 10**10 - 1))

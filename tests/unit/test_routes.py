@@ -21,8 +21,8 @@ from tests.support.routes import JSON, ROUTES, URL, Api, refused, timer_json
 MINUTE = timedelta(minutes=1)
 
 
-def patch(made: Api, id: str, **members: object) -> HTTPResponse:
-    return made.send("PATCH", f"/timers/{id}", members)
+def patch(made: Api, id: str, **fields: object) -> HTTPResponse:
+    return made.send("PATCH", f"/timers/{id}", fields)
 
 
 def failed(made: Api) -> str:
