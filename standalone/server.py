@@ -28,7 +28,7 @@ from waitress.task import ErrorTask
 
 from chalicelib.core import errors
 from chalicelib.core.timer import DEFAULT_TENANT
-from chalicelib.http import requests, responses
+from chalicelib.http import mistakes, requests, responses
 from chalicelib.service.ports import ApiKeys
 from standalone.authorizer import ApiKeyAuthorizer
 from standalone.greenlets import Dispatcher, wait
@@ -326,10 +326,11 @@ class Application:
         try:
             allowed = self._routes[self._matcher.match_route(path).route]
         except ValueError:
-            return responses.error_response(errors.NotFound()).to_dict()
+            return responses.error_response(mistakes.unknown_path(path)).to_dict()
         if method in allowed:
             return None
-        detail = f"{method} is not allowed here: use {' or '.join(allowed)}."
+        others = mistakes.listed([it for it in allowed if it != "HEAD"], "or")
+        detail = f"{method} is not allowed here: use {others}."
         allow: responses.Headers = {"Allow": ", ".join(allowed)}
         return responses.problem(HTTPStatus.METHOD_NOT_ALLOWED, detail, None, allow).to_dict()
 

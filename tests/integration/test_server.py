@@ -3,6 +3,7 @@
 import http.client
 import json
 import logging
+import re
 import socket
 import struct
 import threading
@@ -176,8 +177,26 @@ def test_wrong_methods_are_405(url: str, method: str, path: str) -> None:
     assert set(answer.headers["allow"].split(", ")) == allowed
     if method == "HEAD":
         assert answer.status == 405
-    else:
-        assert method in answer.detail(405)
+        return
+    named, _, advised = answer.detail(405).partition(":")
+    assert method in named
+    assert set(re.findall("[A-Z]{3,}", advised)) == allowed - {"HEAD"}
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("/timers/x/cancel", "DELETE /timers/{id}"),
+        ("/timers/x/delete?now", "DELETE /timers/{id}"),
+        ("/timers/x/fired", "api-docs"),
+        ("/nothing", "api-docs"),
+    ],
+)
+def test_an_unknown_path_tells_what_to_do(url: str, path: str, advice: str) -> None:
+    """The error names the request that was meant, or the page with all paths."""
+    detail = ask(url, message("POST", path, HOST)).detail(404)
+    assert advice in detail
+    assert "/api-docs" not in detail  # a proxy may put a prefix before our paths
 
 
 @pytest.mark.parametrize(
