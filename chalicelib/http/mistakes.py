@@ -139,6 +139,7 @@ _UNIT_OF = {"hours": "h", "minutes": "m"}
 """Units of fields that are not in seconds."""
 
 _IN_SECONDS = frozenset({"seconds", "delay", "timeout", "initial_delay", "max_delay"})
+_TIMES = _IN_SECONDS | _UNIT_OF.keys()
 
 _MILLISECONDS = re.compile("(.*?)(?:in)?(?:ms|msecs?|millis|milliseconds?)")
 """A name that ends with this unit, without case and punctuation."""
@@ -301,7 +302,8 @@ def _hint(value: bytes | None, path: Sequence[str], body_type: type) -> str:
         meant = _meant(value.decode(), path, body_type)
     except (ValueError, OverflowError):  # nothing that can be corrected
         return ""
-    return f" Write {meant}." if meant else ""
+    parameter = f"{path[-1]}=" if body_type is bodies.Query else ""
+    return f" Write {parameter}{meant}." if meant else ""
 
 
 def _meant(text: str, path: Sequence[str], body_type: type) -> str | None:
@@ -312,8 +314,8 @@ def _meant(text: str, path: Sequence[str], body_type: type) -> str | None:
         case bool():
             meant = None
         case str() if likely := _likely(value, tuple(schema.get("enum", ()))):
-            meant = f"{name}={likely}" if body_type is bodies.Query else _json(likely)
-        case str() if schema.get("type") == "integer":
+            meant = _written(likely, body_type)
+        case str() if schema.get("type") == "integer" and (value.isdecimal() or name in _TIMES):
             meant = _whole_number(value, _UNIT_OF.get(name, "s"), schema)
         case float() if name in _UNIT_OF:
             delay = f"{value}{_UNIT_OF[name]}"

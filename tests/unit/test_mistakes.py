@@ -15,6 +15,8 @@ from chalicelib.http import bodies, mistakes, requests
 from tests.support.fakes import START
 from tests.support.routes import BODIES, JSON, URL, Api, refused
 
+ALL_FIELDS = "`hours`, `minutes`, `seconds`, `delay`"
+
 UNKNOWN_FIELDS = {
     "delay": "delay_seconds delaySeconds in after wait duration dealy Delay",
     "fire_at": "at when fireAt fire-at notBefore scheduledFor datetime send_at",
@@ -40,7 +42,7 @@ UNKNOWN_FIELDS = {
     "seconds": "second Seconds secnods milliseconds",
     "Idempotency-Key": "idempotency_key idempotencyKey",
     "DELETE": "status cancelled",
-    "`hours`, `minutes`, `seconds`, `delay`": "x ä - ... hook_id ref rate params forms uri_id",
+    ALL_FIELDS: "x ä - ... hook_id ref rate params forms uri_id",
 }
 """Names that people invent, by a word that the error must contain."""
 
@@ -55,6 +57,7 @@ def test_an_unknown_field_suggests_the_known_one(api_on_fakes: Api, name: str, w
     assert problem["pointer"] == f"/{name}"
     assert f"`{name}`" in problem["detail"]
     assert word in problem["detail"].replace(f"`{name}`", "")
+    assert ("`metadata`." in problem["detail"]) is (word in ("metadata", ALL_FIELDS))
 
 
 DEEP = "[" * 2000 + "]" * 2000
@@ -62,11 +65,11 @@ DEEP = "[" * 2000 + "]" * 2000
 TIMER_MISTAKES = [
     ('"seconds": "60"', "/seconds", "Write 60."),
     ('"seconds": 5.5', "/seconds", "Write 6."),
-    ('"seconds": -5.5', "/seconds", "not -5.5."),
+    ('"seconds": -5.5', "/seconds", "not -5.5.\n"),
     ('"delay": 5.5', "/delay", "Write 6."),
     ('"timeout": 0.5', "/timeout", "Write 1."),
-    ('"timeout": 30.5', "/timeout", "not 30.5."),
-    ('"retry": {"max_attempts": 2.5}', "/retry/max_attempts", "not 2.5."),
+    ('"timeout": 30.5', "/timeout", "not 30.5.\n"),
+    ('"retry": {"max_attempts": 2.5}', "/retry/max_attempts", "not 2.5.\n"),
     ('"seconds": null', "/seconds", "whole number"),
     ('"seconds": true', "/seconds", "whole number"),
     ('"seconds": 1e400', "/seconds", "whole number"),
@@ -74,7 +77,7 @@ TIMER_MISTAKES = [
     ('"hours": 1.5', "/hours", '"delay": "1.5h"'),
     ('"minutes": 0.5', "/minutes", '"delay": "0.5m"'),
     ('"hours": 1.5, "minutes": 5', "/hours", "instead of `hours`, `minutes` and `seconds`"),
-    ('"hours": 99999.5', "/hours", "not 99999.5."),
+    ('"hours": 99999.5', "/hours", "not 99999.5.\n"),
     ('"hours": "2h"', "/hours", "Write 2."),
     ('"hours": 1.3333', "/hours", "whole number"),
     ('"delay": 5.5', "/delay", '"1h30m"'),
@@ -91,10 +94,10 @@ TIMER_MISTAKES = [
     ('"fire_at": "1806566400000"', "/fire_at", '"2027-04-01T08:00:00Z"'),
     ('"fire_at": 60', "/fire_at", '"delay": 60 instead of `fire_at`'),
     ('"fire_at": 60.0', "/fire_at", '"delay": 60 instead of `fire_at`'),
-    ('"fire_at": 60.5', "/fire_at", "not 60.5."),
-    ('"fire_at": -1', "/fire_at", "not -1."),
-    ('"fire_at": 1e300', "/fire_at", "not 1e300."),
-    (f'"fire_at": {"9" * 30}', "/fire_at", f"not {'9' * 30}."),
+    ('"fire_at": 60.5', "/fire_at", "not 60.5.\n"),
+    ('"fire_at": -1', "/fire_at", "not -1.\n"),
+    ('"fire_at": 1e300', "/fire_at", "not 1e300.\n"),
+    (f'"fire_at": {"9" * 30}', "/fire_at", f"not {'9' * 30}.\n"),
     ('"fire_at": "5m"', "/fire_at", "`delay`"),
     ('"fire_at": "60"', "/fire_at", "`delay`"),
     ('"fire_at": "2027-01-31"', "/fire_at", "time is missing"),
@@ -112,6 +115,7 @@ TIMER_MISTAKES = [
     ('"timeout": "1m"', "/timeout", "seconds from 1 to 30"),
     ('"retry": {"max_delay": 0}', "/retry/max_delay", "seconds from 1"),
     ('"retry": {"initial_delay": null}', "/retry/initial_delay", "seconds from 1"),
+    ('"retry": {"max_attempts": "3s"}', "/retry/max_attempts", 'not "3s".\n'),
     ('"timeout": 31', "/timeout", "from 1 to 30"),
     ('"headers": {"X-A": "1", "X-N": 5}', "/headers/X-N", 'Write "5".'),
     ('"headers": {"X~/": {}}', "/headers/X~0~1", "a string, not an object"),
@@ -140,7 +144,7 @@ TIMER_MISTAKES = [
     ('"seconds": 1, "metadata": {"\\/": "", "/": ""}', "/metadata/~1", "repeated"),
     ('"seconds": 1, "metadata": {"a": "", "": "", "": ""}', "/metadata/", "repeated"),
 ]
-"""Fields of a timer, the pointer of the error, and a text that it must contain."""
+"""Fields of a timer, the pointer of the error, and a text in it; a line feed stands for its end."""
 
 
 @pytest.mark.parametrize(("fields", "pointer", "text"), TIMER_MISTAKES, ids=lambda it: it[:40])
@@ -149,7 +153,7 @@ def test_a_mistake_in_a_timer(api_on_fakes: Api, fields: str, pointer: str, text
     timer = f'{{"url": "{URL}", {fields}}}'
     problem = refused(api_on_fakes.ask("POST", "/timers", timer.encode(), JSON), 400)
     assert problem["pointer"] == pointer
-    assert text in problem["detail"]
+    assert text in problem["detail"] + "\n"
     batch = f'{{"timers": [{timer}]}}'.encode()
     answer = api_on_fakes.ask("POST", "/timers/batch", batch, JSON)
     if answer.status_code == 200:  # the JSON is valid
@@ -188,7 +192,7 @@ def test_a_mistake_in_a_body(
     """The error shows a body of this route, or what is wrong with it."""
     problem = refused(api_on_fakes.ask(method, path, body.encode(), JSON), 400)
     assert problem["pointer"] == pointer
-    assert text in problem["detail"]
+    assert text in problem["detail"] + "\n"
 
 
 @pytest.mark.parametrize(
@@ -211,6 +215,7 @@ def test_a_mistake_in_a_body(
         ("to=2026-01-31T12:00:00", '"%2B01:00"'),
         ("limit=500", "from 1 to 100"),
         ("limit=many", "from 1 to 100"),
+        ("limit=10s", 'not "10s".\n'),
     ],
 )
 def test_a_mistake_in_a_query(api_on_fakes: Api, query: str, text: str) -> None:
@@ -218,7 +223,7 @@ def test_a_mistake_in_a_query(api_on_fakes: Api, query: str, text: str) -> None:
     problem = refused(api_on_fakes.ask("GET", f"/timers?{query}"), 400)
     assert "pointer" not in problem
     assert f"`{query.partition('=')[0]}`" in problem["detail"]
-    assert text in problem["detail"]
+    assert text in problem["detail"] + "\n"
 
 
 @pytest.mark.parametrize("path", ["/timers", "/timers/batch"])
