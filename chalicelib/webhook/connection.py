@@ -71,7 +71,7 @@ class Connection:
         """Make the TLS handshake, which checks the certificate for this host."""
         tls = Tls(context, host)
         try:
-            while not tls.shake_hands():
+            while not tls.handshake():
                 self._send_all(tls.encrypted(b""))
                 while (received := self._received()) is None:
                     self._wait(EVENT_READ)

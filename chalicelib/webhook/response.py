@@ -13,7 +13,7 @@ from chalicelib.webhook.errors import ExchangeError
 _WITHOUT_BODY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 MAX_QUOTE = 100
-"""Bytes of a response that is not HTTP which its error quotes."""
+"""Bytes that the error quotes from a response that is not HTTP."""
 
 
 class ResponseParser:
@@ -126,10 +126,10 @@ class ResponseParser:
         if self.status is None or self._is_complete:
             return
         self.is_finished = self._is_complete = True
-        if not self._parser.should_keep_alive() or self._announces_a_body_it_cannot_have():
+        if not self._parser.should_keep_alive() or self._declares_forbidden_body():
             self._is_doubtful = True
 
-    def _announces_a_body_it_cannot_have(self) -> bool:
+    def _declares_forbidden_body(self) -> bool:
         if self.status not in _WITHOUT_BODY:
             return False
         headers = {name.lower(): value for name, value in self.headers}

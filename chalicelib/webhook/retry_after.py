@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 MAX_SECONDS = 10**9
-"""Longer waits count as this one."""
+"""Longer waits are cut to this."""
 
 # Values of a repeated header are joined with commas; a comma after a weekday belongs to its date.
 _SEPARATOR = re.compile(r"(?<!Mon|Tue|Wed|Thu|Fri|Sat|Sun|day),", re.ASCII | re.IGNORECASE)

@@ -108,7 +108,10 @@ def _location(response: requests.Response) -> str | None:
     if not 300 <= response.status_code < 400:
         return None
     location = response.headers.get("Location")
-    return None if location is None else location[:MAX_LOCATION_KEPT]
+    if location is None:
+        return None
+    # Most receivers send UTF-8, which was decoded as Latin-1.
+    return location.encode("latin-1").decode(errors="replace")[:MAX_LOCATION_KEPT]
 
 
 def _headers(timer: Timer, at: datetime) -> dict[str, str]:

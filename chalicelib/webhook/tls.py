@@ -14,8 +14,8 @@ MAX_RECORD_BYTES = 16 * 1024
 def client_context(ca_bundle: str = "", client_cert: str = "") -> ssl.SSLContext:
     """Return a context that trusts certifi's authorities.
 
-    `ca_bundle` is the path of a PEM file with more of them. `client_cert` is the path of one with
-    the certificate, and its key, for receivers that ask for one. Raises OperatorError.
+    `ca_bundle` is the path of a PEM file with more of them. `client_cert` is the path of a PEM file
+    with a certificate and its key, for receivers that require one. Raises OperatorError.
     """
     context = ssl.create_default_context(cafile=certifi.where())
     # One rule for all versions of Python. 3.13 is strict about RFC 5280, which many private
@@ -30,15 +30,16 @@ def client_context(ca_bundle: str = "", client_cert: str = "") -> ssl.SSLContext
         if client_cert:
             context.load_cert_chain(client_cert, password=_no_password)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise OperatorError(f"{setting}: {describe(error)}.") from None
+        reason = "one of them is missing" if "PEM lib" in str(error) else describe(error)
+        raise OperatorError(f"{setting}: {reason}.") from None
     return context
 
 
 class Tls:
     """TLS of one connection, without its socket.
 
-    So what has arrived can be read although sending has failed: a receiver may answer and hang up
-    within the request. An SSLSocket reads nothing more after such a fault.
+    Received bytes stay readable after a failed send: a receiver may respond and hang up before it
+    has read the request. An SSLSocket often reads nothing more then.
     """
 
     def __init__(self, context: ssl.SSLContext, host: str) -> None:
@@ -46,7 +47,7 @@ class Tls:
         self._to_send = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._arrived, self._to_send, server_hostname=host)
 
-    def shake_hands(self) -> bool:
+    def handshake(self) -> bool:
         """Go on with the handshake; return whether it is complete."""
         try:
             self._tls.do_handshake()
@@ -74,7 +75,7 @@ class Tls:
             return self._tls.read(MAX_RECORD_BYTES)
         except ssl.SSLWantReadError:
             return None
-        except ssl.SSLEOFError:  # many receivers hang up without the farewell of TLS
+        except ssl.SSLEOFError:  # many receivers hang up without a close_notify
             return b""
 
 

@@ -96,7 +96,7 @@ class Transport(BaseAdapter):
             with suppress(ConnectionEnded):
                 return self._exchange_on(connection, url, message, is_last=is_last)
             # Most likely the receiver closed the connection before this webhook arrived. If not, it
-            # gets the webhook twice, as after any fault, and can tell by the id.
+            # gets the webhook twice, as after any fault, and can recognize it by its id.
         connection = self._connect(url, ends_at)
         return self._exchange_on(connection, url, message, is_last=is_last)
 
@@ -105,7 +105,9 @@ class Transport(BaseAdapter):
     ) -> requests.Response:
         response, is_kept = ResponseParser(MAX_BODY_KEPT), False
         try:
-            _converse(connection, message, response)
+            _send_and_receive(connection, message, response)
+            if self._is_refused_by_proxy(response, url):
+                raise _proxy_error(response)
             is_kept = not is_last and response.is_reusable and self._idle.put(url, connection)
         finally:
             if not is_kept:
@@ -117,8 +119,7 @@ class Transport(BaseAdapter):
             connection = connect(url.host, url.port, self._targets, ends_at, self._waiting)
         else:
             self._check_unresolved(url)
-            host, port = self._proxy.host, self._proxy.port
-            connection = connect(host, port, None, ends_at, self._waiting)
+            connection = self._connect_to(self._proxy, ends_at)
         try:
             if url.scheme == "https":
                 self._secure(connection, url, ends_at)
@@ -127,9 +128,16 @@ class Transport(BaseAdapter):
             raise
         return connection
 
+    def _connect_to(self, proxy: Proxy, ends_at: float) -> Connection:
+        try:
+            return connect(proxy.host, proxy.port, None, ends_at, self._waiting)
+        except ExchangeError as error:
+            kind = error.error if error.error == "timeout" else "connect"
+            raise ExchangeError(kind, f"the proxy {proxy}: {error}") from error
+
     def _check_unresolved(self, url: Url) -> None:
         # The proxy resolves names, so only what a URL shows can be checked.
-        if not self._targets.may_allow(url.host, url.port):
+        if not self._targets.allows_unresolved(url.host, url.port):
             advice = self._targets.advice(url.host, url.port)
             raise ExchangeError(
                 "refused target", f"{url.host} is not allowed on port {url.port}. {advice}"
@@ -138,11 +146,16 @@ class Transport(BaseAdapter):
     def _secure(self, connection: Connection, url: Url, ends_at: float) -> None:
         if self._proxy is not None:
             response = ResponseParser(max_body=0)
-            _converse(connection, self._proxy.connect_request(url), response)
+            _send_and_receive(connection, self._proxy.connect_request(url), response)
             if response.status != HTTPStatus.OK:
-                raise ExchangeError("connect", f"the proxy responded HTTP {response.status}")
+                raise _proxy_error(response)
             connection.begin(ends_at)
         connection.start_tls(self._tls, url.host)
+
+    def _is_refused_by_proxy(self, response: ResponseParser, url: Url) -> bool:
+        # In a tunnel, it would be a response of the receiver.
+        is_refused = response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
+        return self._proxy is not None and url.scheme == "http" and is_refused
 
     def _encoded(self, request: requests.PreparedRequest, url: Url, *, is_last: bool) -> bytes:
         target, headers = url.target, {"Host": url.host_header, **request.headers}
@@ -156,6 +169,10 @@ class Transport(BaseAdapter):
         return "\r\n".join(lines).encode("latin-1") + (
             body.encode() if isinstance(body, str) else body
         )
+
+
+def _proxy_error(response: ResponseParser) -> ExchangeError:
+    return ExchangeError("connect", f"the proxy responded HTTP {response.status}")
 
 
 class _IdleConnections:
@@ -215,7 +232,7 @@ def _origin(url: Url) -> tuple[str, str, int]:
     return url.scheme, url.host, url.port
 
 
-def _converse(connection: Connection, message: bytes, response: ResponseParser) -> None:
+def _send_and_receive(connection: Connection, message: bytes, response: ResponseParser) -> None:
     """Send a request and read its response. Raises if no final status arrives."""
     try:
         _send(connection, message, response)

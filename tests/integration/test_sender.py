@@ -260,6 +260,12 @@ def test_does_not_follow_redirects(status: int, sender: WebhookSender) -> None:
         assert other.connections == 0
 
 
+def test_location_may_be_utf_8(sender: WebhookSender) -> None:
+    """A redirect's target is shown as most receivers send it."""
+    response = "HTTP/1.1 302 Found\r\nLocation: /ü\r\nContent-Length: 0\r\n\r\n"
+    assert post_to(sender, closing(response.encode())).location == "/ü"
+
+
 @pytest.mark.parametrize(
     ("response", "kept"),
     [

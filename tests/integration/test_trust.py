@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from chalicelib.aws import bootstrap
 from chalicelib.core.errors import NotConfigured, OperatorError
+from chalicelib.core.retry import is_transient
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import Webhook, new_timer
 from chalicelib.webhook.proxy import Proxy
@@ -144,6 +145,7 @@ def test_encrypted_key_is_an_error_at_the_start(authority: trustme.CA, tmp_path:
         "http://",
         "http://a/b",
         "http://a:0",
+        "http://proxy",
         "x",
     ],
 )
@@ -151,7 +153,9 @@ def test_invalid_proxy_is_an_error_at_the_start(text: str) -> None:
     """The error does not quote the value, which may hold a password."""
     with pytest.raises(OperatorError, match="PROXY") as error:
         Settings.read({"PROXY": text})
-    assert text not in str(error.value).replace("http://proxy.example:3128", "")
+    assert text not in str(error.value).replace(
+        "an http:// URL with a port, such as http://proxy.example:3128", ""
+    )
 
 
 @pytest.mark.parametrize("setting", ["CA_BUNDLE", "CLIENT_CERT", "PROXY"])
@@ -185,10 +189,12 @@ class Tunnel:
                 self.receiver(wrapped)
 
 
-def through(port: int, ca_bundle: str = "", credentials: str = "") -> WebhookSender:
-    """Return a sender that uses the proxy on this port, and allows public targets only."""
+def through(
+    port: int, ca_bundle: str = "", credentials: str = "", targets: str = ""
+) -> WebhookSender:
+    """Return a sender that uses the proxy on this port."""
     proxy = Proxy.parse(f"http://{credentials}127.0.0.1:{port}")
-    return WebhookSender(Targets(), client_context(ca_bundle), proxy=proxy)
+    return WebhookSender(Targets.parse(targets), client_context(ca_bundle), proxy=proxy)
 
 
 def test_https_goes_through_a_tunnel(
@@ -251,9 +257,37 @@ def test_http_is_passed_on_by_the_proxy(resolver: FakeResolver) -> None:
         "http://2130706433/", "https://169.254.169.254/", "http://receiver.example:3000/",
     ],
 )  # fmt: skip
-def test_proxy_is_not_asked_for_forbidden_targets(url: str) -> None:
-    """Addresses and ports in the URL are checked, although the proxy resolves names."""
+@pytest.mark.parametrize("targets", ["", "172.16.0.0/12,other.example"])
+def test_proxy_is_not_asked_for_forbidden_targets(url: str, targets: str) -> None:
+    """Addresses and ports in the URL are checked. Networks allow no names: nobody resolves them."""
     with receiver(closing(NO_CONTENT)) as running:
-        outcome = post(through(running.port), url)
+        outcome = post(through(running.port, targets=targets), url)
         assert running.connections == 0
     assert outcome.error == "refused target"
+
+
+@pytest.mark.parametrize("targets", ["receiver.example", "receiver.example:3000"])
+def test_proxy_is_asked_for_allowed_names(targets: str) -> None:
+    """An entry with the name allows its ports."""
+    with receiver(closing(NO_CONTENT)) as running:
+        sender = through(running.port, targets=targets)
+        assert post(sender, "http://receiver.example:3000/").status == 204
+
+
+def test_proxy_that_wants_a_password_fails_no_timer() -> None:
+    """A 407 is no answer of the receiver, so the attempt is retried."""
+    with receiver(closing(b"HTTP/1.1 407 Who\r\nContent-Length: 0\r\n\r\n")) as running:
+        outcome = post(through(running.port), "http://receiver.example/")
+    assert is_transient(outcome)
+    assert "407" in outcome.detail
+
+
+def test_unreachable_proxy_is_named_without_its_password() -> None:
+    """The error says that it is the proxy that can't be reached."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        outcome = post(through(port, credentials="me:secret@"), "https://receiver.example/")
+    assert outcome.error == "connect"
+    assert f"proxy 127.0.0.1:{port}" in outcome.detail
+    assert "secret" not in outcome.detail
