@@ -39,6 +39,7 @@ class ResponseParser:
         # Some receivers end lines with LF alone, fold headers, or pad the sizes of chunks.
         self._parser.set_dangerous_leniencies(
             lenient_headers=True,
+            lenient_keep_alive=True,  # an interim response may say `Connection: close`
             lenient_optional_cr_before_lf=True,
             lenient_spaces_after_chunk_size=True,
         )
@@ -64,8 +65,10 @@ class ResponseParser:
             self._beginning += data[: MAX_QUOTE - len(self._beginning)]
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.is_finished = self._is_doubtful = True
+            if not isinstance(error, httptools.HttpParserInvalidStatusError):
+                self._note_status()  # of a line without a reason phrase
             if self.status is None:
                 raise ExchangeError("connect", f"not valid HTTP: {self._first_line()}") from None
         finally:

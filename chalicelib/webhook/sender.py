@@ -70,8 +70,7 @@ class WebhookSender:
             outcome = self._exchange(timer, at, secrets, left)
         except Exception as error:
             # A receiver can make the standard library raise anything: RecursionError, for example.
-            failure = ExchangeError.of(error)
-            outcome = Outcome(error=failure.error, detail=str(failure))
+            outcome = _failed(error)
         return replace(outcome, duration=round(time.monotonic() - began, 6))
 
     def _exchange(
@@ -89,6 +88,12 @@ class WebhookSender:
             retry_after=seconds_to_wait(response.headers.get("Retry-After"), at),
             location=_location(response),
         )
+
+
+def _failed(error: Exception) -> Outcome:
+    # A function: a frame of the traceback that holds the error would be a reference cycle.
+    failure = ExchangeError.of(error)
+    return Outcome(error=failure.error, detail=str(failure))
 
 
 def _prepared(

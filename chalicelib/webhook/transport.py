@@ -5,6 +5,7 @@ and the environment's proxy settings are ignored. A connection may be kept open 
 next webhook to the same receiver.
 """
 
+import re
 import ssl
 import time
 from collections import defaultdict
@@ -16,9 +17,9 @@ from typing import Any
 
 import requests
 from requests.adapters import BaseAdapter
-from requests.utils import check_header_validity
 
 from chalicelib.core import urls
+from chalicelib.core.headers import HEADER_NAME_PATTERN, HEADER_VALUE_PATTERN
 from chalicelib.core.targets import Targets
 from chalicelib.core.urls import Url
 from chalicelib.webhook.connection import Connection, connect
@@ -79,6 +80,8 @@ class Transport(BaseAdapter):
         """
         try:
             return self._exchange(request, time.monotonic() + timeout)
+        except ExchangeError:
+            raise  # not from itself: that would be a reference cycle
         except Exception as error:  # sockets and TLS raise many kinds
             raise ExchangeError.of(error) from error
 
@@ -254,14 +257,24 @@ def _send_and_receive(connection: Connection, message: bytes, response: Response
 
 
 def _send(connection: Connection, message: bytes, response: ResponseParser) -> None:
-    """Send a request, until all is sent or the receiver has responded or hung up."""
+    """Send a request, until all is sent or the receiver does not want the rest."""
     try:
         connection.queue(message)
-        while not (connection.flush() or response.is_finished or response.status is not None):
-            connection.wait_to_flush()
+        while not (connection.flush() or _is_unwanted(response)):
+            connection.wait_to_flush(may_read=not response.is_finished)
             _receive_early(connection, response)
     except ConnectionError:
         pass  # a response may have arrived before; otherwise reading fails, too
+
+
+def _is_unwanted(response: ResponseParser) -> bool:
+    """Return whether the receiver has refused the request or hung up.
+
+    After an early 2xx it may still read the body.
+    """
+    if response.status is None:
+        return response.is_finished
+    return not 200 <= response.status < 300
 
 
 def _receive_early(connection: Connection, response: ResponseParser) -> None:
@@ -294,10 +307,9 @@ def _parsed(request: requests.PreparedRequest) -> Url:
 
 
 def _line(header: tuple[str, str]) -> str:
-    try:
-        check_header_validity(header)
-        header[1].encode("latin-1")
-    except (requests.exceptions.InvalidHeader, UnicodeEncodeError):
-        # Permanent, because it would be invalid at the next attempt too. Its value may be a secret.
-        raise ExchangeError("refused target", "a header is not valid") from None
-    return f"{header[0]}: {header[1]}"
+    name, value = header
+    # Timers of early versions may have others. They fail for good, and the error does not quote
+    # them: they may be secrets.
+    if not re.fullmatch(HEADER_NAME_PATTERN, name) or not re.fullmatch(HEADER_VALUE_PATTERN, value):
+        raise ExchangeError("refused target", "a header is not valid")
+    return f"{name}: {value}"

@@ -108,6 +108,33 @@ def test_missing_client_certificate_is_a_tls_error(authority: trustme.CA, tmp_pa
     assert "certificate required" in outcome.detail
 
 
+def test_client_certificate_may_be_asked_for_later(authority: trustme.CA, tmp_path: Path) -> None:
+    """TLS 1.3: some receivers ask once they have read the path."""
+    bundle = pem(tmp_path / "ca.pem", authority.cert_pem)
+    cert = authority.issue_cert("timers.example")
+    client = pem(tmp_path / "client.pem", cert.private_key_pem, *cert.cert_chain_pems)
+    context = asking(authority)
+    context.post_handshake_auth = True  # so not in the handshake
+    seen = []
+
+    def handle(conn: socket.socket) -> None:
+        assert isinstance(conn, ssl.SSLSocket)
+        read_head(conn)
+        conn.verify_client_post_handshake()
+        conn.sendall(NO_CONTENT)
+        seen.append(conn.getpeercert())
+
+    assert post_to(trusting(bundle, client), handle, tls=context).status == 204
+    assert seen
+
+
+def test_receivers_choose_no_diffie_hellman_group() -> None:
+    """A group of 10,000 bits would keep the thread busy for a second."""
+    names = [cipher["name"] for cipher in client_context().get_ciphers()]
+    assert names
+    assert not [name for name in names if name.startswith("DHE")]
+
+
 # Errors of settings
 
 
