@@ -231,7 +231,7 @@ def _greeting(settings: Settings, url: str, has_keys: bool) -> str:
         notes = f" Requests need an API key{missing}."
         header = ' -H "authorization: Bearer $TIMERS_KEY"'
     target, watch = "https://example.com/hook", ""
-    if settings.is_local:
+    if settings.is_local and settings.proxy is None:  # a proxy can't reach this machine
         target, watch = f"{url}/_receiver/hello", " and watch it arrive here"
     body = f'{{"seconds": 5, "url": "{target}"}}'
     return (

@@ -134,13 +134,17 @@ class Hub:
         """Pause this greenlet until a socket is ready, or for at most so many seconds."""
         current = getcurrent()
         assert isinstance(current, _Greenlet)  # noqa: S101  # only greenlets send webhooks
-        for sock, events in sockets.items():
-            self._selector.register(sock, events, current.switch)
-        self._ends[current] = time.monotonic() + seconds
-        current.pause()
-        del self._ends[current]
-        for sock in sockets:
-            self._selector.unregister(sock)
+        registered = []
+        try:
+            for sock, events in sockets.items():
+                self._selector.register(sock, events, current.switch)
+                registered.append(sock)
+            self._ends[current] = time.monotonic() + seconds
+            current.pause()
+        finally:
+            self._ends.pop(current, None)
+            for sock in registered:
+                self._selector.unregister(sock)
 
     def run_blocking(self, call: Callable[[], T]) -> T:
         return run_in_thread(call)

@@ -133,13 +133,19 @@ class Targets:
 
     def may_allow(self, host: str, port: int) -> bool:
         """Return whether this host can be allowed, whatever it resolves to."""
+        if self.allows_unresolved(host, port):
+            return True
+        return _literal(host) is None and any(
+            entry.network is not None for entry in self.entries if entry.port in (None, port)
+        )
+
+    def allows_unresolved(self, host: str, port: int) -> bool:
+        """Return whether webhooks may go to this host if nobody here knows its addresses."""
         address = _literal(host)
         if address is not None:
             return self.allows(host, address, port)
         return port in _PUBLIC_PORTS or any(
-            entry.network is not None or entry.host == host
-            for entry in self.entries
-            if entry.port in (None, port)
+            entry.matches(host, None, port) for entry in self.entries
         )
 
     def allows(self, host: str, address: Address, port: int) -> bool:

@@ -21,7 +21,7 @@ _ID = "{id}"
 _ANY_ID = "00000000-0000-7000-8000-000000000000"
 _MAX_NAME_LENGTH = 253
 
-_URL = re.compile(r"(https?)://([^/?#]*)([^#]*)", re.IGNORECASE)
+_URL = re.compile(r"(https?)://([^/?#]*)([^#]*)", re.ASCII | re.IGNORECASE)
 """Scheme, authority, and path with query. A backslash does not end the authority."""
 _AUTHORITY = re.compile(
     r"(?:\[(?P<address>[0-9A-Fa-f:.]+)]|(?P<name>[^\[\]:@]+))(?::(?P<port>[0-9]{0,9}))?"

@@ -71,7 +71,7 @@ class Connection:
         """Make the TLS handshake, which checks the certificate for this host."""
         tls = Tls(context, host)
         try:
-            while not tls.shake_hands():
+            while not tls.handshake():
                 self._send_all(tls.encrypted(b""))
                 while (received := self._received()) is None:
                     self._wait(EVENT_READ)
@@ -95,9 +95,9 @@ class Connection:
                 del self._unsent[: self._sock.send(self._unsent)]
         return not self._unsent
 
-    def wait_to_flush(self) -> None:
-        """Wait until the socket takes bytes, or until some have arrived."""
-        self._wait(EVENT_READ | EVENT_WRITE)
+    def wait_to_flush(self, *, may_read: bool) -> None:
+        """Wait until the socket takes bytes, or, if `may_read`, until some have arrived."""
+        self._wait(EVENT_READ | EVENT_WRITE if may_read else EVENT_WRITE)
 
     def receive(self) -> bytes:
         """Wait for bytes and return them; b"" is the end of the stream."""
@@ -126,7 +126,10 @@ class Connection:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is left to be sent or read, not even the end of the stream."""
-        if self._unsent or (self._tls is not None and self._tls.take() is not None):
+        try:
+            if self._unsent or (self._tls is not None and self._tls.take() is not None):
+                return False
+        except ssl.SSLError:  # a broken record, or an alert
             return False
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
@@ -143,16 +146,25 @@ class Connection:
 
     def _decrypted(self, tls: Tls) -> bytes | None:
         while (data := tls.take()) is None:
+            self._reply(tls)
             if (received := self._received()) is None:
                 return None
             tls.put(received)
         return data
 
+    def _reply(self, tls: Tls) -> None:
+        # TLS itself may have to answer: to a renegotiation, or a request for a certificate.
+        if reply := tls.encrypted(b""):
+            self._unsent += reply
+            with suppress(OSError):  # reading goes on, and tells why the connection ended
+                self.flush()
+
     def _received(self) -> bytes | None:
         if not self._wire_bytes_left:
             raise _too_large()
         try:
-            data = self._sock.recv(min(self._wire_bytes_left, self._bytes_left))
+            limit = self._bytes_left if self._tls is None else MAX_RESPONSE_BYTES
+            data = self._sock.recv(min(self._wire_bytes_left, limit))
         except BlockingIOError:
             return None
         self._wire_bytes_left -= len(data)
@@ -179,7 +191,7 @@ def connect(
     addresses = _resolve(host, port, waiting)
     if targets is not None:
         addresses = _allowed(targets, host, port, addresses)
-    sock = _Race(addresses[:MAX_ADDRESSES], ends_at, waiting).run()
+    sock = _Race(addresses, ends_at, waiting).run()
     return Connection(sock, waiting, ends_at)
 
 
@@ -221,7 +233,7 @@ class _Race:
     """
 
     def __init__(self, addresses: Sequence[Address], ends_at: float, waiting: WaitStrategy) -> None:
-        self._untried = deque(_alternating(addresses))
+        self._untried = deque(_alternating(addresses)[:MAX_ADDRESSES])
         self._ends_at = ends_at
         self._waiting = waiting
         self._next_at = 0.0

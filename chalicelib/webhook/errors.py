@@ -42,7 +42,9 @@ def timed_out() -> ExchangeError:
 
 
 def describe(error: Exception) -> str:
-    """Return the operating system's words for an error, or Python's."""
+    """Return the operating system's words for an error, OpenSSL's, or Python's."""
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.replace("_", " ").lower()  # without function, file and line
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
@@ -50,11 +52,12 @@ def _tls_detail(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         text = f"certificate verify failed: {error.verify_message}"
         if error.verify_code in _UNKNOWN_AUTHORITY:
-            text = f"{text}. CA_BUNDLE can add the authority that issued it"
+            text = f"{text}. To trust its authority, add it to CA_BUNDLE"
         return text
+    if error.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED":
+        return "the receiver requires a client certificate: certificate required. Set CLIENT_CERT"
     if error.reason in _NOT_TLS:
         return "the port does not speak TLS; does the URL need http:// instead of https://?"
     if isinstance(error, ssl.SSLEOFError):
         return "the receiver hung up during the TLS handshake; does its port speak TLS?"
-    # Without OpenSSL's library, function and line: "tlsv13 alert certificate required".
-    return (error.reason or describe(error)).replace("_", " ").lower()
+    return describe(error)

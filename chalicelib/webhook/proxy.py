@@ -19,7 +19,7 @@ class Proxy(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Proxy | None":
-        """Parse PROXY: `http://proxy:3128`, with `user:password@` if it needs them.
+        """Parse PROXY: `http://proxy.example:3128`, with `user:password@` if it needs them.
 
         Returns None for an empty text. Raises OperatorError.
         """
@@ -31,10 +31,16 @@ class Proxy(NamedTuple):
             url = urls.parse(f"{scheme}://{place}")
         except ValueError:
             url = None
-        if url is None or url.scheme != "http" or url.target != "/":
+        has_port = place.rstrip("/")[-1:].isdigit() and ":" in place.rpartition("]")[2]
+        if url is None or url.scheme != "http" or url.target != "/" or not has_port:
             # Not quoted: it may hold a password.
-            raise OperatorError("PROXY must be a URL such as http://proxy.example:3128.")
+            raise OperatorError(
+                "PROXY must be an http:// URL with a port, such as http://proxy.example:3128."
+            )
         return cls(url.host, url.port, _headers(credentials))
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
 
     def connect_request(self, url: Url) -> bytes:
         """Return the request for a tunnel to the receiver."""

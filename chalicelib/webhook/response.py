@@ -13,7 +13,7 @@ from chalicelib.webhook.errors import ExchangeError
 _WITHOUT_BODY = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 
 MAX_QUOTE = 100
-"""Bytes of a response that is not HTTP which its error quotes."""
+"""Bytes that the error quotes from a response that is not HTTP."""
 
 
 class ResponseParser:
@@ -39,6 +39,7 @@ class ResponseParser:
         # Some receivers end lines with LF alone, fold headers, or pad the sizes of chunks.
         self._parser.set_dangerous_leniencies(
             lenient_headers=True,
+            lenient_keep_alive=True,  # an interim response may say `Connection: close`
             lenient_optional_cr_before_lf=True,
             lenient_spaces_after_chunk_size=True,
         )
@@ -64,8 +65,10 @@ class ResponseParser:
             self._beginning += data[: MAX_QUOTE - len(self._beginning)]
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.is_finished = self._is_doubtful = True
+            if not isinstance(error, httptools.HttpParserInvalidStatusError):
+                self._note_status()  # of a line without a reason phrase
             if self.status is None:
                 raise ExchangeError("connect", f"not valid HTTP: {self._first_line()}") from None
         finally:
@@ -126,10 +129,10 @@ class ResponseParser:
         if self.status is None or self._is_complete:
             return
         self.is_finished = self._is_complete = True
-        if not self._parser.should_keep_alive() or self._announces_a_body_it_cannot_have():
+        if not self._parser.should_keep_alive() or self._declares_forbidden_body():
             self._is_doubtful = True
 
-    def _announces_a_body_it_cannot_have(self) -> bool:
+    def _declares_forbidden_body(self) -> bool:
         if self.status not in _WITHOUT_BODY:
             return False
         headers = {name.lower(): value for name, value in self.headers}

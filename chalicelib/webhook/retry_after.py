@@ -6,7 +6,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 MAX_SECONDS = 10**9
-"""Longer waits count as this one."""
+"""Longer waits are cut to this."""
+
+MAX_LENGTH = 500
+"""Characters of the header that count: a receiver may send 16 KB, and each value costs time."""
 
 # Values of a repeated header are joined with commas; a comma after a weekday belongs to its date.
 _SEPARATOR = re.compile(r"(?<!Mon|Tue|Wed|Thu|Fri|Sat|Sun|day),", re.ASCII | re.IGNORECASE)
@@ -18,7 +21,8 @@ def seconds_to_wait(header: str | None, at: datetime) -> float | None:
 
     If it is given twice, the longest wait counts. Values that are not valid are ignored.
     """
-    waits = [_wait(value.strip(), at) for value in _SEPARATOR.split(header or "")]
+    values = _SEPARATOR.split((header or "")[:MAX_LENGTH])
+    waits = [_wait(value.strip(), at) for value in values]
     return max((wait for wait in waits if wait is not None), default=None)
 
 

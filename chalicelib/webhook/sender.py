@@ -70,8 +70,7 @@ class WebhookSender:
             outcome = self._exchange(timer, at, secrets, left)
         except Exception as error:
             # A receiver can make the standard library raise anything: RecursionError, for example.
-            failure = ExchangeError.of(error)
-            outcome = Outcome(error=failure.error, detail=str(failure))
+            outcome = _failed(error)
         return replace(outcome, duration=round(time.monotonic() - began, 6))
 
     def _exchange(
@@ -91,6 +90,12 @@ class WebhookSender:
         )
 
 
+def _failed(error: Exception) -> Outcome:
+    # A function: a frame of the traceback that holds the error would be a reference cycle.
+    failure = ExchangeError.of(error)
+    return Outcome(error=failure.error, detail=str(failure))
+
+
 def _prepared(
     method: str, url: str, headers: dict[str, str], body: bytes
 ) -> requests.PreparedRequest:
@@ -108,7 +113,10 @@ def _location(response: requests.Response) -> str | None:
     if not 300 <= response.status_code < 400:
         return None
     location = response.headers.get("Location")
-    return None if location is None else location[:MAX_LOCATION_KEPT]
+    if location is None:
+        return None
+    # Most receivers send UTF-8, which was decoded as Latin-1.
+    return location.encode("latin-1").decode(errors="replace")[:MAX_LOCATION_KEPT]
 
 
 def _headers(timer: Timer, at: datetime) -> dict[str, str]:

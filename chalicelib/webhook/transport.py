@@ -5,6 +5,7 @@ and the environment's proxy settings are ignored. A connection may be kept open 
 next webhook to the same receiver.
 """
 
+import re
 import ssl
 import time
 from collections import defaultdict
@@ -16,9 +17,9 @@ from typing import Any
 
 import requests
 from requests.adapters import BaseAdapter
-from requests.utils import check_header_validity
 
 from chalicelib.core import urls
+from chalicelib.core.headers import HEADER_NAME_PATTERN, HEADER_VALUE_PATTERN
 from chalicelib.core.targets import Targets
 from chalicelib.core.urls import Url
 from chalicelib.webhook.connection import Connection, connect
@@ -79,6 +80,8 @@ class Transport(BaseAdapter):
         """
         try:
             return self._exchange(request, time.monotonic() + timeout)
+        except ExchangeError:
+            raise  # not from itself: that would be a reference cycle
         except Exception as error:  # sockets and TLS raise many kinds
             raise ExchangeError.of(error) from error
 
@@ -96,7 +99,7 @@ class Transport(BaseAdapter):
             with suppress(ConnectionEnded):
                 return self._exchange_on(connection, url, message, is_last=is_last)
             # Most likely the receiver closed the connection before this webhook arrived. If not, it
-            # gets the webhook twice, as after any fault, and can tell by the id.
+            # gets the webhook twice, as after any fault, and can recognize it by its id.
         connection = self._connect(url, ends_at)
         return self._exchange_on(connection, url, message, is_last=is_last)
 
@@ -105,7 +108,9 @@ class Transport(BaseAdapter):
     ) -> requests.Response:
         response, is_kept = ResponseParser(MAX_BODY_KEPT), False
         try:
-            _converse(connection, message, response)
+            _send_and_receive(connection, message, response)
+            if self._is_refused_by_proxy(response, url):
+                raise _proxy_error(response)
             is_kept = not is_last and response.is_reusable and self._idle.put(url, connection)
         finally:
             if not is_kept:
@@ -117,8 +122,7 @@ class Transport(BaseAdapter):
             connection = connect(url.host, url.port, self._targets, ends_at, self._waiting)
         else:
             self._check_unresolved(url)
-            host, port = self._proxy.host, self._proxy.port
-            connection = connect(host, port, None, ends_at, self._waiting)
+            connection = self._connect_to(self._proxy, ends_at)
         try:
             if url.scheme == "https":
                 self._secure(connection, url, ends_at)
@@ -127,9 +131,16 @@ class Transport(BaseAdapter):
             raise
         return connection
 
+    def _connect_to(self, proxy: Proxy, ends_at: float) -> Connection:
+        try:
+            return connect(proxy.host, proxy.port, None, ends_at, self._waiting)
+        except ExchangeError as error:
+            kind = error.error if error.error == "timeout" else "connect"
+            raise ExchangeError(kind, f"the proxy {proxy}: {error}") from error
+
     def _check_unresolved(self, url: Url) -> None:
         # The proxy resolves names, so only what a URL shows can be checked.
-        if not self._targets.may_allow(url.host, url.port):
+        if not self._targets.allows_unresolved(url.host, url.port):
             advice = self._targets.advice(url.host, url.port)
             raise ExchangeError(
                 "refused target", f"{url.host} is not allowed on port {url.port}. {advice}"
@@ -138,11 +149,16 @@ class Transport(BaseAdapter):
     def _secure(self, connection: Connection, url: Url, ends_at: float) -> None:
         if self._proxy is not None:
             response = ResponseParser(max_body=0)
-            _converse(connection, self._proxy.connect_request(url), response)
+            _send_and_receive(connection, self._proxy.connect_request(url), response)
             if response.status != HTTPStatus.OK:
-                raise ExchangeError("connect", f"the proxy responded HTTP {response.status}")
+                raise _proxy_error(response)
             connection.begin(ends_at)
         connection.start_tls(self._tls, url.host)
+
+    def _is_refused_by_proxy(self, response: ResponseParser, url: Url) -> bool:
+        # In a tunnel, it would be a response of the receiver.
+        is_refused = response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
+        return self._proxy is not None and url.scheme == "http" and is_refused
 
     def _encoded(self, request: requests.PreparedRequest, url: Url, *, is_last: bool) -> bytes:
         target, headers = url.target, {"Host": url.host_header, **request.headers}
@@ -156,6 +172,10 @@ class Transport(BaseAdapter):
         return "\r\n".join(lines).encode("latin-1") + (
             body.encode() if isinstance(body, str) else body
         )
+
+
+def _proxy_error(response: ResponseParser) -> ExchangeError:
+    return ExchangeError("connect", f"the proxy responded HTTP {response.status}")
 
 
 class _IdleConnections:
@@ -215,7 +235,7 @@ def _origin(url: Url) -> tuple[str, str, int]:
     return url.scheme, url.host, url.port
 
 
-def _converse(connection: Connection, message: bytes, response: ResponseParser) -> None:
+def _send_and_receive(connection: Connection, message: bytes, response: ResponseParser) -> None:
     """Send a request and read its response. Raises if no final status arrives."""
     try:
         _send(connection, message, response)
@@ -237,14 +257,24 @@ def _converse(connection: Connection, message: bytes, response: ResponseParser) 
 
 
 def _send(connection: Connection, message: bytes, response: ResponseParser) -> None:
-    """Send a request, until all is sent or the receiver has responded or hung up."""
+    """Send a request, until all is sent or the receiver does not want the rest."""
     try:
         connection.queue(message)
-        while not (connection.flush() or response.is_finished or response.status is not None):
-            connection.wait_to_flush()
+        while not (connection.flush() or _is_unwanted(response)):
+            connection.wait_to_flush(may_read=not response.is_finished)
             _receive_early(connection, response)
     except ConnectionError:
         pass  # a response may have arrived before; otherwise reading fails, too
+
+
+def _is_unwanted(response: ResponseParser) -> bool:
+    """Return whether the receiver has refused the request or hung up.
+
+    After an early 2xx it may still read the body.
+    """
+    if response.status is None:
+        return response.is_finished
+    return not 200 <= response.status < 300
 
 
 def _receive_early(connection: Connection, response: ResponseParser) -> None:
@@ -277,10 +307,9 @@ def _parsed(request: requests.PreparedRequest) -> Url:
 
 
 def _line(header: tuple[str, str]) -> str:
-    try:
-        check_header_validity(header)
-        header[1].encode("latin-1")
-    except (requests.exceptions.InvalidHeader, UnicodeEncodeError):
-        # Permanent, because it would be invalid at the next attempt too. Its value may be a secret.
-        raise ExchangeError("refused target", "a header is not valid") from None
-    return f"{header[0]}: {header[1]}"
+    name, value = header
+    # Timers of early versions may have others. They fail for good, and the error does not quote
+    # them: they may be secrets.
+    if not re.fullmatch(HEADER_NAME_PATTERN, name) or not re.fullmatch(HEADER_VALUE_PATTERN, value):
+        raise ExchangeError("refused target", "a header is not valid")
+    return f"{name}: {value}"

@@ -1,4 +1,4 @@
-"""How an exchange waits for sockets and names: by blocking its thread, or in another way."""
+"""How an exchange waits for sockets and names: it blocks its thread, or switches greenlets."""
 
 import selectors
 import socket

@@ -110,12 +110,21 @@ ANSWERS = {
     "interim, then garbage": answer("connect", CONTINUE + b"garbage\r\n\r\n"),
     "101 is final": answer(101, b"HTTP/1.1 101 Switch\r\nUpgrade: x\r\n\r\n\x00\x01"),
     "101 as told": answer(101, b"HTTP/1.1 101 Switch\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"),
+    "interim that closes": answer(
+        200, b"HTTP/1.1 103 Hints\r\nConnection: close\r\n\r\n" + OK_EMPTY
+    ),
+    "interim of HTTP/1.0": answer(200, b"HTTP/1.0 100 Continue\r\n\r\n" + OK_EMPTY),
     # The status line decides
     "status line, then hang up": answer(200, OK),
     "status line, then reset": answer(200, OK, ending=reset),
     "status line, then silence": answer(200, OK, ending=stay),
     "status line without a reason": answer(200, b"HTTP/1.1 200\r\n\r\n"),
     "status line without a reason, cut": answer(200, b"HTTP/1.1 200\r\n"),
+    "no reason, then a fault": answer(200, b"HTTP/1.1 200\r\nBad Header\r\n\r\n"),
+    "no reason, then a bad length": answer(200, b"HTTP/1.1 200\r\nContent-Length: x\r\n\r\n"),
+    "no reason, cut in a header": answer(200, b"HTTP/1.1 200\r\nDate"),
+    "no reason, cut in the last line": answer(200, b"HTTP/1.1 200\r\n\r"),
+    "letters in the number": answer("connect", b"HTTP/1.1 200x\r\n\r\n"),
     "status line cut after its number": answer(200, b"HTTP/1.1 200"),
     "status line cut in its number": answer("connect", b"HTTP/1.1 20"),
     "status line cut before its number": answer("connect", b"HTTP/1.1 "),
@@ -322,3 +331,27 @@ def test_answer_before_the_end_of_the_body_counts(
         outcome = post(sender, running.url, body="a" * 8_000_000)
     assert (outcome.status, outcome.error) == (413, None)
     assert refusing.posts == 1
+
+
+class Hasty:
+    """Answers 200 once it has read the head, and then reads the body slowly."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.received = size, 0
+
+    def __call__(self, conn: socket.socket) -> None:
+        read_head(conn)
+        conn.sendall(OK_EMPTY)
+        while self.received < self.size and (data := conn.recv(65536)):
+            self.received += len(data)
+            time.sleep(0.001)
+
+
+def test_an_early_2xx_does_not_cut_off_the_body(
+    sender: WebhookSender, maybe_tls: ssl.SSLContext | None
+) -> None:
+    """A receiver may answer first and read the body then: it gets the whole body."""
+    hasty = Hasty(8_000_000)
+    with receiver(hasty, tls=maybe_tls) as running:
+        assert post(sender, running.url, body="a" * hasty.size).status == 200
+    assert hasty.received == hasty.size

@@ -4,6 +4,7 @@ import logging
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -207,6 +208,37 @@ def test_wait_io_ends_in_time(loop: Hub) -> None:
         assert not long.done()
         other.send(b"x")
         assert long.result(WAIT) is None
+
+
+def test_wait_io_leaves_nothing_registered(loop: Hub) -> None:
+    """If one of the sockets can't be waited for, the others aren't either."""
+    one, other = socket.socketpair()
+    closed = socket.socket()
+    closed.close()
+    with one, other:
+        failing = begin(loop, lambda: loop.wait_io({one: EVENT_READ, closed: EVENT_READ}, WAIT))
+        with pytest.raises(ValueError, match="Invalid file descriptor"):
+            failing.result(WAIT)
+        other.send(b"x")
+        assert begin(loop, lambda: loop.wait_io({one: EVENT_READ}, WAIT)).result(WAIT) is None
+
+
+def test_wait_io_ends_once_for_several_sockets(loop: Hub) -> None:
+    """A greenlet goes on once, although two of its sockets are ready at the same time."""
+    one, other = socket.socketpair()
+    with one, other:
+        one.send(b"x")
+        other.send(b"x")
+        both = {one: EVENT_READ, other: EVENT_READ}
+
+        def wait_twice() -> float:
+            loop.wait_io(both, WAIT)
+            one.recv(1), other.recv(1)
+            began = time.monotonic()
+            loop.wait_io(both, 0.05)
+            return time.monotonic() - began
+
+        assert begin(loop, wait_twice).result(WAIT) >= 0.05
 
 
 def test_call_later_keeps_the_order_of_times(loop: Hub) -> None:

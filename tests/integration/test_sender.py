@@ -16,7 +16,7 @@ from werkzeug import Request, Response
 from chalicelib.core.signing import new_secret
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import Webhook, new_timer
-from chalicelib.webhook.retry_after import MAX_SECONDS
+from chalicelib.webhook.retry_after import MAX_LENGTH, MAX_SECONDS
 from chalicelib.webhook.sender import WebhookSender
 from chalicelib.webhook.transport import MAX_BODY_KEPT
 from tests.integration.conftest import GreenletSender
@@ -65,7 +65,7 @@ def test_get_has_no_body(sender: WebhookSender) -> None:
     assert not [line for line in lines if line.lower().startswith("content-")]
 
 
-@pytest.mark.parametrize("value", ["\xa0s3cr3t", "s3cr3t\r\nX: y", " s3cr3t"])
+@pytest.mark.parametrize("value", ["\xa0s3cr3t", "s3cr3t\r\nX: y", " s3cr3t", "s3\0cr3t"])
 def test_invalid_stored_header_fails_for_good(sender: WebhookSender, value: str) -> None:
     """The error does not quote the header, because it may be a secret."""
     webhook = Webhook(url="http://127.0.0.1:9/", headers={"X": value})
@@ -92,6 +92,7 @@ def test_invalid_stored_header_fails_for_good(sender: WebhookSender, value: str)
         ("60\r\nRetry-After: Sat, 31 Jan 2026 12:01:30 GMT", 90),
         ("Saturday, 31-Jan-26 12:01:30 GMT\r\nRetry-After: soon", 90),
         ("7, 5", 7),
+        ("," * MAX_LENGTH + "7", None),
         ("-1", None),
         ("1e9", None),
         ("１２", None),
@@ -258,6 +259,12 @@ def test_does_not_follow_redirects(status: int, sender: WebhookSender) -> None:
         outcome = post_to(sender, closing(response.encode()))
         assert (outcome.status, outcome.location) == (status, f"http://127.0.0.1:{other.port}/")
         assert other.connections == 0
+
+
+def test_location_may_be_utf_8(sender: WebhookSender) -> None:
+    """A redirect's target is shown as most receivers send it."""
+    response = "HTTP/1.1 302 Found\r\nLocation: /ü\r\nContent-Length: 0\r\n\r\n"
+    assert post_to(sender, closing(response.encode())).location == "/ü"
 
 
 @pytest.mark.parametrize(

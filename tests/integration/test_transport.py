@@ -3,6 +3,7 @@
 import errno
 import gc
 import gzip
+import os
 import re
 import socket
 import ssl
@@ -374,6 +375,25 @@ def test_address_families_take_turns() -> None:
     ]  # fmt: skip
 
 
+def test_many_broken_addresses_leave_the_other_family_its_turn(
+    resolver: FakeResolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not more than MAX_ADDRESSES are tried, of both families."""
+    real = socket.socket.connect
+
+    def connect(sock: socket.socket, address: Any) -> None:
+        if sock.family == socket.AF_INET6:
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+        real(sock, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    broken = [f"fd00::{number:x}" for number in range(1, connection.MAX_ADDRESSES + 1)]
+    resolver.addresses["receiver.example"] = [*broken, "127.0.0.1"]
+    with receiver(closing(NO_CONTENT)) as running:
+        outcome = post(sender_to("127.0.0.1,fd00::/8"), f"http://receiver.example:{running.port}/")
+    assert outcome.status == 204
+
+
 def test_race_closes_the_losers(
     sender: WebhookSender, resolver: FakeResolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -649,6 +669,23 @@ def test_does_not_reuse_a_connection_in_doubt(
     with receiver(Scripted([response] * 3), tls=maybe_tls) as running:
         statuses = post_in_turn(keepalive_sender, running, 3)
         assert statuses == [int(response[9:12])] * 3
+        assert running.connections == 3
+
+
+def test_broken_tls_on_an_idle_connection_fails_nobody(
+    keepalive_sender: GreenletSender, tls: ssl.SSLContext
+) -> None:
+    """The connection is replaced, and its socket closed."""
+
+    def breaking(conn: socket.socket) -> None:
+        read_head(conn)
+        conn.sendall(OK_EMPTY)
+        with socket.socket(fileno=os.dup(conn.fileno())) as wire:
+            wire.sendall(b"\x17\x03\x03\x00\x05wrong")
+        time.sleep(0.05)
+
+    with receiver(breaking, tls=tls) as running:
+        assert post_in_turn(keepalive_sender, running, 3) == [200] * 3
         assert running.connections == 3
 
 

@@ -3,6 +3,7 @@
 import base64
 import socket
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from chalicelib.aws import bootstrap
 from chalicelib.core.errors import NotConfigured, OperatorError
+from chalicelib.core.retry import is_transient
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import Webhook, new_timer
 from chalicelib.webhook.proxy import Proxy
@@ -107,6 +109,37 @@ def test_missing_client_certificate_is_a_tls_error(authority: trustme.CA, tmp_pa
     assert "certificate required" in outcome.detail
 
 
+def test_client_certificate_may_be_asked_for_later(authority: trustme.CA, tmp_path: Path) -> None:
+    """TLS 1.3: some receivers ask once they have read the path."""
+    bundle = pem(tmp_path / "ca.pem", authority.cert_pem)
+    cert = authority.issue_cert("timers.example")
+    client = pem(tmp_path / "client.pem", cert.private_key_pem, *cert.cert_chain_pems)
+    context = asking(authority)
+    context.post_handshake_auth = True  # so not in the handshake
+    seen = []
+
+    def handle(conn: socket.socket) -> None:
+        assert isinstance(conn, ssl.SSLSocket)
+        read_head(conn)
+        conn.verify_client_post_handshake()
+        conn.do_handshake()
+        conn.settimeout(0.5)
+        with suppress(TimeoutError):
+            conn.recv(1)  # reads the certificate; no other bytes come
+        seen.append(conn.getpeercert())
+        conn.sendall(NO_CONTENT)
+
+    assert post_to(trusting(bundle, client), handle, tls=context).status == 204
+    assert seen[0]
+
+
+def test_receivers_choose_no_diffie_hellman_group() -> None:
+    """A group of 10,000 bits would keep the thread busy for a second."""
+    names = [cipher["name"] for cipher in client_context().get_ciphers()]
+    assert names
+    assert not [name for name in names if name.startswith("DHE")]
+
+
 # Errors of settings
 
 
@@ -144,6 +177,7 @@ def test_encrypted_key_is_an_error_at_the_start(authority: trustme.CA, tmp_path:
         "http://",
         "http://a/b",
         "http://a:0",
+        "http://proxy",
         "x",
     ],
 )
@@ -151,7 +185,9 @@ def test_invalid_proxy_is_an_error_at_the_start(text: str) -> None:
     """The error does not quote the value, which may hold a password."""
     with pytest.raises(OperatorError, match="PROXY") as error:
         Settings.read({"PROXY": text})
-    assert text not in str(error.value).replace("http://proxy.example:3128", "")
+    assert text not in str(error.value).replace(
+        "an http:// URL with a port, such as http://proxy.example:3128", ""
+    )
 
 
 @pytest.mark.parametrize("setting", ["CA_BUNDLE", "CLIENT_CERT", "PROXY"])
@@ -185,10 +221,12 @@ class Tunnel:
                 self.receiver(wrapped)
 
 
-def through(port: int, ca_bundle: str = "", credentials: str = "") -> WebhookSender:
-    """Return a sender that uses the proxy on this port, and allows public targets only."""
+def through(
+    port: int, ca_bundle: str = "", credentials: str = "", targets: str = ""
+) -> WebhookSender:
+    """Return a sender that uses the proxy on this port."""
     proxy = Proxy.parse(f"http://{credentials}127.0.0.1:{port}")
-    return WebhookSender(Targets(), client_context(ca_bundle), proxy=proxy)
+    return WebhookSender(Targets.parse(targets), client_context(ca_bundle), proxy=proxy)
 
 
 def test_https_goes_through_a_tunnel(
@@ -251,9 +289,37 @@ def test_http_is_passed_on_by_the_proxy(resolver: FakeResolver) -> None:
         "http://2130706433/", "https://169.254.169.254/", "http://receiver.example:3000/",
     ],
 )  # fmt: skip
-def test_proxy_is_not_asked_for_forbidden_targets(url: str) -> None:
-    """Addresses and ports in the URL are checked, although the proxy resolves names."""
+@pytest.mark.parametrize("targets", ["", "172.16.0.0/12,other.example"])
+def test_proxy_is_not_asked_for_forbidden_targets(url: str, targets: str) -> None:
+    """Addresses and ports in the URL are checked. Networks allow no names: nobody resolves them."""
     with receiver(closing(NO_CONTENT)) as running:
-        outcome = post(through(running.port), url)
+        outcome = post(through(running.port, targets=targets), url)
         assert running.connections == 0
     assert outcome.error == "refused target"
+
+
+@pytest.mark.parametrize("targets", ["receiver.example", "receiver.example:3000"])
+def test_proxy_is_asked_for_allowed_names(targets: str) -> None:
+    """An entry with the name allows its ports."""
+    with receiver(closing(NO_CONTENT)) as running:
+        sender = through(running.port, targets=targets)
+        assert post(sender, "http://receiver.example:3000/").status == 204
+
+
+def test_proxy_that_wants_a_password_fails_no_timer() -> None:
+    """A 407 is no answer of the receiver, so the attempt is retried."""
+    with receiver(closing(b"HTTP/1.1 407 Who\r\nContent-Length: 0\r\n\r\n")) as running:
+        outcome = post(through(running.port), "http://receiver.example/")
+    assert is_transient(outcome)
+    assert "407" in outcome.detail
+
+
+def test_unreachable_proxy_is_named_without_its_password() -> None:
+    """The error says that it is the proxy that can't be reached."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        outcome = post(through(port, credentials="me:secret@"), "https://receiver.example/")
+    assert outcome.error == "connect"
+    assert f"proxy 127.0.0.1:{port}" in outcome.detail
+    assert "secret" not in outcome.detail

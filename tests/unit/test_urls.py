@@ -98,6 +98,7 @@ REFUSED = [
     ("", SCHEME),
     ("/hook", SCHEME),
     ("ftp://example.com/", SCHEME),
+    ("http\u017f://example.com/", SCHEME),
     ("file:///etc/passwd", SCHEME),
     ("gopher://example.com/", SCHEME),
     ("javascript:alert(1)", SCHEME),
