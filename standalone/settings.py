@@ -44,7 +44,7 @@ class Settings:
     def read(cls, environ: Mapping[str, str]) -> "Settings":
         """Read the settings from environment variables; raise OperatorError for a bad value."""
         keys = _needs_keys(environ)
-        host = environ.get("HOST", "127.0.0.1")
+        host = environ.get("HOST", "127.0.0.1").lower().strip("[]")
         if host not in LOCAL_HOSTS and not keys:
             raise OperatorError(
                 f"HOST={host} requires AUTH=keys."

@@ -97,9 +97,9 @@ class Targets:
         """
         reason = f": it resolves to {found}" if found not in ("", host) else ""
         error = f"Webhooks to {host} on port {port} are not allowed{reason}."
-        return f"{error} {self.advice(host, port, found)}".rstrip()
+        return f"{error} {self._advice(host, port, found)}".rstrip()
 
-    def advice(self, host: str, port: int, found: str = "") -> str:
+    def _advice(self, host: str, port: int, found: str = "") -> str:
         """Return how to reach or allow a host; empty if it should stay refused.
 
         It never shows the operator's entries: tenants read it too.

@@ -221,8 +221,7 @@ def _allowed(targets: Targets, host: str, port: int, addresses: Sequence[Address
     ]
     if not allowed:
         found = ", ".join(address[0] for _, address in addresses[:3])
-        detail = f"{host} resolves to {found}, not allowed on port {port}"
-        raise ExchangeError("refused target", f"{detail}. {targets.advice(host, port)}")
+        raise ExchangeError("refused target", targets.refusal(host, port, found))
     return allowed
 
 

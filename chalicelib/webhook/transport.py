@@ -141,10 +141,7 @@ class Transport(BaseAdapter):
     def _check_unresolved(self, url: Url) -> None:
         # The proxy resolves names, so only what a URL shows can be checked.
         if not self._targets.allows_unresolved(url.host, url.port):
-            advice = self._targets.advice(url.host, url.port)
-            raise ExchangeError(
-                "refused target", f"{url.host} is not allowed on port {url.port}. {advice}"
-            )
+            raise ExchangeError("refused target", self._targets.refusal(url.host, url.port))
 
     def _secure(self, connection: Connection, url: Url, ends_at: float) -> None:
         if self._proxy is not None:

@@ -499,7 +499,7 @@ def test_refuses_a_name_with_forbidden_addresses_only(
         outcome = post(sender, f"http://receiver.example:{running.port}/")
         assert running.connections == 0
     assert outcome.error == "refused target"
-    assert outcome.detail.startswith("receiver.example resolves to ")
+    assert "receiver.example" in outcome.detail
 
 
 @pytest.mark.parametrize("targets", ["", "10.0.0.0/8", "127.0.0.1:1", "::1", "other.example"])

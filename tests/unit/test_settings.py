@@ -26,6 +26,8 @@ SETTINGS = [
     ),
     ({"RETENTION": "0"}, Settings("127.0.0.1", 8000, PATH, LOCAL, retention=timedelta(0))),
     ({"HOST": "localhost"}, Settings("localhost", 8000, PATH, LOCAL, keys=False, rate=0)),
+    ({"HOST": "Localhost"}, Settings("localhost", 8000, PATH, LOCAL)),
+    ({"HOST": "[::1]"}, Settings("::1", 8000, PATH, LOCAL)),
     ({"HOST": "::1", "PORT": "0"}, Settings("::1", 0, PATH, LOCAL, keys=False, rate=0)),
     (
         {"HOST": "0.0.0.0", "AUTH": "keys"},  # noqa: S104
@@ -53,7 +55,7 @@ def test_reads_settings(environ: dict[str, str], settings: Settings) -> None:
     assert settings.is_local is (settings.host in ("127.0.0.1", "localhost", "::1"))
 
 
-ELSEWHERE = ["0.0.0.0", "::", "*", "", "127.0.0.2", "127.1", "10.0.0.1", "[::1]", "localhost."]  # noqa: S104
+ELSEWHERE = ["0.0.0.0", "::", "*", "", "127.0.0.2", "127.1", "10.0.0.1", "localhost."]  # noqa: S104
 
 
 @pytest.mark.parametrize("host", ELSEWHERE)
