@@ -121,7 +121,7 @@ const Attempt = ({ attempt }) => html`
   <li class=${succeeded(attempt) ? "delivered" : "failed"}>
     <p><b>${attempt.number}.</b> <${DateTime} at=${attempt.at} /></p>
     <p><b>${outcome(attempt)}</b> in ${duration(attempt.duration)}, ${duration(attempt.lateness)} late</p>
-    ${attempt.location && html`<p>The receiver redirects to <code>${attempt.location}</code>. Redirects are not followed.</p>`}
+    ${attempt.location && html`<p>The receiver redirects to <span class="code url">${attempt.location}</span>. Redirects are not followed.</p>`}
     ${attempt.answer && html`
       <pre tabindex="0" aria-label="Response to attempt ${attempt.number}">${attempt.answer}</pre>`}
   </li>`;
