@@ -47,6 +47,10 @@ MAX_IDLE_CONNECTIONS = 512
 """Idle connections in all."""
 
 
+_is_name = re.compile(HEADER_NAME_PATTERN).fullmatch
+_is_value = re.compile(HEADER_VALUE_PATTERN).fullmatch
+
+
 class Transport(BaseAdapter):
     """Exchanges requests and responses with the receivers that `targets` allows."""
 
@@ -307,6 +311,6 @@ def _line(header: tuple[str, str]) -> str:
     name, value = header
     # Timers of early versions may have others. They fail for good, and the error does not quote
     # them: they may be secrets.
-    if not re.fullmatch(HEADER_NAME_PATTERN, name) or not re.fullmatch(HEADER_VALUE_PATTERN, value):
+    if not _is_name(name) or not _is_value(value):
         raise ExchangeError("refused target", "a header is not valid")
     return f"{name}: {value}"
