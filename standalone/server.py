@@ -187,6 +187,7 @@ class Server(_Listener):
         super().__init__(
             wsgi,
             first,
+            host="127.0.0.1",  # unused, but waitress would look up its default
             connection_limit=MAX_CONNECTIONS,
             channel_timeout=IDLE_TIMEOUT,
             cleanup_interval=5,

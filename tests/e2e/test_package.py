@@ -41,11 +41,11 @@ def tops(names: dict[str, bytes]) -> set[str]:
 def test_bundle_is_small_and_its_template_valid(
     made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The zip is under 3 MB, without boto3 and Chalice's command line; cfn-lint passes."""
+    """The zip is under 3.5 MB, without boto3 and Chalice's command line; cfn-lint passes."""
     size = (made / "deployment.zip").stat().st_size
     with capsys.disabled():
         print(f"\nThe bundle has {size:,} bytes.")  # noqa: T201
-    assert size < 3_000_000
+    assert size < 3_500_000
     files = contents(made)
     assert {"app.py", "chalicelib", "requests", "msgspec"} <= tops(files)
     assert not tops(files) & {
