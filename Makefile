@@ -14,7 +14,7 @@ COMPOSE := docker compose -f docker-compose.localstack.yml
 options = $(foreach name,$(1),$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) "$($(name))"))
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo setup test test-fast test-pythons check fuzz chaos e2e simulate bench soak bench-lambda deploy destroy key keys revoke secrets localstack localstack-down openapi screenshot clean require-stage require-key
+.PHONY: help run demo setup test test-fast test-pythons check fuzz chaos e2e simulate bench profile soak bench-lambda deploy destroy key keys revoke secrets localstack localstack-down openapi screenshot clean require-stage require-key
 
 help:  ## list these commands
 	@awk -F ':.*##  *' '/^[a-z0-9-]+:.*##/ {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,9 @@ simulate: $(VENV)/dev.done  ## simulate Timers on AWS, and print the lateness of
 
 bench: $(BENCH)/done  ## compare Timers with Celery and BullMQ, for docs/benchmarks.md (ROUNDS)
 	@$(BENCH)/venv/bin/python -m bench $(call options,ROUNDS)
+
+profile: $(BENCH)/done  ## print where the processor time of a create and of a webhook goes
+	@$(BENCH)/venv/bin/python -m bench.profile
 
 soak: $(BENCH)/done  ## serve for half an hour, and check memory, files and latency (MINUTES, RATE)
 	@$(BENCH)/venv/bin/python -m bench.soak $(call options,MINUTES RATE)

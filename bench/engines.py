@@ -134,6 +134,11 @@ class Timers(Engine):
         """The database file."""
         return self.folder / "timers.db"
 
+    @property
+    def pid(self) -> int:
+        """The id of the server's process."""
+        return self._processes[0].pid
+
     def launch(self) -> None:
         settings = {"TIMERS_DB": str(self.database), "PORT": str(self.port), **self._settings}
         self.run(sys.executable, "-m", "standalone", **settings)

@@ -14,6 +14,7 @@ from bench import document, load, report, soak
 from bench.__main__ import Sizes, measure, section
 from bench.engines import Timers
 from bench.measures import Bench, Receiver, delivery, many
+from bench.profile import Profile, parts_of
 
 
 def test_writing_a_section_keeps_the_rest(tmp_path: Path) -> None:
@@ -27,6 +28,25 @@ def test_writing_a_section_keeps_the_rest(tmp_path: Path) -> None:
         "# Benchmarks\n\nWords.\n\n<!-- begin a -->\n| new \\1 |\n<!-- end a -->\n\nMore.\n"
         "\n<!-- begin b -->\nsecond\n<!-- end b -->\n"
     )
+
+
+def test_a_profile_splits_processor_time_by_thread_and_part() -> None:
+    """A sample counts for the part of its innermost function that belongs to one."""
+    samples = parts_of(
+        [
+            'thread (7): "http";run (/x/standalone/server.py:1);_add (/standalone/sqlite/w.py:2) 3',
+            'thread (7): "http";run (/x/standalone/server.py:1);loads (/lib/elsewhere.py:3) 1',
+            'thread (8): "senders";send (/x/chalicelib/webhook/sender.py:1) 4',
+            'thread (8): "senders";main (/x/unknown.py:1) 2',
+        ]
+    )
+    assert samples == {
+        ("http", "SQLite"): 3, ("http", "HTTP server"): 1,
+        ("senders", "sender"): 4, ("senders", "other"): 2,
+    }  # fmt: skip
+    table = Profile(operations=10, seconds=0.001, samples=samples).table("One create")
+    assert "| thread: senders | 60 | 60% |" in table
+    assert "| part: SQLite | 30 | 30% |" in table
 
 
 SIZES = Sizes(
