@@ -61,6 +61,7 @@ def test_an_unknown_field_suggests_the_known_one(api_on_fakes: Api, name: str, w
 
 
 DEEP = "[" * 2000 + "]" * 2000
+"""Too deeply nested for some versions of Python: 3.13 and newer read it."""
 
 TIMER_MISTAKES = [
     ('"seconds": "60"', "/seconds", "Write 60."),
@@ -124,16 +125,12 @@ TIMER_MISTAKES = [
     ('"metadata": {"a": true}', "/metadata/a", "a string, not true"),
     ('"metadata": {"a": 1.10}', "/metadata/a", 'Write "1.10".'),
     ('"metadata": {"a": 1', "/metadata", "a string"),
-    (f'"metadata": {{"c": {DEEP}}}', "/metadata", "A value of `metadata` must be a string"),
-    (f'"headers": {{"X-N": {DEEP}}}', "/headers", "A value of `headers` must be a string"),
     ('"label": 5', "/label", 'such as "invoice-17", or null'),
     ('"label": ""', "/label", "not empty"),
     ('"on_failure": 5', "/on_failure", ", or null"),
     ('"label": "x"', "", '`"seconds": 60`'),
     ('"seconds": 1, "label": "\\ud800"', "", "\\ud800 is half"),
     ('"seconds": 1, "label": "\\\\ud800 \\uDE00"', "", "\\uDE00 is half"),
-    (f'"seconds": 1, "body": {DEEP}', "", "nested too deeply"),
-    (f'"seconds": 1.0, "body": {DEEP}', "", "nested too deeply"),
     ('"seconds": 60, "seconds": 30', "/seconds", "repeated"),
     ('"seconds": 60, "s\\u0065conds": 60', "/seconds", "repeated"),
     ('"seconds": 5.0, "seconds": 6.0', "/seconds", "repeated"),
@@ -160,6 +157,26 @@ def test_a_mistake_in_a_timer(api_on_fakes: Api, fields: str, pointer: str, text
         (result,) = answer.json_body["results"]
         assert result["problem"] == problem | {"pointer": f"/timers/0{pointer}"}
     assert not api_on_fakes.store.timers
+
+
+@pytest.mark.parametrize(("field", "name"), [("metadata", "c"), ("headers", "X-N")])
+def test_a_deeply_nested_value_is_no_string(api_on_fakes: Api, field: str, name: str) -> None:
+    """The pointer ends at the field, or at the name if this Python can read the value."""
+    timer = f'{{"url": "{URL}", "seconds": 1, "{field}": {{"{name}": {DEEP}}}}}'
+    problem = refused(api_on_fakes.ask("POST", "/timers", timer.encode(), JSON), 400)
+    assert problem["pointer"] in (f"/{field}", f"/{field}/{name}")
+    assert "must be a string" in problem["detail"]
+
+
+@pytest.mark.parametrize("seconds", ["1", "1.0"])
+def test_a_deeply_nested_body_is_sent_or_refused(api_on_fakes: Api, seconds: str) -> None:
+    """If this Python can't read it, the error says so."""
+    timer = f'{{"url": "{URL}", "seconds": {seconds}, "body": {DEEP}}}'
+    answer = api_on_fakes.ask("POST", "/timers", timer.encode(), JSON)
+    if answer.status_code == 201:
+        assert answer.json_body["body"] == DEEP
+    else:
+        assert "nested too deeply" in refused(answer, 400)["detail"]
 
 
 TOO_MANY = f'{{"timers": [{",".join(["{}"] * 101)}]}}'

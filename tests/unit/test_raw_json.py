@@ -67,9 +67,10 @@ def test_a_value_keeps_its_spelling(path: list[str], text: bytes | None) -> None
     assert raw_json.value_at(b'{"a": [1, {"b~/": 1.10}]}', path) == text
 
 
-def test_a_value_that_is_nested_too_deeply_is_not_found() -> None:
-    """msgspec can't skip such a value."""
-    assert raw_json.value_at(b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", ["a"]) is None
+def test_a_deeply_nested_value_is_found_or_not() -> None:
+    """msgspec can't skip such a value on some versions of Python."""
+    deep = b"[" * 5000 + b"]" * 5000
+    assert raw_json.value_at(b'{"a": ' + deep + b"}", ["a"]) in (None, deep)
 
 
 @pytest.mark.parametrize(
