@@ -20,6 +20,7 @@ try:
     from chalicelib.core import signing
     from chalicelib.core.errors import OperatorError, Unavailable
     from chalicelib.core.timer import DEFAULT_TENANT, RETENTION
+    from chalicelib.core.urls import authority_of
     from chalicelib.runtime import Dependencies, install, new_id, now
     from chalicelib.service.commands import Commands
     from chalicelib.service.concurrency import in_threads
@@ -252,7 +253,7 @@ def _url(host: str, port: int) -> str:
     address = ip_address(host)
     if address.is_unspecified:
         address = ip_address("127.0.0.1" if address.version == 4 else "::1")
-    return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
+    return f"http://{authority_of(str(address), port)}"
 
 
 def _print(text: str) -> None:

@@ -110,7 +110,7 @@ class Targets:
             return "Use 127.0.0.1." if self.may_allow("127.0.0.1", port) else ""
         if not all(map(self._is_advisable, addresses)):
             return ""
-        entry = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        entry = urls.authority_of(host, port)
         if self.entries and self != Targets.parse(LOOPBACK_TARGETS):
             return f"Add {entry} to ALLOWED_TARGETS."
         kept = f"{LOOPBACK_TARGETS}," if self.entries else ""
@@ -132,7 +132,7 @@ class Targets:
         return is_public(address) or (is_private and address not in _METADATA)
 
     def may_allow(self, host: str, port: int) -> bool:
-        """Return whether this host can be allowed, whatever it resolves to."""
+        """Return whether this host is allowed for some address that it may resolve to."""
         if self.allows_unresolved(host, port):
             return True
         return _literal(host) is None and any(

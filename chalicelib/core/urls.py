@@ -50,6 +50,12 @@ class Url(NamedTuple):
     """The target of the request line: path and query."""
 
 
+def authority_of(host: str, port: int | None) -> str:
+    """Return `host:port` as a URL has it: IPv6 in brackets, and the host alone for None."""
+    shown = f"[{host}]" if ":" in host else host
+    return shown if port is None else f"{shown}:{port}"
+
+
 def with_id(url: str, id: str) -> str:
     """Return a URL with a timer's id instead of each `{id}`."""
     return url.replace(_ID, id)
@@ -69,13 +75,12 @@ def parse(url: str) -> Url:
     scheme, authority, rest = _split(url)
     host, port = _endpoint(authority)
     default = DEFAULT_PORTS[scheme.lower()]
-    shown = f"[{host}]" if ":" in host else host
     target = _encoded(rest)
     return Url(
         scheme=scheme.lower(),
         host=host,
         port=port or default,
-        host_header=shown if port in (None, default) else f"{shown}:{port}",
+        host_header=authority_of(host, None if port == default else port),
         target=target if target.startswith("/") else f"/{target}",
     )
 

@@ -80,7 +80,7 @@ _OTHER_NAMES = {
     "failed": "error fail",
     "cancelled": "cancel",
 }
-"""What people call a field, a parameter or a status: without case and punctuation."""
+"""Other names for fields, parameters and statuses, in lower case and without punctuation."""
 
 _REQUIRED_FIELD = {
     "days": "delay",

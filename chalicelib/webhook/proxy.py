@@ -44,7 +44,7 @@ class Proxy(NamedTuple):
 
     def connect_request(self, url: Url) -> bytes:
         """Return the request for a tunnel to the receiver."""
-        receiver = f"[{url.host}]:{url.port}" if ":" in url.host else f"{url.host}:{url.port}"
+        receiver = urls.authority_of(url.host, url.port)
         headers = {"Host": receiver, **self.headers}
         lines = [f"CONNECT {receiver} HTTP/1.1", *(f"{name}: {it}" for name, it in headers.items())]
         return "\r\n".join([*lines, "", ""]).encode()

@@ -100,7 +100,7 @@ class ResponseParser:
 
     def on_message_begin(self) -> None:
         if self.status is None:
-            self.headers = []  # those so far were of an interim response
+            self.headers = []  # an interim response had the earlier ones
         else:
             self._is_doubtful = True
 

@@ -156,16 +156,20 @@ class Transport(BaseAdapter):
             connection.begin(ends_at)
         connection.start_tls(self._tls, url.host)
 
+    def _is_passed_on(self, url: Url) -> bool:
+        """Return whether the proxy itself gets the request: https goes through a tunnel."""
+        return self._proxy is not None and url.scheme == "http"
+
     def _is_refused_by_proxy(self, response: ResponseParser, url: Url) -> bool:
         # In a tunnel, it would be a response of the receiver.
         is_refused = response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
-        return self._proxy is not None and url.scheme == "http" and is_refused
+        return is_refused and self._is_passed_on(url)
 
     def _encoded(self, request: requests.PreparedRequest, url: Url, *, is_last: bool) -> bytes:
         target, headers = url.target, {"Host": url.host_header, **request.headers}
         if is_last:
             headers["Connection"] = "close"
-        if self._proxy is not None and url.scheme == "http":
+        if self._proxy is not None and self._is_passed_on(url):
             target = f"http://{url.host_header}{target}"
             headers |= self._proxy.headers
         lines = [f"{request.method} {target} HTTP/1.1", *map(_line, headers.items()), "", ""]

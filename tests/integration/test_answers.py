@@ -290,7 +290,7 @@ class Generated(Receiver):
 
 
 def test_any_bytes_have_an_outcome(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a receiver sends, the attempt ends in time, without an exception.
+    """The attempt ends in time, without an exception, for any bytes that a receiver sends.
 
     If a 2xx line stands before any other text, the attempt is delivered.
     """

@@ -1,4 +1,4 @@
-"""Claims of the standalone server: they last as long as their process, whatever the clock does."""
+"""Claims of the standalone server: they last as long as their process, and no clock ends them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing

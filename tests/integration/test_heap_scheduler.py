@@ -583,7 +583,7 @@ def test_check_fails_when_the_senders_are_stuck(running: Callable[..., HeapSched
 
 
 def test_no_clock_ends_a_delivery(running: Callable[..., HeapScheduler], clock: Clock) -> None:
-    """Each delivery may last as long as the process: its end is LEASE_END, whatever the time."""
+    """Each delivery may last as long as the process: its end is always LEASE_END."""
     ends: list[datetime] = []
     done = threading.Event()
 

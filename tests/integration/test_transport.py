@@ -347,11 +347,9 @@ def test_a_slow_address_still_wins(
         assert running.connections == 1
 
 
-@pytest.mark.parametrize("addresses", [["2001:db8::1", "127.0.0.1"], ["127.0.0.1", "2001:db8::1"]])
-def test_a_broken_ipv6_address_costs_nothing(
-    addresses: list[str], resolver: FakeResolver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The IPv4 address is used if the IPv6 network can't be reached."""
+@pytest.fixture
+def no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every IPv6 address unreachable."""
     real = socket.socket.connect
 
     def connect(sock: socket.socket, address: Any) -> None:
@@ -360,6 +358,12 @@ def test_a_broken_ipv6_address_costs_nothing(
         real(sock, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.mark.usefixtures("no_ipv6")
+@pytest.mark.parametrize("addresses", [["2001:db8::1", "127.0.0.1"], ["127.0.0.1", "2001:db8::1"]])
+def test_a_broken_ipv6_address_costs_nothing(addresses: list[str], resolver: FakeResolver) -> None:
+    """The IPv4 address is used if the IPv6 network can't be reached."""
     resolver.addresses["receiver.example"] = addresses
     sender = sender_to("127.0.0.1,2001:db8::/32")
     with receiver(closing(NO_CONTENT)) as running:
@@ -375,18 +379,9 @@ def test_address_families_take_turns() -> None:
     ]  # fmt: skip
 
 
-def test_many_broken_addresses_leave_the_other_family_its_turn(
-    resolver: FakeResolver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("no_ipv6")
+def test_many_broken_addresses_leave_the_other_family_its_turn(resolver: FakeResolver) -> None:
     """Not more than MAX_ADDRESSES are tried, of both families."""
-    real = socket.socket.connect
-
-    def connect(sock: socket.socket, address: Any) -> None:
-        if sock.family == socket.AF_INET6:
-            raise OSError(errno.ENETUNREACH, "Network is unreachable")
-        real(sock, address)
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
     broken = [f"fd00::{number:x}" for number in range(1, connection.MAX_ADDRESSES + 1)]
     resolver.addresses["receiver.example"] = [*broken, "127.0.0.1"]
     with receiver(closing(NO_CONTENT)) as running:

@@ -352,7 +352,7 @@ NAMES = st.sampled_from(bodies.BatchEntry.__struct_fields__) | st.text(
 @settings(deadline=None)  # the first mistake makes the schemas
 @given(body=st.dictionaries(NAMES, VALUES, max_size=4), end=st.sampled_from(["", "}", "]", '"']))
 def test_every_mistake_is_explained(kind: type, body: dict[str, object], end: str) -> None:
-    """Whatever is wrong, the error is a sentence with a pointer."""
+    """The error is a sentence with a pointer, for any wrong text."""
     content = json.dumps(body).removesuffix("}") + end
     try:
         requests.decode(content.encode(), kind)
