@@ -6,6 +6,8 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chalicelib import runtime
 from tests.support.routes import Api
@@ -35,5 +37,13 @@ def api_on_fakes(monkeypatch: pytest.MonkeyPatch) -> Api:
 
 def pytest_collection_finish() -> None:
     """Exclude imported modules from garbage collection, which saves time."""
+    _register_hypothesis_random()
     gc.collect()
     gc.freeze()
+
+
+@given(st.none())
+def _register_hypothesis_random(_: None) -> None:
+    # Hypothesis looks for references to its generator when a first test runs. On Python 3.14 the
+    # search finds none in frozen objects, and Hypothesis warns.
+    pass
