@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from chalice.app import (
     AuthRequest,
     AuthResponse,
-    Chalice,
     CloudWatchEvent,
     Request,
     Response,
@@ -20,11 +19,12 @@ from chalicelib.aws.bootstrap import STAGE_NAME
 from chalicelib.core.api_keys import Role
 from chalicelib.core.errors import NotConfigured
 from chalicelib.http import requests, responses, static
+from chalicelib.http.concurrent_chalice import ConcurrentChalice
 from chalicelib.http.responses import errors_as_problems
 from chalicelib.runtime import current, current_at
 from chalicelib.service.commands import Commands
 
-app = Chalice(app_name="timers", configure_logs=False)
+app = ConcurrentChalice(app_name="timers", configure_logs=False)
 
 READ = ["GET", "HEAD"]
 """The methods of a route that reads. The server, or API Gateway, drops the body of a HEAD."""

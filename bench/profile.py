@@ -36,7 +36,7 @@ PARTS = {
     "commands and worker": ("chalicelib/service",),
     "responses": ("chalicelib/http",),
     "Chalice and its event": ("chalice/", "app.py"),
-    "HTTP server": ("waitress/", "standalone/server", "standalone/authorizer"),
+    "HTTP server": ("uvloop", "asyncio/", "standalone/server"),
     "sender": ("chalicelib/webhook", "requests/"),
     "scheduler": ("standalone/scheduler", "standalone/fair_queue"),
     "greenlets, threads": ("standalone/greenlets", "concurrent/", "threading", "selectors"),

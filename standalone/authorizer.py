@@ -1,10 +1,6 @@
 """Checks API keys and rate limits before the views run, as API Gateway does on AWS."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from chalice.app import Chalice
-from chalice.local import LocalGatewayAuthorizer
+from collections.abc import Mapping, Sequence
 
 from chalicelib.core import errors
 from chalicelib.core.api_keys import ApiKey
@@ -13,30 +9,17 @@ from chalicelib.service.ports import ApiKeys
 from standalone.rate_limit import RateLimiter
 
 
-class ApiKeyAuthorizer(LocalGatewayAuthorizer):
-    """The authorizer of Chalice's local gateway, for the routes that need a key on AWS.
+class ApiKeyAuthorizer:
+    """Admits requests with a valid API key, at a limited rate for each key.
 
     Without `keys` every request passes, but the server then answers to local hosts only.
     """
 
-    def __init__(
-        self, app: Chalice, keys: ApiKeys | None = None, limit: RateLimiter | None = None
-    ) -> None:
-        super().__init__(app)
+    def __init__(self, keys: ApiKeys | None = None, limit: RateLimiter | None = None) -> None:
         self._keys = keys
         self._limit = limit
 
-    def authorize(self, _: str, lambda_event: Any, lambda_context: Any) -> Any:
-        """Return event and context, with the tenant and role of the key; raise as `admit` does."""
-        route = self._route_for_event(lambda_event)
-        if route is not None and route.authorizer is not None:
-            key = self.admit(lambda_event["headers"])
-            if key is not None:
-                identity = {"tenant": key.tenant, "role": key.role.value, "principalId": key.id}
-                lambda_event["requestContext"]["authorizer"] = identity
-        return lambda_event, lambda_context
-
-    def admit(self, headers: Mapping[str, str]) -> ApiKey | None:
+    def admit(self, headers: Mapping[str, Sequence[str]]) -> ApiKey | None:
         """Take a token from the caller's bucket; return the API key, None on a server without keys.
 
         Raise Unauthenticated, TooManyRequests, Unavailable.
@@ -48,9 +31,9 @@ class ApiKeyAuthorizer(LocalGatewayAuthorizer):
         return key
 
 
-def _find_key(keys: ApiKeys, headers: Mapping[str, str]) -> ApiKey:
+def _find_key(keys: ApiKeys, headers: Mapping[str, Sequence[str]]) -> ApiKey:
     # Looked up for every request: a revoked key stops working at once.
-    authorization = headers.get("authorization", "")
+    authorization = headers.get("authorization", [""])[-1]
     key = authenticate(keys, authorization)
     if key is None:
         fault = "The Authorization header has no valid API key. " if authorization else ""

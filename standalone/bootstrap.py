@@ -29,11 +29,12 @@ try:
     from chalicelib.webhook.secrets_cache import SecretsCache
     from chalicelib.webhook.sender import WebhookSender
     from standalone import log_lines
-    from standalone.greenlets import gather, run_in_thread
+    from standalone.application import Application
+    from standalone.greenlets import Hub, gather, run_in_thread
     from standalone.rate_limit import RateLimiter
     from standalone.receiver import RECEIVER_PATH, Receiver
     from standalone.scheduler import HeapScheduler
-    from standalone.server import Application, Server
+    from standalone.server import Server
     from standalone.settings import Settings
     from standalone.sqlite.timer_store import SqliteTimerStore
     from standalone.sqlite.writer import MAX_COMMIT_BATCH
@@ -65,19 +66,20 @@ def main() -> None:
         store = SqliteTimerStore(settings.database)
     except (OperatorError, Unavailable) as error:
         sys.exit(str(error))
-    server = _bind(settings, store)
+    hub = Hub()
+    server = _bind(settings, store, hub)
     _raise_file_limit()
     gc.freeze()  # imported objects stay: each collection took 10 ms to scan them
     with log_lines.attached():
         try:
-            Runner(settings, store, server, stop).run()
+            Runner(settings, store, hub, server, stop).run()
         except Unavailable as error:  # at start only: later ones are handled where they occur
             sys.exit(str(error))
 
 
-def _bind(settings: Settings, store: SqliteTimerStore) -> Server:
+def _bind(settings: Settings, store: SqliteTimerStore, hub: Hub) -> Server:
     try:
-        return Server(build_application(settings, store), settings.host, settings.port)
+        return Server(build_application(settings, store), hub, settings.host, settings.port)
     except OSError as error:
         store.close()
         hint = ""
@@ -90,7 +92,7 @@ def _bind(settings: Settings, store: SqliteTimerStore) -> Server:
 
 
 def build_application(settings: Settings, store: SqliteTimerStore) -> Application:
-    """Return the WSGI application, with the keys, rate and receiver of these settings."""
+    """Return the application, with the keys, rate and receiver of these settings."""
     return Application(
         app,
         keys=store.keys if settings.keys else None,
@@ -100,33 +102,40 @@ def build_application(settings: Settings, store: SqliteTimerStore) -> Applicatio
 
 
 class Runner:
-    """Runs the HTTP server and the scheduler until `stop` is set."""
+    """Runs the HTTP server and the scheduler, both on `hub`, until `stop` is set."""
 
     def __init__(
-        self, settings: Settings, store: SqliteTimerStore, server: Server, stop: threading.Event
+        self,
+        settings: Settings,
+        store: SqliteTimerStore,
+        hub: Hub,
+        server: Server,
+        stop: threading.Event,
     ) -> None:
         self._settings = settings
         self._store = store
+        self._hub = hub
         self._server = server
         self._stop = stop
-        self._scheduler = HeapScheduler(store, now)
+        self._scheduler = HeapScheduler(store, hub, now)
         # Writes made at the same time share a commit.
         self._concurrently = partial(gather, elsewhere=in_threads)
         self._worker = self._build_worker()
-        self._http = threading.Thread(target=self._serve, name="http", daemon=True)
+        self._has_crashed = False
+        self._loop = threading.Thread(target=self._run_hub, name="hub", daemon=True)
 
     def run(self) -> None:
         """Recover an earlier process's timers, serve until `stop`, then finish work in progress."""
         self._install()
         self._recover()
+        self._loop.start()
         self._scheduler.start(self._worker.deliver, self._upkeep)
-        self._http.start()
+        self._server.start()
         self._greet()
         self._stop.wait()
-        crashed = not self._http.is_alive()
+        if self._has_crashed:
+            sys.exit("The server crashed: the log above says why.")
         self._finish()
-        if crashed:
-            sys.exit("The HTTP server crashed: the log above says why.")
 
     def _build_commands(self) -> Commands:
         return Commands(
@@ -156,7 +165,7 @@ class Runner:
             self._settings.tls,
             proxy=self._settings.proxy,
             secrets_of=secrets_of,
-            waiting=self._scheduler.hub,
+            waiting=self._hub,
         )
 
     def _install(self) -> None:
@@ -188,16 +197,16 @@ class Runner:
         # The store keeps every timer for RETENTION; a shorter one purges that much ahead.
         return swept + self._store.purge(now() + RETENTION - self._settings.retention) > 0
 
-    def _serve(self) -> None:
+    def _run_hub(self) -> None:
         try:
-            self._server.run()
+            self._hub.run()
         except Exception:  # after any crash the process must stop
-            log.exception("http server crashed")
-        finally:
+            log.exception("event loop crashed")
+            self._has_crashed = True
             self._stop.set()
 
     def _greet(self) -> None:
-        url = _url(self._server.effective_host, self._server.effective_port)
+        url = _url(self._server.host, self._server.port)
         has_keys = self._settings.keys and bool(self._store.keys.all())
         _print(_greeting(self._settings, url, has_keys))
 
@@ -206,7 +215,9 @@ class Runner:
         # The scheduler first: its webhooks may be on their way to this server's own receiver.
         self._scheduler.stop()
         self._server.finish()
-        self._store.close()
+        self._store.close()  # requests that are still in progress get an error
+        self._hub.stop()
+        self._loop.join()
 
 
 def _stop_on_signals(stop: threading.Event) -> None:

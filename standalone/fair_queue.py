@@ -28,7 +28,7 @@ class FairQueue:
         self._waiting: OrderedDict[str, deque[Wakeup]] = OrderedDict()
         self._under_way: Counter[str] = Counter()
         self._overfull: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._senders = senders
         self._closed = False
         self.size = 0
@@ -70,16 +70,14 @@ class FairQueue:
             self._under_way[wakeup.host] -= 1
             if not self._under_way[wakeup.host]:
                 del self._under_way[wakeup.host]
+            if self._closed:
+                self._lock.notify_all()
 
     def close(self) -> None:
-        """Let `take` return nothing from now on."""
+        """Let `take` return nothing from now on; return when all senders were given back."""
         with self._lock:
             self._closed = True
-
-    def is_over(self) -> bool:
-        """Return whether the queue is closed and all senders were given back."""
-        with self._lock:
-            return self._closed and self._free == self._senders
+            self._lock.wait_for(lambda: self._free == self._senders)
 
     def _next(self) -> Wakeup | None:
         # At most as many hosts as senders can be at their limit, so this loop is bounded.

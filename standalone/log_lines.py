@@ -27,8 +27,6 @@ def attached() -> Iterator[None]:
     lines.setFormatter(_LineFormatter())
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     logging.basicConfig(level=logging.INFO, handlers=[_InProcessHandler(records)])
-    # It would log a warning at every burst.
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     listener = _Listener(records, lines)
     listener.start()
     try:

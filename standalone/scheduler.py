@@ -59,16 +59,16 @@ _END: FiringPosition = (2**63 - 1, "")
 
 
 class HeapScheduler:
-    """Fires the timers of `store` by the wall time that `clock` returns."""
+    """Fires the timers of `store`, in greenlets of `hub`, by the wall time that `clock` returns."""
 
-    def __init__(self, store: SqliteTimerStore, clock: Callable[[], datetime]) -> None:
+    def __init__(self, store: SqliteTimerStore, hub: Hub, clock: Callable[[], datetime]) -> None:
         self._store = store
+        self._hub = hub
         self._clock = clock
         self._heap: list[tuple[FiringPosition, Wakeup]] = []
         self._horizon = _BEGINNING
         self._changed = threading.Condition()
         self._due = FairQueue(MAX_SENDERS)
-        self.hub = Hub()
         self._stopping = threading.Event()
         self._low = threading.Event()
         self._alive_at = time.monotonic()
@@ -83,7 +83,6 @@ class HeapScheduler:
         """
         self._deliver, self._upkeep = deliver, upkeep
         self.refill()
-        self._start_thread(self._run_senders, "senders")
         self._start_thread(self._release_due, "release")
         self._start_thread(self._refill_when_low, "refill")
         self._start_thread(self._upkeep_regularly, "upkeep")
@@ -95,7 +94,6 @@ class HeapScheduler:
         with self._changed:
             self._changed.notify_all()
         self._due.close()
-        self.hub.dispatcher.call_soon(self._beat)  # the hub ends when all senders are free
         for thread in self._threads:
             thread.join()
 
@@ -171,12 +169,9 @@ class HeapScheduler:
         self._threads.append(thread)
         thread.start()
 
-    def _run_senders(self) -> None:
-        self.hub.run(self._due.is_over)
-
     def _release_due(self) -> None:
         while not self._stopping.is_set():
-            self.hub.dispatcher.call_soon(self._beat)  # a heartbeat needs both threads
+            self._hub.call_soon(self._beat)  # a heartbeat needs both threads
             if self._due.has_room_again():
                 self._reread_all()
             if self._due.size >= HEAP_LIMIT:
@@ -188,14 +183,14 @@ class HeapScheduler:
                     self._changed.wait(seconds)
             if due:
                 self._due.put(due)
-                self.hub.dispatcher.call_soon(self._start_sends)
+                self._hub.call_soon(self._start_sends)
 
     def _beat(self) -> None:
         self._alive_at = time.monotonic()
 
     def _start_sends(self) -> None:
         while (wakeup := self._due.take()) is not None:
-            self.hub.dispatcher.start(partial(self._send, wakeup))
+            self._hub.start(partial(self._send, wakeup))
 
     def _send(self, wakeup: Wakeup) -> None:
         try:

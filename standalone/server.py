@@ -1,49 +1,46 @@
-"""HTTP for the standalone server: waitress, in front of Chalice's local gateway and the receiver.
+"""HTTP/1.1 for the standalone server: reads requests, enforces limits, and writes responses.
 
-One thread does it all. waitress reads requests without blocking, so slow clients delay nobody, and
-limits their size. Each request is handled in a greenlet. The gateway turns it into the event that
-views get on Lambda; its authorizer checks API keys and rates.
+One thread does it all, on the event loop of a Hub. httptools parses. Each request is handled in a
+greenlet, and those of one connection one after the other.
 """
 
+import asyncio
 import base64
-import math
-import re
+import logging
 import socket
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
-from contextvars import ContextVar
+from asyncio import BufferedProtocol, Transport
+from collections import deque
+from collections.abc import Callable
+from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple, cast
 
-from chalice.app import Chalice, Response
-from chalice.config import Config
-from chalice.local import LocalChalice, LocalGateway, RouteMatcher
-from waitress import wasyncore
-from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser, ParsingError
-from waitress.server import TcpWSGIServer
-from waitress.task import ErrorTask
+import httptools
 
-from chalicelib.core import errors
-from chalicelib.core.timer import DEFAULT_TENANT
-from chalicelib.http import mistakes, requests, responses
-from chalicelib.service.ports import ApiKeys
-from standalone.authorizer import ApiKeyAuthorizer
-from standalone.greenlets import Dispatcher, wait
+from chalicelib.http import responses
+from chalicelib.http.requests import MAX_BATCH_BYTES
+from standalone.greenlets import Hub
 from standalone.listening import bound_sockets
-from standalone.rate_limit import RateLimiter
-from standalone.receiver import RECEIVER_PATH, Receiver
 
 MAX_CONNECTIONS = 500
 """Connections open at once. Each takes a file descriptor, as do the database and webhooks."""
 
 MAX_HEADER_BYTES = 10 * 1024
-"""As on API Gateway. A small limit matters: waitress parses runs of spaces in quadratic time."""
+"""Bytes of a request's target and headers, as on API Gateway."""
 
-MAX_BODY_BYTES = 10 * 1024 * 1024
-"""The most bytes that are read, as on API Gateway; the views have lower limits."""
+MAX_BODY_BYTES = MAX_BATCH_BYTES
+"""Bytes of a body that are read; most views have lower limits."""
+
+MAX_SILENT_BYTES = MAX_HEADER_BYTES
+"""Bytes that the parser may read without reporting a part of the request.
+
+It reports neither blank lines before a request nor extensions of chunks, and a header only as a
+whole.
+"""
 
 IDLE_TIMEOUT = 30
 """Seconds after which an idle connection is closed."""
@@ -51,341 +48,487 @@ IDLE_TIMEOUT = 30
 REQUEST_TIMEOUT = 30
 """Seconds within which a request must arrive completely."""
 
-SEND_BUFFER_BYTES = 64 * 1024
-"""Bytes of a response that are collected before the first are sent."""
+RESPONSE_TIMEOUT = 60
+"""Seconds within which a client must read a response."""
 
-CLOCK_STEP = 1
-"""Seconds that the wall clock must jump to count as stepped."""
+LINGER_SECONDS = 2
+"""Seconds in which a client may still send after its request was refused.
 
-_LOCAL_AUTHORITY = re.compile(r"(127\.0\.0\.1|(?i:localhost)|\[::1])(:[0-9]{1,5})?")
-"""`LOCAL_HOSTS` with an optional port. urlsplit would find ::1 in `evil[::1]`."""
+If the connection were closed at once, a reset could keep the response from the client.
+"""
 
-_OTHER_HOST = (
-    "This server answers to 127.0.0.1, ::1 and localhost only."
-    " To serve other names, start it with AUTH=keys."
+MIN_IDLE_SECONDS = 1
+"""Seconds of idleness after which a connection may be closed in favour of another."""
+
+SHUTDOWN_TIMEOUT = 5
+"""Seconds that requests in progress have to finish at shutdown."""
+
+CHECK_INTERVAL = 1
+"""Seconds between two checks of the time limits."""
+
+READ_BUFFER_BYTES = 16 * 1024
+"""Bytes that are read at once. It bounds how many pipelined requests wait in memory."""
+
+BACKLOG = 1024
+"""Connections that the system holds until they are accepted."""
+
+log = logging.getLogger(__name__)
+
+
+VERSIONS = {"0.9", "1.0", "1.1"}
+"""Versions of HTTP in requests that are answered."""
+
+
+class HttpRequest(NamedTuple):
+    """A request as it arrived."""
+
+    method: str
+    target: str
+    headers: dict[str, list[str]]
+    """The values of each header, by its name in lower case."""
+    body: bytes
+    version: str = "1.1"
+    keeps_alive: bool = True
+    """Whether the client keeps the connection open."""
+
+
+class HttpResponse(NamedTuple):
+    """A response; the server adds the headers that HTTP itself needs."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+Answer = Callable[[HttpRequest], HttpResponse]
+"""Answers a request; it may wait, in its greenlet."""
+
+
+def problem(status: HTTPStatus, detail: str) -> HttpResponse:
+    """Return an error as a response."""
+    return from_lambda(responses.problem(status, detail).to_dict())
+
+
+def from_lambda(response: dict[str, Any]) -> HttpResponse:
+    """Return the response of a Lambda function to API Gateway, as Chalice makes it."""
+    body = response["body"] or ""
+    content = base64.b64decode(body) if response.get("isBase64Encoded") else body.encode()
+    return HttpResponse(response["statusCode"], response["headers"], content)
+
+
+class _Refused(Exception):
+    """A request that no view sees; the connection ends with this response to it."""
+
+    def __init__(self, response: HttpResponse) -> None:
+        super().__init__(response.status)
+        self.response = response
+
+
+_MALFORMED = problem(HTTPStatus.BAD_REQUEST, "The request is not valid HTTP/1.1.")
+_UNKNOWN_METHOD = problem(HTTPStatus.NOT_IMPLEMENTED, "This HTTP method is unknown.")
+_UNKNOWN_VERSION = problem(
+    HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "The only version of HTTP that is supported is 1.1."
 )
-_OTHER_ORIGIN = "Web pages of other hosts may not use this server."
+_UNKNOWN_ENCODING = problem(
+    HTTPStatus.NOT_IMPLEMENTED, "The only Transfer-Encoding that is supported is chunked."
+)
+_TOO_LATE = problem(
+    HTTPStatus.REQUEST_TIMEOUT, f"The request did not arrive within {REQUEST_TIMEOUT} seconds."
+)
+_LARGE_HEAD = problem(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    f"The target and the headers are larger than {MAX_HEADER_BYTES:,} bytes.",
+)
+_LARGE_BODY = problem(
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body is larger than {MAX_BODY_BYTES:,} bytes."
+)
+_CRASHED = problem(HTTPStatus.INTERNAL_SERVER_ERROR, "An internal error occurred.")
 
-_IDEMPOTENCY_KEY_LINE = re.compile(rb"^idempotency-key:", re.IGNORECASE | re.MULTILINE)
-
-_request: ContextVar[Any] = ContextVar("request", default=None)
-_context: ContextVar[Any] = ContextVar("context", default=None)
-
-Environ = dict[str, Any]
-StartResponse = Callable[[str, list[tuple[str, str]]], Any]
-Wsgi = Callable[[Environ, StartResponse], Iterable[bytes]]
-LambdaResponse = dict[str, Any]
-"""The response of a Lambda function to API Gateway, as Chalice makes it."""
-
-
-class _Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
-    def parse_header(self, header_plus: bytes) -> None:
-        try:
-            super().parse_header(header_plus)
-        except ValueError:  # `http://[/`, or a length of 5,000 digits
-            raise ParsingError("The request target or Content-Length is invalid") from None
-        # waitress joins repeated headers with a comma, but one key may have a comma too.
-        key = self.headers.get("IDEMPOTENCY_KEY", "")
-        if "," in key and len(_IDEMPOTENCY_KEY_LINE.findall(header_plus)) > 1:
-            raise ParsingError(requests.ONE_KEY)
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class _ErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
-    """Responds to requests that waitress itself rejects, in the form of our errors."""
+class Connection(BufferedProtocol):
+    """One client: parses its requests, and answers them in order."""
 
-    def execute(self) -> None:
-        error = self.request.error
-        status = HTTPStatus(error.code)
-        response = responses.problem(status, f"{error.body.removesuffix('.')}.")
-        content = response.body.encode()
-        self.status = f"{error.code} {responses.name_of(status)}"
-        self.response_headers.extend(_with_id(response.headers).items())
-        self.set_close_on_finish()
-        self.content_length = len(content)
-        self.write(content)
+    def __init__(self, server: "Server") -> None:
+        self._server = server
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: Transport
+        self._waiting: deque[HttpRequest | HttpResponse] = deque()
+        self._is_busy = False
+        self._ends = False
+        """Whether the connection ends with the last of the requests that wait."""
+        self._begin()
+        self.active_at = server.time()
+        """When a byte last arrived or a response was written, as all times here by the loop."""
+        self.began_at: float | None = None
+        """When the first byte of the incoming request arrived."""
+        self._full_at: float | None = None
+        """Since when the client has not read enough of the responses."""
+        self._refused_at: float | None = None
 
+    # What the event loop calls
 
-class _OutputLock:
-    """Stands in for the lock of a channel's output, which only greenlets of one thread use."""
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("Transport", transport)
 
-    def __init__(self) -> None:
-        self._notified: Future[None] = Future()
+    def get_buffer(self, _: int) -> memoryview:
+        return self._server.buffer  # one for all: it is read at once
 
-    def __enter__(self) -> None:
-        pass
+    def buffer_updated(self, size: int) -> None:
+        self.active_at = self._server.time()
+        if not self._ends:
+            self._feed(self._server.buffer[:size])
+            self._go_on()
 
-    def __exit__(self, *_: object) -> None:
-        pass
+    def eof_received(self) -> bool:
+        """Return whether to keep the connection open, for the responses to come."""
+        self._ends = True
+        return self._is_occupied()
 
-    def acquire(self, _: bool) -> bool:
-        return True
+    def connection_lost(self, _: Exception | None) -> None:
+        self._waiting.clear()
+        self._server.forget(self)
 
-    def release(self) -> None:
-        pass
+    def pause_writing(self) -> None:
+        self._full_at = self._server.time()
 
-    def wait(self) -> None:
-        """Wait for `notify`; other greenlets run meanwhile."""
-        wait(self._notified)
+    def resume_writing(self) -> None:
+        self._full_at = None
+        self._go_on()
 
-    def notify(self) -> None:
-        self._notified.set_result(None)
-        self._notified = Future()
+    # What the parser calls
 
+    def on_message_begin(self) -> None:
+        self.began_at = self.active_at
+        self._begin()
 
-class _Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
-    parser_class = _Parser
-    error_task_class = _ErrorTask
-    began = 0.0
-    """Wall time at which the first byte of the incoming request arrived."""
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+        self._count_head(len(url))
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.outbuf_lock = _OutputLock()
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_head(len(name) + len(value) + len(": \r\n"))
+        if self._has_head:  # this is a trailer
+            return
+        values = self._headers.setdefault(name.decode("latin-1").lower(), [])
+        values.append(value.decode("latin-1").strip(" \t"))
 
-    def received(self, data: bytes) -> Any:
-        incoming = self.request
-        result = super().received(data)
-        if self.request is not incoming:
-            self.began = time.time()
-        return result
+    def on_headers_complete(self) -> None:
+        self._has_head = True
+        if self._parser.get_http_version() not in VERSIONS:
+            raise _Refused(_UNKNOWN_VERSION)
+        if self._headers.get("transfer-encoding", ["chunked"])[-1].lower() != "chunked":
+            raise _Refused(_UNKNOWN_ENCODING)
+        if int(self._headers.get("content-length", ["0"])[0]) > MAX_BODY_BYTES:
+            raise _Refused(_LARGE_BODY)
+        if self._headers.get("expect") == ["100-continue"] and not self._is_occupied():
+            self._transport.write(_CONTINUE)
 
-    def service(self) -> None:
-        super().service()
-        if self.total_outbufs_len:  # send at once, headers and body together
-            self._flush_exception(self._flush_some)
+    def on_body(self, body: bytes) -> None:
+        self._silent = 0
+        self._body += body
+        if len(self._body) > MAX_BODY_BYTES:
+            raise _Refused(_LARGE_BODY)
+
+    def on_chunk_complete(self) -> None:
+        self._silent = 0
+
+    def on_message_complete(self) -> None:
+        self._silent = 0
+        method = self._parser.get_method().decode()
+        if self._parser.should_upgrade() and method != "CONNECT":
+            return  # `_ignore_upgrade` parses it again
+        self.began_at = None
+        self._waiting.append(
+            HttpRequest(
+                method,
+                self._target.decode(),
+                self._headers,
+                bytes(self._body),
+                self._parser.get_http_version(),
+                self._parser.should_keep_alive(),
+            )
+        )
+
+    # What the server calls
+
+    def is_idle(self) -> bool:
+        """Return whether no request is arriving, and none waits for its response."""
+        return self.began_at is None and not self._is_occupied()
+
+    def check(self, now: float) -> None:
+        """Close the connection if a time limit has passed."""
+        is_stuck = _is_over(self._full_at, RESPONSE_TIMEOUT, now)
+        if is_stuck or _is_over(self._refused_at, LINGER_SECONDS, now):
+            self._transport.abort()
+        elif _is_over(self.began_at, REQUEST_TIMEOUT, now) and not self._is_busy:
+            self._refuse(_TOO_LATE)
+            self._go_on()
+        elif self.is_idle() and _is_over(self.active_at, IDLE_TIMEOUT, now):
+            self.close()
 
     def close(self) -> None:
-        for unsent in self.outbufs:
-            unsent.close()  # may be a temporary file
-        super().close()
-
-
-class _Listener(TcpWSGIServer):  # type: ignore[misc]  # waitress has no types
-    """waitress on one listening socket."""
-
-    channel_class = _Channel
-    next_channel_cleanup = math.inf  # `Server.readable` does it, by the monotonic clock
-
-    def __init__(self, wsgi: Wsgi, sock: socket.socket, **options: Any) -> None:
-        info = (sock.family, sock.type, sock.proto, sock.getsockname())
-        super().__init__(wsgi, _sock=sock, bind_socket=False, sockinfo=info, **options)
-
-    def pull_trigger(self) -> None:
-        """Do nothing: channels call this in the very thread that it would wake."""
-
-
-class Server(_Listener):
-    """waitress, bound to each address of a host and ready to `run`. Port 0 picks a free one.
-
-    Raises OSError.
-    """
-
-    finished = False
-
-    def __init__(self, wsgi: Wsgi, host: str, port: int) -> None:
-        first, *others = bound_sockets(host, port)
-        super().__init__(
-            wsgi,
-            first,
-            host="127.0.0.1",  # unused, but waitress would look up its default
-            connection_limit=MAX_CONNECTIONS,
-            channel_timeout=IDLE_TIMEOUT,
-            cleanup_interval=5,
-            max_request_header_size=MAX_HEADER_BYTES,
-            max_request_body_size=MAX_BODY_BYTES,
-            asyncore_use_poll=True,
-            log_socket_errors=False,
-            ident=None,
-            dispatcher=Dispatcher(self._wake),
-        )
-        self.adj.send_bytes = SEND_BUFFER_BYTES  # deprecated as an argument
-        self._wall_offset = time.time() - time.monotonic()
-        self._next_maintenance = 0.0
-        for sock in others:
-            self._listen_also(sock)
-
-    def _listen_also(self, sock: socket.socket) -> None:
-        listener = _Listener(
-            self.application, sock, map=self._map, dispatcher=self.task_dispatcher, adj=self.adj
-        )
-        listener.active_channels = self.active_channels  # one table: the limits apply to all
-
-    def readable(self) -> bool:
-        """Return whether to accept connections; close expired ones every few seconds."""
-        steady, now = time.monotonic(), time.time()
-        self._adjust_to_clock(now, now - steady)
-        if steady >= self._next_maintenance:
-            self._next_maintenance = steady + self.adj.cleanup_interval
-            self.maintenance(now)
-        return bool(super().readable())
-
-    def _adjust_to_clock(self, now: float, wall_offset: float) -> None:
-        # waitress measures wall time. A step forward would cut off requests, and a step back would
-        # keep idle connections open. So a step restarts all time limits.
-        if abs(wall_offset - self._wall_offset) >= CLOCK_STEP:
-            self._wall_offset = wall_offset
-            for channel in self.active_channels.values():
-                channel.last_activity = channel.began = now
-
-    def maintenance(self, now: float) -> None:
-        """Close idle connections, as waitress does, and those whose request takes too long."""
-        super().maintenance(now)
-        for channel in self.active_channels.values():
-            if channel.request is not None and channel.began < now - REQUEST_TIMEOUT:
-                channel.will_close = True
-
-    def run(self) -> None:
-        """Serve until `finish`."""
-        while not self.finished:
-            self.turn()
-        wasyncore.close_all(self._map)
-
-    def _wake(self) -> None:
-        self.trigger.pull_trigger()
-
-    def turn(self) -> None:
-        """Wait up to a second for I/O, then run the greenlets that can go on."""
-        wasyncore.loop(self.adj.asyncore_loop_timeout, use_poll=True, map=self._map, count=1)
-        self.task_dispatcher.run()
+        """Close the connection; what was written is still sent."""
+        self._transport.close()
 
     def finish(self) -> None:
-        """Finish the requests in progress, then stop serving."""
-        # If some are still unfinished, `run` goes on: they would write to closed connections.
-        self.finished = self.task_dispatcher.shutdown()
+        """Close the connection once the request in progress is answered."""
+        self._ends = True
+        self._waiting.clear()
+        self._go_on()
+
+    # Its own steps
+
+    def _is_occupied(self) -> bool:
+        return self._is_busy or bool(self._waiting)
+
+    def _begin(self) -> None:
+        self._target = b""
+        self._headers: dict[str, list[str]] = {}
+        self._body = bytearray()
+        self._has_head = False
+        self._head_size = 0
+        """Bytes of the target, the headers and the trailers so far."""
+        self._silent = 0
+        """Bytes since the parser has reported a part of the request."""
+
+    def _feed(self, data: memoryview) -> None:
+        try:
+            self._silent += len(data)
+            self._parser.feed_data(data)
+            self._check_silence()
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserCallbackError as error:
+            self._refuse(_refusal_in(error))
+        except _Refused as refused:
+            self._refuse(refused.response)
+        except httptools.HttpParserInvalidMethodError:
+            self._refuse(_UNKNOWN_METHOD)
+        except httptools.HttpParserError:
+            self._refuse(_MALFORMED)
+
+    def _count_head(self, size: int) -> None:
+        self._silent = 0
+        self._head_size += size
+        if self._head_size > MAX_HEADER_BYTES:
+            raise _Refused(_LARGE_HEAD)
+
+    def _check_silence(self) -> None:
+        if self._silent > MAX_SILENT_BYTES:
+            raise _Refused(_LARGE_HEAD)
+
+    def _ignore_upgrade(self, rest: memoryview) -> None:
+        """Parse a request again, without the protocol that it offers; a server may ignore that."""
+        if self._parser.get_method() == b"CONNECT":
+            self._ends = True  # the rest is not HTTP
+            return
+        names = [it for it in self._headers if it not in ("upgrade", "connection")]
+        lines = [f"{name}: {value}" for name in names for value in self._headers[name]]
+        first = f"{self._parser.get_method().decode()} {self._target.decode()} HTTP/1.1"
+        self._parser = httptools.HttpRequestParser(self)
+        self._feed(memoryview("\r\n".join([first, *lines, "", ""]).encode("latin-1")))
+        if rest and not self._ends:
+            self._feed(rest)
+
+    def _refuse(self, response: HttpResponse) -> None:
+        self._waiting.append(response)
+        self._ends = True
+        self.began_at = None
+
+    def _go_on(self) -> None:
+        """Answer the next request, or close the connection if there will be none."""
+        if self._is_busy or self._full_at is not None:
+            pass
+        elif self._waiting:
+            self._take(self._waiting.popleft())
+        elif self._ends and self._refused_at is None:
+            self.close()
+        self._read_or_pause()
+
+    def _take(self, asked: HttpRequest | HttpResponse) -> None:
+        if isinstance(asked, HttpResponse):
+            self._part(asked)
+        else:
+            self._is_busy = True
+            self._server.hub.start(partial(self._answer, asked))
+
+    def _read_or_pause(self) -> None:
+        if self._transport.is_closing() or self._transport.is_reading() != bool(self._waiting):
+            return
+        # Requests that wait are enough: the client may not fill the memory with more.
+        if self._waiting:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _answer(self, request: HttpRequest) -> None:
+        try:
+            response = self._server.answer(request)
+        except Exception:
+            log.exception("request crashed")
+            response = _CRASHED
+        self._is_busy = False
+        self.active_at = self._server.time()
+        if not self._transport.is_closing():
+            self._reply(request, response)
+            self._go_on()
+
+    def _reply(self, request: HttpRequest, response: HttpResponse) -> None:
+        if not request.keeps_alive:
+            self._ends = True
+            self._waiting.clear()
+        closes = self._ends and not self._waiting
+        self._transport.write(_encode(response, request, closes, self._server.date()))
+
+    def _part(self, response: HttpResponse) -> None:
+        """Respond, and read on for a moment: closed at once, the client might get a reset only."""
+        self._transport.write(_encode(response, None, True, self._server.date()))
+        self._transport.write_eof()
+        self._refused_at = self._server.time()
 
 
-class _ConcurrentChalice(LocalChalice):
-    """Keeps the current request for each greenlet; Chalice keeps one for the whole application."""
+class Server:
+    """Accepts connections at each address of a host. Port 0 picks a free one.
 
-    @property
-    def current_request(self) -> Any:
-        return _request.get()
-
-    @current_request.setter
-    def current_request(self, request: Any) -> None:
-        _request.set(request)
-
-    @property
-    def lambda_context(self) -> Any:
-        return _context.get()
-
-    @lambda_context.setter
-    def lambda_context(self, context: Any) -> None:
-        _context.set(context)
-
-
-class Application:
-    """The WSGI application: the views of a Chalice application and the built-in receiver.
-
-    Without `keys` it answers to local hosts only. The receiver always does, because it prints every
-    request to the terminal. It accepts webhooks without a key; with `keys`, its list needs one.
+    `answer` answers each request, in a greenlet of the hub. Raises OSError.
     """
 
-    def __init__(
-        self,
-        app: Chalice,
-        *,
-        keys: ApiKeys | None = None,
-        limit: RateLimiter | None = None,
-        receiver: Receiver | None = None,
-    ) -> None:
-        app.__class__ = _ConcurrentChalice
-        self._routes = app.routes
-        self._matcher = RouteMatcher(list(app.routes))
-        self._authorizer = ApiKeyAuthorizer(app, keys, limit)
-        self._gateway = LocalGateway(app, Config())
-        self._gateway._authorizer = self._authorizer  # noqa: SLF001  # it can't be passed in
-        self._receiver = receiver
-        self._is_local = keys is None
+    def __init__(self, answer: Answer, hub: Hub, host: str, port: int) -> None:
+        self.answer = answer
+        self.hub = hub
+        self.time = hub.loop.time
+        self.buffer = memoryview(bytearray(READ_BUFFER_BYTES))
+        self.connections: set[Connection] = set()
+        self._listeners = bound_sockets(host, port)
+        for listener in self._listeners:
+            listener.setblocking(False)
+            listener.listen(BACKLOG)
+        self.host, self.port = self._listeners[0].getsockname()[:2]
+        self._accepts = False
+        self._is_finishing = False
+        self._finished = threading.Event()
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._second = 0
+        self._date = ""
 
-    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Handle one request, as WSGI defines it."""
-        response = self._handle(environ)
-        body = response["body"] or ""
-        content = base64.b64decode(body) if response.get("isBase64Encoded") else body.encode()
-        status = HTTPStatus(response["statusCode"])
-        headers = _with_id(response["headers"]) | {"Content-Length": str(len(content))}
-        start_response(f"{status.value} {responses.name_of(status)}", list(headers.items()))
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else [content]
+    def start(self) -> None:
+        """Accept connections, once the hub runs."""
+        self.hub.call_soon(self._accept_again)
+        self.hub.call_soon(self._check_regularly)
 
-    def _handle(self, environ: Environ) -> LambdaResponse:
-        method, path = environ["REQUEST_METHOD"], environ["REQUEST_URI"]
-        receiver = self._receiver if f"{path}/".startswith(RECEIVER_PATH) else None
-        if self._is_local or receiver is not None:
-            refusal = _refusal(environ)
-            if refusal is not None:
-                return refusal.to_dict()
-        headers, body = _headers(environ), environ["wsgi.input"].read()
-        if receiver is not None and path.startswith(RECEIVER_PATH):
-            return receiver.take(method, path, headers, body).to_dict()
-        if receiver is not None and method in ("GET", "HEAD"):
-            return _show_arrivals(receiver, self._authorizer, headers).to_dict()
-        return self._route(method, path) or self._call_view(method, path, headers, body)
+    def finish(self) -> bool:
+        """Refuse connections; return whether all requests in progress were answered in time.
 
-    def _route(self, method: str, path: str) -> LambdaResponse | None:
-        """Return a 404 or a 405; None if there is a view."""
+        Other threads than the hub's may call it.
+        """
+        self.hub.call_soon(self._finish)
+        return self._finished.wait(SHUTDOWN_TIMEOUT)
+
+    def forget(self, connection: Connection) -> None:
+        """Take note that a connection is closed."""
+        self.connections.discard(connection)
+        if self._is_finishing:
+            self._finish()
+        else:
+            self._accept_again()
+
+    def date(self) -> str:
+        """Return the time as the Date header has it."""
+        now = int(time.time())
+        if now != self._second:
+            self._second, self._date = now, formatdate(now, usegmt=True)
+        return self._date
+
+    def check(self, now: float) -> None:
+        """Close the connections whose time limits have passed at this time of the loop."""
+        for connection in list(self.connections):
+            connection.check(now)
+
+    def _check_regularly(self) -> None:
+        if not self._is_finishing:
+            self.check(self.time())
+            self._accept_again()
+        self.hub.call_later(CHECK_INTERVAL, self._check_regularly)
+
+    def _accept_again(self) -> None:
+        if not self._accepts and len(self.connections) < MAX_CONNECTIONS:
+            self._accepts = True
+            for listener in self._listeners:
+                self.hub.loop.add_reader(listener, self._accept, listener)
+
+    def _accept_no_more(self) -> None:
+        self._accepts = False
+        for listener in self._listeners:
+            self.hub.loop.remove_reader(listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        if len(self.connections) >= MAX_CONNECTIONS:
+            self._accept_no_more()
+            self._close_idle()
+            return
         try:
-            allowed = self._routes[self._matcher.match_route(path).route]
-        except ValueError:
-            return responses.error_response(mistakes.unknown_path(path)).to_dict()
-        if method in allowed:
-            return None
-        others = mistakes.listed([it for it in allowed if it != "HEAD"], "or")
-        detail = f"{method} is not allowed here: use {others}."
-        allow: responses.Headers = {"Allow": ", ".join(allowed)}
-        return responses.problem(HTTPStatus.METHOD_NOT_ALLOWED, detail, None, allow).to_dict()
+            sock, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionError):  # the client has left
+            return
+        except OSError as error:  # too many files are open, for instance
+            log.warning("connections postponed", extra={"error": str(error)})
+            self._accept_no_more()
+            return
+        self._admit(sock)
 
-    def _call_view(
-        self, method: str, path: str, headers: dict[str, str], body: bytes
-    ) -> LambdaResponse:
-        try:
-            response: LambdaResponse = self._gateway.handle_request(method, path, headers, body)
-        except errors.TimersError as error:  # raised by the authorizer
-            return responses.error_response(error).to_dict()
-        return response
+    def _admit(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        connection = Connection(self)
+        self.connections.add(connection)
+        opening = self.hub.loop.connect_accepted_socket(lambda: connection, sock)
+        task = self.hub.loop.create_task(opening)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
+    def _close_idle(self) -> None:
+        """Close the connection that has been idle for longest, if any is idle for long."""
+        idle = [it for it in self.connections if it.is_idle()]
+        longest = min(idle, key=lambda it: it.active_at, default=None)
+        if longest is not None and _is_over(longest.active_at, MIN_IDLE_SECONDS, self.time()):
+            longest.close()
 
-def _with_id(headers: dict[str, Any]) -> dict[str, Any]:
-    """Return a response's headers; add a request id unless a view has set one."""
-    return (
-        headers
-        if responses.REQUEST_ID_HEADER in headers
-        else {**headers, responses.REQUEST_ID_HEADER: str(uuid.uuid4())}
-    )
-
-
-@responses.errors_as_problems
-def _show_arrivals(
-    receiver: Receiver, authorizer: ApiKeyAuthorizer, headers: Mapping[str, str]
-) -> Response:
-    key = authorizer.admit(headers)
-    tenant = DEFAULT_TENANT if key is None else key.tenant
-    return receiver.show(tenant, signed_only=key is not None)
-
-
-def _headers(environ: Environ) -> dict[str, str]:
-    headers = {
-        name[5:].replace("_", "-").lower(): value
-        for name, value in environ.items()
-        if name.startswith("HTTP_")
-    }
-    if "CONTENT_TYPE" in environ:
-        headers["content-type"] = environ["CONTENT_TYPE"]
-    return headers
+    def _finish(self) -> None:
+        if not self._is_finishing:
+            self._is_finishing = True
+            self._accept_no_more()
+            for listener in self._listeners:
+                listener.close()
+            for connection in list(self.connections):
+                connection.finish()
+        if not self.connections:
+            self._finished.set()
 
 
-def _refusal(environ: Environ) -> Response | None:
-    """Return the response to a request that names another host or comes from another host's page.
+def _is_over(since: float | None, limit: float, now: float) -> bool:
+    return since is not None and now - since > limit
 
-    Return None for other requests. This stops DNS rebinding and cross-site requests.
-    """
-    target, separator, rest = environ["REQUEST_URI"].partition("://")
-    authorities = [environ.get("HTTP_HOST", "")]
-    if separator and "/" not in target:  # absolute form: its host takes precedence over the header
-        authorities.append(rest.partition("/")[0])
-    if not all(map(_LOCAL_AUTHORITY.fullmatch, authorities)):
-        return responses.problem(HTTPStatus.MISDIRECTED_REQUEST, _OTHER_HOST)
-    origin = environ.get("HTTP_ORIGIN")
-    if origin is not None and not _LOCAL_AUTHORITY.fullmatch(origin.partition("://")[2]):
-        return responses.problem(HTTPStatus.FORBIDDEN, _OTHER_ORIGIN)
-    return None
+
+def _refusal_in(error: httptools.HttpParserCallbackError) -> HttpResponse:
+    """Return the response that a callback of the parser has raised."""
+    if isinstance(error.__context__, _Refused):
+        return error.__context__.response
+    raise error
+
+
+def _encode(response: HttpResponse, request: HttpRequest | None, closes: bool, date: str) -> bytes:
+    """Return a response as bytes."""
+    status = HTTPStatus(response.status)
+    lines = [f"HTTP/1.1 {status.value} {responses.name_of(status)}", f"Date: {date}"]
+    lines += [f"{name}: {value}" for name, value in response.headers.items()]
+    if responses.REQUEST_ID_HEADER not in response.headers:
+        lines.append(f"{responses.REQUEST_ID_HEADER}: {uuid.uuid4()}")
+    if status is not HTTPStatus.NO_CONTENT:
+        lines.append(f"Content-Length: {len(response.body)}")
+    if closes:
+        lines.append("Connection: close")
+    elif request is not None and request.version == "1.0":
+        lines.append("Connection: keep-alive")
+    head = "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
+    return head if request is not None and request.method == "HEAD" else head + response.body

@@ -174,7 +174,7 @@ def _json(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
 
 
 def _idempotency_key(request: Request) -> str | None:
-    # In `headers`, API Gateway leaves out all but one. The standalone server's parser has checked.
+    # In `headers`, all but one are left out.
     every = request.to_original_event().get("multiValueHeaders") or {}
     keys = [values for name, values in every.items() if name.lower() == "idempotency-key"]
     if sum(map(len, keys)) > 1:

@@ -30,6 +30,7 @@ from chalicelib.core.timer import DEFAULT_TENANT, MAX_TIMEOUT, Outcome, Timer, W
 from chalicelib.runtime import new_id, now
 from standalone import scheduler as engine_module
 from standalone.bootstrap import Runner, _url, build_application
+from standalone.greenlets import Hub
 from standalone.scheduler import MAX_SENDERS, HeapScheduler
 from standalone.server import Server
 from standalone.settings import Settings
@@ -38,6 +39,7 @@ from standalone.sqlite.schema import MIGRATIONS
 from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.fakes import NO_CONTENT, created
 from tests.support.http import running
+from tests.support.hub import running_hub
 from tests.support.processes import ROOT, Receiver, Standalone, environment, wait_until
 from tests.support.service import Service
 
@@ -158,8 +160,8 @@ class RecordingSender:
 @pytest.mark.e2e
 def test_a_timer_is_cancelled_or_fired_never_both(database: Path) -> None:
     """In 500 races of a cancel with the firing, either the cancel succeeds or a webhook is sent."""
-    with closing(SqliteTimerStore(database)) as store:
-        engine, sender = HeapScheduler(store, now), RecordingSender()
+    with closing(SqliteTimerStore(database)) as store, running_hub() as hub:
+        engine, sender = HeapScheduler(store, hub, now), RecordingSender()
         service = Service(store, engine, sender, clock=now, new_id=new_id, pause=time.sleep)
         engine.start(service.deliver, lambda: False)
         rng = random.Random(0)  # noqa: S311
@@ -287,22 +289,26 @@ def test_fires_postponed_timers_at_the_start(database: Path) -> None:
             wait_until(lambda: receiver.arrivals)
 
 
-def test_exits_with_an_error_when_http_crashes(
+def test_exits_with_an_error_when_the_loop_crashes(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the HTTP server crashes, the process exits with an error, so a supervisor restarts it."""
+    """If the event loop crashes, the process exits with an error, so a supervisor restarts it."""
     monkeypatch.setattr(runtime, "_installed", None)
-    store = SqliteTimerStore(database)
+    hub, store = Hub(), SqliteTimerStore(database)
     settings = Settings("127.0.0.1", 0, database, Targets())
-    server = Server(build_application(settings, store), settings.host, settings.port)
+    server = Server(build_application(settings, store), hub, settings.host, settings.port)
+    runner = Runner(settings, store, hub, server, threading.Event())
 
     def broken() -> None:
         raise OSError("out of sockets")
 
-    monkeypatch.setattr(server, "run", broken)
-    with pytest.raises(SystemExit, match="HTTP server crashed"):
-        Runner(settings, store, server, threading.Event()).run()
-    server.close()
+    monkeypatch.setattr(hub.loop, "run_forever", broken)
+    with pytest.raises(SystemExit, match="crashed"):
+        runner.run()
+    runner._scheduler.stop()
+    store.close()
+    for listener in server._listeners:
+        listener.close()
 
 
 def timer_due_at(moment: datetime) -> Timer:
@@ -516,7 +522,7 @@ def test_reports_a_database_of_a_newer_version(database: Path) -> None:
     [
         ("sys.version_info = (3, 10, 0, 'final', 0)", "Timers needs Python 3.11 or newer; this"),
         ("sys.platform = 'win32'", "Timers runs on Linux and macOS; on Windows"),
-        ("sys.modules['waitress'] = None", "waitress is missing: run `make run`, or pip install"),
+        ("sys.modules['uvloop'] = None", "uvloop is missing: run `make run`, or pip install"),
     ],
 )
 @pytest.mark.parametrize("command", [["standalone"], ["embedded"], ["cli", "serve"]])

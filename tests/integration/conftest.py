@@ -1,4 +1,4 @@
-"""Fixtures of the tests that send webhooks."""
+"""Fixtures of the tests that run a hub or send webhooks."""
 
 import socket
 import ssl
@@ -40,6 +40,13 @@ class GreenletSender(WebhookSender):
         begin(self.hub, self._transport.close).result(RECEIVER_TIMEOUT)
 
 
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A hub that runs in its own thread."""
+    with running_hub() as hub:
+        yield hub
+
+
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     return trustme.CA()
@@ -73,12 +80,11 @@ def sender(request: pytest.FixtureRequest, authority: trustme.CA) -> Iterator[We
 
 @pytest.fixture
 def keepalive_sender(
-    authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[GreenletSender]:
+    hub: Hub, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> GreenletSender:
     """A sender that keeps connections open for as long as a test may take."""
     monkeypatch.setattr(transport, "KEEPALIVE_SECONDS", 60.0)
-    with running_hub() as hub:
-        yield GreenletSender(hub, Targets.parse(LOOPBACK_TARGETS), trusting(authority))
+    return GreenletSender(hub, Targets.parse(LOOPBACK_TARGETS), trusting(authority))
 
 
 @pytest.fixture

@@ -19,9 +19,10 @@ from chalicelib.core.api_keys import KEY_ENTROPY, ApiKey, Role
 from chalicelib.core.errors import Unavailable
 from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import DEFAULT_TENANT, Timer, Webhook, new_timer
+from standalone.application import Application
 from standalone.rate_limit import RateLimiter
 from standalone.receiver import Receiver
-from standalone.server import MAX_HEADER_BYTES, Application
+from standalone.server import MAX_HEADER_BYTES
 from standalone.settings import Settings
 from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.clocks import Nanoseconds
@@ -109,7 +110,7 @@ INVALID_KEYS = {
     "upper case": b"Authorization: Bearer %s\r\n" % TOKEN.upper(),
     "id alone": b"Authorization: Bearer %s\r\n" % TOKEN[:14],
     "beyond ASCII": b"Authorization: Bearer %s\xff\r\n" % TOKEN,
-    "two headers": FULL + OTHER,
+    "two headers": FULL + UNKNOWN,
     "two in one": FULL[:-2] + b", Bearer %s\r\n" % OTHER.split()[2],
     "other header": b"X-Api-Key: %s\r\n" % TOKEN,
     "header with an underscore": FULL.replace(b"Authorization", b"Authori_zation"),
@@ -135,6 +136,13 @@ def test_valid_keys_open_every_route(served: Served, scheme: bytes) -> None:
         body = BODIES.get((method, path), b"")
         answer = ask(served.url, message(method, path, HOST, header, JSON, body=body))
         assert answer.status in (200, 201, 404), (method, path)
+
+
+def test_the_last_of_two_headers_counts(served: Served) -> None:
+    """With two Authorization headers, the request is made with the key of the last one."""
+    at = create(served.url, FULL)
+    assert ask(served.url, message("GET", at, HOST, OTHER, FULL)).status == 200
+    assert ask(served.url, message("GET", at, HOST, FULL, OTHER)).status == 404
 
 
 def test_read_keys_change_nothing(served: Served) -> None:
@@ -427,7 +435,7 @@ ANSWERS = {
     200: HEALTH,
     201: message("POST", "/timers", HOST, JSON, FULL, body=TIMER),
     204: message("POST", "/_receiver/x", HOST),
-    400: b"garbage\r\n\r\n",
+    400: message("GET", "/health", HOST, b"no colon\r\n"),
     401: message("GET", "/timers", HOST),
     403: message("POST", "/timers", HOST, JSON, READ, body=TIMER),
     404: message("GET", "/nothing", HOST),
@@ -444,7 +452,7 @@ ANSWERS = {
 
 
 def test_every_response_has_its_own_id(fakes: OnFakes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every response has a unique id: from a view, the authorizer, the router or waitress."""
+    """Every response has a unique id: from a view, the authorizer, the router or the parser."""
 
     def get(tenant: str, timer_id: str) -> Timer | None:
         raise Unavailable("Down.") if timer_id == "down" else KeyError("broken")

@@ -12,7 +12,7 @@ from chalicelib.core.errors import Unavailable
 from chalicelib.core.retry import WORKER_LOST
 from chalicelib.core.targets import Targets
 from chalicelib.core.timer import Status, Timer, Webhook
-from standalone.greenlets import run_in_thread
+from standalone.greenlets import Hub, run_in_thread
 from standalone.scheduler import LEASE_END, HeapScheduler
 from standalone.settings import Settings
 from standalone.sqlite.timer_store import SqliteTimerStore
@@ -36,12 +36,12 @@ class Delivering:
     The test calls the sweep.
     """
 
-    def __init__(self, store: SqliteTimerStore) -> None:
+    def __init__(self, store: SqliteTimerStore, hub: Hub) -> None:
         self.clock = Clock()
         self.store = store
         self.sender = FakeSender()
         self.sender.during = lambda: run_in_thread(self._during)
-        self.scheduler = HeapScheduler(store, self.clock)
+        self.scheduler = HeapScheduler(store, hub, self.clock)
         self.service = Service(
             store,
             self.scheduler,
@@ -74,9 +74,9 @@ def stored(store: SqliteTimerStore, timer: Timer) -> Timer:
 
 
 @pytest.fixture
-def delivering(tmp_path: Path) -> Iterator[Delivering]:
+def delivering(tmp_path: Path, hub: Hub) -> Iterator[Delivering]:
     with closing(SqliteTimerStore(tmp_path / "timers.db")) as store:
-        made = Delivering(store)
+        made = Delivering(store, hub)
         made.scheduler.start(made.service.deliver, lambda: False)
         yield made
         made.scheduler.stop()

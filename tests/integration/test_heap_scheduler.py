@@ -13,7 +13,7 @@ from chalicelib.core.errors import Unavailable
 from chalicelib.core.timer import Timer, Wakeup
 from standalone import fair_queue, scheduler
 from standalone.fair_queue import FairQueue
-from standalone.greenlets import run_in_thread
+from standalone.greenlets import Hub, run_in_thread
 from standalone.scheduler import MAX_WAIT, HeapScheduler
 from standalone.sqlite.timer_store import FiringPosition, SqliteTimerStore
 from tests.contracts.store import SECOND, make
@@ -33,9 +33,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def heap_scheduler(store: SqliteTimerStore, clock: Clock) -> HeapScheduler:
+def heap_scheduler(store: SqliteTimerStore, hub: Hub, clock: Clock) -> HeapScheduler:
     """A scheduler that has read its store and is not running: tests call its steps."""
-    heap_scheduler = HeapScheduler(store, clock)
+    heap_scheduler = HeapScheduler(store, hub, clock)
     heap_scheduler.refill()
     return heap_scheduler
 
@@ -134,11 +134,11 @@ def test_a_sooner_timer_wakes_the_waiting_thread(heap_scheduler: HeapScheduler) 
 
 
 def test_a_refill_reads_at_most_heap_limit(
-    store: SqliteTimerStore, clock: Clock, small: int
+    store: SqliteTimerStore, hub: Hub, clock: Clock, small: int
 ) -> None:
     """A refill reads at most HEAP_LIMIT wake-ups."""
     add(store, range(1, 100))
-    heap_scheduler = HeapScheduler(store, clock)
+    heap_scheduler = HeapScheduler(store, hub, clock)
     heap_scheduler.refill()
     assert len(heap_scheduler._heap) == small
 
@@ -166,12 +166,12 @@ def test_all_timers_fire_in_order_through_a_small_heap(
 
 
 def test_timers_with_one_deadline_all_fire(
-    store: SqliteTimerStore, clock: Clock, small: int
+    store: SqliteTimerStore, hub: Hub, clock: Clock, small: int
 ) -> None:
     """More timers than the heap holds, due in the same microsecond, all fire."""
     for number in range(55):
         store.add(make(number, 5 * SECOND))
-    heap_scheduler = HeapScheduler(store, clock)
+    heap_scheduler = HeapScheduler(store, hub, clock)
     heap_scheduler.refill()
     assert len(set(drain(heap_scheduler, clock))) == 55
 
@@ -180,6 +180,7 @@ def test_timers_with_one_deadline_all_fire(
 @pytest.mark.parametrize("delay", [5, 25, 1000])
 def test_a_timer_created_during_a_refill_fires(
     store: SqliteTimerStore,
+    hub: Hub,
     clock: Clock,
     small: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -188,7 +189,7 @@ def test_a_timer_created_during_a_refill_fires(
 ) -> None:
     """A timer fires that is created just before or just after the refill reads its rows."""
     add(store, range(10, 40))
-    heap_scheduler = HeapScheduler(store, clock)
+    heap_scheduler = HeapScheduler(store, hub, clock)
     late = make(9999, delay * SECOND)
     read = store.waiting
 
@@ -212,11 +213,11 @@ def test_a_timer_created_during_a_refill_fires(
 
 
 def test_a_failed_refill_skips_no_timer(
-    store: SqliteTimerStore, clock: Clock, small: int, monkeypatch: pytest.MonkeyPatch
+    store: SqliteTimerStore, hub: Hub, clock: Clock, small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a refill that failed, the next one reads the same timers."""
     added = add(store, range(1, 40))
-    heap_scheduler = HeapScheduler(store, clock)
+    heap_scheduler = HeapScheduler(store, hub, clock)
 
     def waiting(after: FiringPosition, limit: int) -> list[tuple[FiringPosition, Wakeup]]:
         raise Unavailable("The database is locked.")
@@ -312,22 +313,24 @@ def test_a_host_at_its_limit_continues_when_a_sender_is_free() -> None:
     assert queue.take() == wakeup_for("a", 1)
 
 
-def test_a_closed_queue_is_over_when_all_senders_are_back() -> None:
-    """A closed queue gives out no wake-ups, and is over after the last one under way."""
+def test_closing_a_queue_waits_for_all_senders() -> None:
+    """A closed queue gives out no wake-ups; `close` returns when all senders were given back."""
     queue = FairQueue(4)
     queue.put([wakeup_for(host) for host in "abc"])
     taken = [wakeup for wakeup in (queue.take(), queue.take()) if wakeup is not None]
-    assert not queue.is_over()
-    queue.close()
+    closing = threading.Thread(target=queue.close, daemon=True)
+    closing.start()
+    wait_until(lambda: queue._closed)
     assert queue.take() is None
     for wakeup in taken:
-        assert not queue.is_over()
+        assert closing.is_alive()
         queue.done(wakeup)
-    assert queue.is_over()
+    closing.join(10)
+    assert not closing.is_alive()
 
 
 def test_a_hanging_host_does_not_block_other_hosts(
-    store: SqliteTimerStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: SqliteTimerStore, hub: Hub, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Timers of other hosts fire while one host hangs, even those that are due later.
 
@@ -346,7 +349,7 @@ def test_a_hanging_host_does_not_block_other_hosts(
     for timer in [*hanging, *healthy]:
         store.add(timer)
     clock.forward(1000)
-    heap_scheduler, answers = HeapScheduler(store, clock), threading.Event()
+    heap_scheduler, answers = HeapScheduler(store, hub, clock), threading.Event()
     sent: set[str] = set()
 
     def deliver(wakeup: Wakeup, ends_at: datetime) -> None:
@@ -368,11 +371,11 @@ def test_a_hanging_host_does_not_block_other_hosts(
 
 
 def test_rereading_starts_with_an_empty_heap(
-    store: SqliteTimerStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: SqliteTimerStore, hub: Hub, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Timers far in the future do not stop the refill from reading due timers again."""
     monkeypatch.setattr(scheduler, "HEAP_LIMIT", 8)
-    heap_scheduler = HeapScheduler(store, clock)
+    heap_scheduler = HeapScheduler(store, hub, clock)
     for number in range(6):
         store.add(make(number, timedelta(days=1)))
     heap_scheduler.refill()
@@ -411,22 +414,24 @@ def test_a_wakeup_is_tried_again_while_the_store_is_unavailable(
     assert len(delivered) == 3
 
 
-def test_wakeups_from_the_store_have_their_host(store: SqliteTimerStore, clock: Clock) -> None:
+def test_wakeups_from_the_store_have_their_host(
+    store: SqliteTimerStore, hub: Hub, clock: Clock
+) -> None:
     """A wake-up that was read from the store has the host of its URL."""
     (added,) = add(store, range(1, 2))
-    heap_scheduler = HeapScheduler(store, clock)
+    heap_scheduler = HeapScheduler(store, hub, clock)
     heap_scheduler.refill()
     assert heap_scheduler._heap[0][1] == added.wakeup()
     assert added.wakeup().host == "example.com"
 
 
 def test_refills_go_on_after_a_failure(
-    store: SqliteTimerStore, clock: Clock, small: int, monkeypatch: pytest.MonkeyPatch
+    store: SqliteTimerStore, hub: Hub, clock: Clock, small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A failed refill is tried again, and all stored timers fire."""
     monkeypatch.setattr(scheduler, "MAX_WAIT", 0.01)
     added = add(store, range(1, 40))
-    heap_scheduler = HeapScheduler(store, clock)
+    heap_scheduler = HeapScheduler(store, hub, clock)
     clock.forward(1000)
     faults = [Unavailable("disk"), Unavailable("disk")]
     read, fired = store.waiting, set()

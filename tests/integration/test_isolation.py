@@ -3,7 +3,6 @@
 On the standalone server with SQLite, and on AWS: API Gateway's authorizer with DynamoDB.
 """
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -22,7 +21,8 @@ from chalicelib.core.pagination import TimerFilter
 from chalicelib.core.timer import IdempotencyKey, Outcome, Status, Timer, TimerSpec, Webhook
 from chalicelib.service import credentials
 from chalicelib.service.ports import ApiKeys, Store
-from standalone.server import Application
+from standalone.application import Application
+from standalone.server import HttpRequest
 from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.support.aws import NAME, TENANTS, account
 from tests.support.cloud import scheduler_of
@@ -101,19 +101,12 @@ class World:
 
 def standalone(folder: Path) -> Iterator[World]:
     with closing(SqliteTimerStore(folder / "timers.db")) as store:
-        wsgi = Application(app, keys=store.keys)
+        application = Application(app, keys=store.keys)
 
         def ask(method: str, path: str, body: bytes, headers: dict[str, str]) -> Answer:
-            environ = {
-                "REQUEST_METHOD": method,
-                "REQUEST_URI": path,
-                "wsgi.input": io.BytesIO(body),
-                "CONTENT_TYPE": headers["Content-Type"],
-                **{f"HTTP_{name.upper().replace('-', '_')}": it for name, it in headers.items()},
-            }
-            began: list[str] = []
-            content = b"".join(wsgi(environ, lambda status, _: began.append(status)))
-            return answered(int(began[0][:3]), content)
+            values = {name.lower(): [value] for name, value in headers.items()}
+            response = application(HttpRequest(method, path, values, body))
+            return answered(response.status, response.body)
 
         world = World(store, FakeScheduler(), store.keys, ask, unknown=401)
         install(world, store.keys)

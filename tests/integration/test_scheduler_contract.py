@@ -12,6 +12,7 @@ from chalicelib.aws import scheduler as aws_module
 from chalicelib.aws.handlers import decode_wakeup
 from chalicelib.core.errors import Unavailable
 from chalicelib.core.timer import Wakeup
+from standalone.greenlets import Hub
 from standalone.scheduler import HEARTBEAT_TIMEOUT, HeapScheduler
 from standalone.sqlite.timer_store import SqliteTimerStore
 from tests.contracts.scheduler import SchedulerContract, Timeline
@@ -63,9 +64,9 @@ class TestAwsScheduler(SchedulerContract):
 class HeapTimeline(Timeline):
     """A heap whose due wake-ups are popped by hand."""
 
-    def __init__(self, store: SqliteTimerStore) -> None:
+    def __init__(self, store: SqliteTimerStore, hub: Hub) -> None:
         self._clock = Clock()
-        self.scheduler: HeapScheduler = HeapScheduler(store, self._clock)
+        self.scheduler: HeapScheduler = HeapScheduler(store, hub, self._clock)
         self.scheduler.refill()
 
     def wakeups_by(self, time: datetime) -> list[Wakeup]:
@@ -86,9 +87,9 @@ class TestHeapScheduler(SchedulerContract):
     """The contract, over an empty SQLite store."""
 
     @pytest.fixture
-    def timeline(self, tmp_path: Path) -> Iterator[Timeline]:
+    def timeline(self, tmp_path: Path, hub: Hub) -> Iterator[Timeline]:
         with closing(SqliteTimerStore(tmp_path / "timers.db")) as store:
-            yield HeapTimeline(store)
+            yield HeapTimeline(store, hub)
 
 
 class FakeTimeline(Timeline):

@@ -14,17 +14,18 @@ import pytest
 
 from chalicelib import runtime
 from standalone.bootstrap import Runner, build_application
-from standalone.greenlets import wait
-from standalone.server import Server, Wsgi
+from standalone.greenlets import Hub, wait
+from standalone.server import Answer, HttpResponse, Server
 from standalone.settings import Settings
 from standalone.sqlite.timer_store import SqliteTimerStore
+from tests.support.hub import running_hub
 from tests.support.routes import problem
 
 HOST = b"Host: localhost\r\n"
 JSON = b"Content-Type: application/json\r\n"
 TIMER = b'{"hours": 1, "url": "http://localhost/"}'
 REQUEST_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-METHODS = ["HEAD", "OPTIONS", "PUT", "PATCH", "TRACE", "CONNECT", "BREW", "GET", "POST", "DELETE"]
+METHODS = ["HEAD", "OPTIONS", "PUT", "PATCH", "TRACE", "CONNECT", "GET", "POST", "DELETE"]
 TEST_TIMEOUT = 60
 """Seconds after which a test fails, far more than any response takes."""
 
@@ -148,30 +149,35 @@ def ask(url: str, data: bytes, method: str = "GET") -> Response:
 @contextmanager
 def running(settings: Settings, store: SqliteTimerStore) -> Iterator[str]:
     """Run the standalone server in this process; yield its URL."""
-    server = Server(build_application(settings, store), settings.host, settings.port)
+    hub = Hub()
+    server = Server(build_application(settings, store), hub, settings.host, settings.port)
     stop = threading.Event()
-    runner = threading.Thread(target=Runner(settings, store, server, stop).run)
+    runner = threading.Thread(target=Runner(settings, store, hub, server, stop).run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "_installed", None)  # restored at the end
         runner.start()
         try:
-            yield f"http://{server.effective_host}:{server.effective_port}"
+            yield f"http://{server.host}:{server.port}"
         finally:
             stop.set()
             runner.join()
 
 
 @contextmanager
-def serving(wsgi: Wsgi) -> Iterator[tuple[Server, str]]:
-    """Serve any WSGI application; yield the server and its URL."""
-    server = Server(wsgi, "127.0.0.1", 0)
-    loop = threading.Thread(target=server.run)
-    loop.start()
-    try:
-        yield server, f"http://127.0.0.1:{server.effective_port}"
-    finally:
-        server.finish()
-        loop.join()
+def serving(answer: Answer) -> Iterator[tuple[Server, str]]:
+    """Serve any application; yield the server and its URL."""
+    with running_hub() as hub:
+        server = Server(answer, hub, "127.0.0.1", 0)
+        server.start()
+        try:
+            yield server, f"http://127.0.0.1:{server.port}"
+        finally:
+            server.finish()
+
+
+def plain(body: bytes) -> HttpResponse:
+    """Return a response with this body."""
+    return HttpResponse(200, {"Content-Type": "text/plain"}, body)
 
 
 class Meeting:

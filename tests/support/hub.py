@@ -18,13 +18,13 @@ STOP_TIMEOUT = 60
 @contextmanager
 def running_hub() -> Iterator[Hub]:
     """Yield a hub that runs in its own thread until the end of the block."""
-    hub, over = Hub(), threading.Event()
-    thread = threading.Thread(target=hub.run, args=(over.is_set,))
+    hub = Hub()
+    thread = threading.Thread(target=hub.run)
     thread.start()
     try:
         yield hub
     finally:
-        hub.dispatcher.call_soon(over.set)
+        hub.stop()
         thread.join(STOP_TIMEOUT)
     assert not thread.is_alive()
 
@@ -32,16 +32,12 @@ def running_hub() -> Iterator[Hub]:
 def begin(hub: Hub, call: Callable[[], T]) -> "Future[T]":
     """Make a call in a greenlet of a hub that runs in another thread."""
     done: Future[T] = Future()
-    hub.dispatcher.call_soon(partial(_start, hub, call, done))
+    hub.call_soon(partial(hub.start, partial(_fulfil, call, done)))
     return done
 
 
-def _start(hub: Hub, call: Callable[[], T], done: "Future[T]") -> None:
-    hub.dispatcher.start(call).add_done_callback(partial(_copy, done))
-
-
-def _copy(done: "Future[T]", finished: "Future[T]") -> None:
-    if (error := finished.exception()) is not None:
+def _fulfil(call: Callable[[], T], done: "Future[T]") -> None:
+    try:
+        done.set_result(call())
+    except Exception as error:
         done.set_exception(error)
-    else:
-        done.set_result(finished.result())

@@ -10,7 +10,7 @@ from urllib.parse import quote, urljoin
 import pytest
 from chalice.app import Request, Response
 from chalice.local import LambdaContext
-from chalice.test import Client, HTTPResponse
+from chalice.test import HTTPResponse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +34,8 @@ from chalicelib.core.urls import MAX_URL_LENGTH
 from chalicelib.http import requests, responses, static
 from chalicelib.service.commands import Commands, Created
 from standalone.authorizer import ApiKeyAuthorizer
+from standalone.gateway import Gateway
+from standalone.server import HttpRequest
 from tests.support.fakes import START
 from tests.support.routes import (
     BODIES,
@@ -664,10 +666,10 @@ def test_every_route_is_503_without_dependencies(
 ) -> None:
     """Without dependencies every route is a 503 that says what to do."""
     monkeypatch.setattr(runtime, "_installed", None)
-    client = Client(app)
-    client.http._local_gateway._authorizer = ApiKeyAuthorizer(app)
-    answer = refused(client.http.request(method, path, JSON), 503)
-    assert "make run" in answer["detail"]
+    request = HttpRequest(method, path, {"content-type": ["application/json"]}, b"")
+    answer = Gateway(app, ApiKeyAuthorizer()).answer(request)
+    assert answer.status == 503
+    assert "make run" in problem(503, answer.headers["Content-Type"], answer.body)["detail"]
 
 
 @pytest.mark.parametrize(("method", "path"), SERVICE_ROUTES)
