@@ -1,6 +1,5 @@
 """The measurements. Each loads an engine and compares the arrivals with the created timers."""
 
-import asyncio
 import json
 import subprocess
 import time
@@ -136,8 +135,8 @@ class Bench:
         self, number: int, deadlines: Iterator[int], rate: float | None = None
     ) -> list[Response]:
         """Create timers, each with the next deadline; raise if one is rejected."""
-        sent = send(self.engine.port, number, lambda: self.timer(next(deadlines)), rate=rate)
-        responses = asyncio.run(sent)
+        port = self.engine.port
+        responses = send(port, number, lambda: self.timer(next(deadlines)), rate=rate)
         for response in responses:
             if response.status != 201:
                 raise RuntimeError(f"{self.engine.name}: {response.status}: {response.body!r}")
@@ -263,7 +262,7 @@ def many(number: int, receiver: Receiver, folder: Path, settle: float) -> Figure
 def ceiling(receiver: Receiver, number: int) -> float:
     """Return the requests per second that the load generator reaches on an idle server."""
     began = time.perf_counter()
-    asyncio.run(send(receiver.port, number, lambda: post("/", b"{}")))
+    send(receiver.port, number, lambda: post("/", b"{}"))
     return number / (time.perf_counter() - began)
 
 
