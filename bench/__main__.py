@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import document, report
-from bench.engines import BENCH_FOLDER, BullMq, CeleryOnRedis, Engine, Timers
+from bench.engines import BENCH_FOLDER, BullMq, CeleryOnRedis, Engine, Quirrel, Timers
 from bench.measures import (
     Bench,
     Delivery,
@@ -21,7 +21,7 @@ from bench.measures import (
     many,
 )
 
-ENGINES: tuple[type[Engine], ...] = (Timers, CeleryOnRedis, BullMq)
+ENGINES: tuple[type[Engine], ...] = (Timers, CeleryOnRedis, BullMq, Quirrel)
 
 PLOT = document.DOCUMENT.with_suffix(".svg")
 

@@ -128,8 +128,8 @@ class Bench:
     def timer(self, deadline: int) -> Request:
         """Return the request for a timer that is due at a moment in Unix milliseconds."""
         moment = datetime.fromtimestamp(deadline / 1000, UTC).isoformat(timespec="milliseconds")
-        body = json.dumps({"fire_at": moment, "url": self.receiver.url}).encode()
-        return post("/timers", body, deadline)
+        path, content = self.engine.timer(moment, self.receiver.url)
+        return post(path, json.dumps(content).encode(), deadline)
 
     def create(
         self, number: int, deadlines: Iterator[int], rate: float | None = None

@@ -1,4 +1,4 @@
-// Records the webhook-id and the arrival time of each webhook.
+// Records the webhook-id (Quirrel has its own header for it) and the arrival time of each webhook.
 // GET /count returns their number, and GET /arrivals also the ids and times. DELETE /arrivals then forgets them.
 const http = require("node:http");
 
@@ -17,7 +17,7 @@ function now() {
 
 function receive(request, response) {
   moments.push(now());
-  ids.push(request.headers["webhook-id"]);
+  ids.push(request.headers["webhook-id"] ?? JSON.parse(request.headers["x-quirrel-meta"] ?? "{}").id);
   request.resume();
   request.on("end", () => response.end());
   count++;

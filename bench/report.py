@@ -52,22 +52,27 @@ Results = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def table(results: Results, durability: Mapping[str, str], rows: Sequence[Row] = ROWS) -> str:
-    """Return medians and ratios in Markdown; above 1 the first engine is better."""
+    """Return medians and ratios in Markdown; above 1 the first engine is better.
+
+    A measure that an engine skips has a dash.
+    """
     first, *others = results
     heads = [f"{name}<br>({durability[name]})" for name in results]
     columns = ["", heads[0], *(part for head in heads[1:] for part in (head, "ratio"))]
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1)]
     for row in rows:
-        ours = results[first][row.key]
+        ours = results[first][row.key]  # it skips none
         cells = [row.title, _cell(ours)]
         for name in others:
-            theirs = results[name][row.key]
+            theirs = results[name].get(row.key, ())
             cells += [_cell(theirs), _ratio(ours, theirs, row.more_is_better)]
         lines.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
     middle = number(median(values))
     spread = {number(min(values)), number(max(values))}
     return middle if len(spread) == 1 else f"{middle} ({number(min(values))}–{number(max(values))})"
@@ -83,6 +88,8 @@ def number(value: float) -> str:
 
 
 def _ratio(ours: Sequence[float], theirs: Sequence[float], more_is_better: bool) -> str:
+    if not theirs:
+        return ""
     above, below = median(ours), median(theirs)
     if not more_is_better:
         above, below = below, above

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
@@ -96,7 +97,10 @@ def test_compares_arrivals_with_their_deadlines() -> None:
 
 
 def test_ratio_above_one_means_better() -> None:
-    """A ratio above 1 means better, for rates as for times; there is none beside a zero."""
+    """A ratio above 1 means better, for rates as for times.
+
+    There is none beside a zero, or beside the dash of a measure that an engine skips.
+    """
     rows = [
         report.Row("rate", "Rate", True),
         report.Row("late", "Late"),
@@ -105,14 +109,15 @@ def test_ratio_above_one_means_better() -> None:
     results: Mapping[str, Mapping[str, list[float]]] = {
         "A": {"rate": [10, 30, 20], "late": [1.5], "lost": [0]},
         "B": {"rate": [10], "late": [3], "lost": [1]},
+        "C": {"late": [1]},
     }
-    text = report.table(results, {"A": "synced", "B": "not"}, rows)
+    text = report.table(results, {"A": "synced", "B": "not", "C": "not"}, rows)
     assert text.splitlines() == [
-        "|  | A<br>(synced) | B<br>(not) | ratio |",
-        "| --- | ---: | ---: | ---: |",
-        "| Rate | 20 (10–30) | 10 | 2 × |",
-        "| Late | 1.50 | 3 | 2 × |",
-        "| Lost | 0 | 1 |  |",
+        "|  | A<br>(synced) | B<br>(not) | ratio | C<br>(not) | ratio |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| Rate | 20 (10–30) | 10 | 2 × | – |  |",
+        "| Late | 1.50 | 3 | 2 × | 1 | 0.67 × |",
+        "| Lost | 0 | 1 |  | – |  |",
     ]
 
 
@@ -139,6 +144,37 @@ def test_response_time_includes_the_wait_for_a_connection() -> None:
     assert [(answer.status, answer.body) for answer in responses] == [(201, b"OK")] * 20
     # The last was due after 19 ms, and went out behind nine that took 20 ms each.
     assert responses[-1].seconds > 0.18
+
+
+def test_a_connection_that_the_server_closes_is_an_error() -> None:
+    """A server that closes a connection without a response ends the load."""
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async def ask() -> None:
+        async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            await asyncio.to_thread(load.send, port, 1, partial(load.get, "/"))
+
+    with pytest.raises(ConnectionError):
+        asyncio.run(ask())
+
+
+@needs_node
+@pytest.mark.e2e
+def test_the_receiver_records_the_ids_of_all_engines() -> None:
+    """A webhook's id is in its webhook-id, or in Quirrel's own header."""
+    began = time.time()
+    with Receiver() as receiver:
+        for header in ("Webhook-Id: a", 'x-quirrel-meta: {"id":"b","count":1}'):
+            request = f"POST / HTTP/1.1\r\nHost: x\r\n{header}\r\nContent-Length: 2\r\n\r\n{{}}"
+            [response] = load.send(receiver.port, 1, partial(load.Request, request.encode()))
+            assert response.status == 200
+        arrivals = receiver.forget()
+        assert receiver.arrivals() == []
+    assert [id for id, _ in arrivals] == ["a", "b"]
+    assert all(began * 1000 - 1 < at < time.time() * 1000 + 1 for _, at in arrivals)
 
 
 @needs_node
