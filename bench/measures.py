@@ -162,14 +162,31 @@ class Bench:
 
     def burst(self, number: int, ahead: float) -> Delivery:
         """Create timers within `ahead` seconds; all fall due in the second after that."""
+        return self.delivered(self._create_before(number, ahead, 1))
+
+    def mixed(self, number: int, rate: float, ahead: float) -> Figures:
+        """Create timers due tomorrow while as many others fire, `rate` a second of each.
+
+        Return the p99 of the creates' response time and of the others' lateness in milliseconds.
+        """
+        firing = self._create_before(number, ahead, number / rate)
+        _sleep_until(min(response.request.deadline for response in firing))
+        created = self.create(number, self._ahead(DAY), rate)
+        found = self.delivered(firing)
+        _, response = percentiles([created.seconds * 1000 for created in created])
+        return {"response": response, "late": percentiles(found.late)[1], **found.faults()}
+
+    def _create_before(self, number: int, ahead: float, seconds: float) -> list[Response]:
+        """Create timers within `ahead` seconds; all fall due in the `seconds` after that."""
         self.receiver.forget()
         first = _now() + round(ahead * 1000)
-        deadlines = [first + 1000 * place // number for place in range(number)]
+        deadlines = [first + round(1000 * seconds * place / number) for place in range(number)]
         Random(number).shuffle(deadlines)  # the same for all engines
         responses = self.create(number, iter(deadlines))
-        created_in_time = _now() < first
-        found = self.delivered(responses)
-        return found if created_in_time else self.burst(number, 2 * ahead)
+        if _now() < first:
+            return responses
+        self.delivered(responses)
+        return self._create_before(number, 2 * ahead, seconds)
 
     def pending(self, number: int, settle: float) -> Figures:
         """Return the memory in bytes for each pending timer, after `settle` seconds."""

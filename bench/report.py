@@ -24,6 +24,8 @@ LATENESS = (("p50", "p50, ms"), ("p99", "p99, ms"), ("max", "max, ms"))
 
 DRAINED = ("drained", "delivered per second")
 
+MIXED = "1,000 creates and 1,000 webhooks a second for 10 s"
+
 ROWS = (
     Row("creates.rate", "**Creating**, 32 connections: per second", True),
     Row("creates.p50", "p50, ms"),
@@ -37,6 +39,8 @@ ROWS = (
         for burst, count in (("small", "1,000"), ("large", "10,000"))
         for key, title in (*LATENESS, DRAINED)
     ),
+    Row("mixed.response", f"**Creating while a burst fires**, {MIXED}: response p99, ms"),
+    Row("mixed.late", "lateness p99, ms"),
     Row("pending.bytes", "**Memory** per waiting timer, with 100,000 of them: bytes"),
     Row("recovery.ready", "**After kill -9**: first response, s"),
     Row("recovery.first", "first overdue webhook, s"),
