@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import socket
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -177,6 +178,26 @@ def test_the_receiver_records_the_ids_of_all_engines() -> None:
         assert receiver.arrivals() == []
     assert [id for id, _ in arrivals] == ["a", "b"]
     assert all(began * 1000 - 1 < at < time.time() * 1000 + 1 for _, at in arrivals)
+
+
+@needs_node
+@pytest.mark.e2e
+def test_the_receiver_reads_a_webhook_in_pieces() -> None:
+    """A webhook counts once its body is whole; one that asks for it closes the connection.
+
+    The response says so too. Otherwise Quirrel would send its next webhook there, and lose it.
+    """
+    head = b"POST / HTTP/1.1\r\nwebhook-id: a\r\nContent-Length: 4\r\nConnection: close\r\n\r\n"
+    with Receiver() as receiver:
+        with socket.create_connection(("127.0.0.1", receiver.port), 10) as connection:
+            for piece in (head[:30], head[30:], b"{}"):
+                connection.sendall(piece)
+                time.sleep(0.02)
+            assert receiver.arrivals() == []
+            connection.sendall(b"{}")
+            response = b"".join(iter(lambda: connection.recv(1000), b""))
+        assert response.startswith(b"HTTP/1.1 200 OK\r\nConnection: close\r\n")
+        assert [id for id, _ in receiver.arrivals()] == ["a"]
 
 
 @needs_node
