@@ -34,16 +34,16 @@ def test_writing_a_section_keeps_the_rest(tmp_path: Path) -> None:
 
 def test_a_profile_splits_processor_time_by_thread_and_part() -> None:
     """A sample counts for the part of its innermost function that belongs to one."""
-    samples = parts_of(
-        [
-            'thread (7): "http";run (/x/standalone/server.py:1);_add (/standalone/sqlite/w.py:2) 3',
-            'thread (7): "http";run (/x/standalone/server.py:1);loads (/lib/elsewhere.py:3) 1',
-            'thread (8): "senders";send (/x/chalicelib/webhook/sender.py:1) 4',
-            'thread (8): "senders";main (/x/unknown.py:1) 2',
-        ]
-    )
+    parts = {"SQLite": ("here/sqlite",), "HTTP": ("here/server", "http/"), "sender": ("here/",)}
+    stacks = [
+        'thread (7): "http";run (/x/here/server.py:1);_add (/x/here/sqlite/w.py:2) 3',
+        'thread (7): "http";run (/x/here/server.py:1);loads (/lib/elsewhere.py:3) 1',
+        'thread (8): "senders";send (/x/here/sender.py:1) 4',
+        'thread (8): "senders";main (/x/unknown.py:1) 2',
+    ]
+    samples = parts_of(stacks, parts)
     assert samples == {
-        ("http", "SQLite"): 3, ("http", "HTTP server"): 1,
+        ("http", "SQLite"): 3, ("http", "HTTP"): 1,
         ("senders", "sender"): 4, ("senders", "other"): 2,
     }  # fmt: skip
     table = Profile(operations=10, seconds=0.001, samples=samples).table("One create")
