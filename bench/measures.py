@@ -29,6 +29,9 @@ DAY = 86_400_000
 GRACE = 60.0
 """Seconds to wait for late webhooks after the last deadline."""
 
+POLL = 0.2
+"""Seconds between two looks at the receiver's count; each look takes time from the engine."""
+
 Figures = dict[str, float]
 
 
@@ -60,7 +63,7 @@ class Receiver:
         while time.time() < until:
             if requests.get(f"{self.url}count", timeout=60).json()["count"] >= number:
                 return
-            time.sleep(0.05)
+            time.sleep(POLL)
 
 
 def _arrivals(response: requests.Response) -> list[tuple[str, float]]:
