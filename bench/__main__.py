@@ -149,7 +149,8 @@ def section(
 {report.table(results.figures, durability)}
 
 Each cell has the median of the rounds and their range. A ratio above 1 means that Timers is better
-by that factor. Each column's head says when a confirmed timer is durable.
+by that factor. An engine with a dash skips the measurement. Each column's head says when a
+confirmed timer is durable.
 
 ![Lateness of each timer]({PLOT.name})
 
