@@ -55,7 +55,7 @@ e2e: $(E2E)  ## test a deployment on LocalStack (AWS_ENDPOINT_URL of a running o
 simulate: $(VENV)/dev.done  ## simulate Timers on AWS, and print the lateness of its webhooks
 	$(BIN)/python -m tools.simulation
 
-bench: $(BENCH)/done  ## compare Timers with Celery and BullMQ, for docs/benchmarks.md (ROUNDS)
+bench: $(BENCH)/done  ## compare Timers with Celery, BullMQ and Quirrel, for docs/benchmarks.md (ROUNDS)
 	@$(BENCH)/venv/bin/python -m bench $(call options,ROUNDS)
 
 profile: $(BENCH)/done  ## print where the processor time of a create and of a webhook goes
@@ -152,7 +152,7 @@ $(LOCALSTACK)/runtime.done: tests/e2e/localstack/runtime-requirements.txt | $(BI
 	@$(LOCALSTACK)/runtime/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-# If npm fails, the benchmark skips BullMQ and says so.
+# If npm fails, the benchmark skips BullMQ and Quirrel and says so.
 $(BENCH)/done: bench/requirements.txt bench/package.json bench/package-lock.json requirements-run.txt requirements.txt | $(BIN)/python
 	@command -v node > /dev/null || { echo "Node.js is missing; the receiver needs it (on Debian and Ubuntu: apt-get install nodejs npm)." >&2; exit 1; }
 	@echo "Installing the benchmark's peers …" >&2

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import document, report
-from bench.engines import BENCH_FOLDER, BullMq, CeleryOnRedis, Engine, Timers
+from bench.engines import BENCH_FOLDER, BullMq, CeleryOnRedis, Engine, Quirrel, Timers
 from bench.measures import (
     Bench,
     Delivery,
@@ -21,7 +21,7 @@ from bench.measures import (
     many,
 )
 
-ENGINES: tuple[type[Engine], ...] = (Timers, CeleryOnRedis, BullMq)
+ENGINES: tuple[type[Engine], ...] = (Timers, CeleryOnRedis, BullMq, Quirrel)
 
 PLOT = document.DOCUMENT.with_suffix(".svg")
 
@@ -46,6 +46,8 @@ class Sizes:
     rate: float = 20
     small: int = 1000
     large: int = 10_000
+    mixed: int = 10_000
+    mixed_rate: float = 1000
     pending: int = 100_000
     recovery: int = 1000
     many: int = 1_000_000
@@ -55,6 +57,10 @@ class Sizes:
     """Seconds that an engine is down."""
     settle: float = 5
     """Seconds of rest before an engine is measured."""
+
+    def time_for(self, number: int, rate: float) -> float:
+        """Return the seconds to create a burst by an engine that creates `rate` a second."""
+        return self.ahead + 2 * number / rate
 
 
 @dataclass(frozen=True)
@@ -109,8 +115,11 @@ def _speed(engine: Engine, receiver: Receiver, sizes: Sizes, results: Results) -
     time.sleep(sizes.settle)  # for an engine's work after its response
     results.add_delivery(engine, "low", bench.steady(sizes.low, sizes.rate))
     for name, number in (("small", sizes.small), ("large", sizes.large)):
-        ahead = sizes.ahead + 2 * number / found["rate"]
+        ahead = sizes.time_for(number, found["rate"])
         results.add_delivery(engine, name, bench.burst(number, ahead))
+    if "mixed" not in engine.skips:
+        ahead = sizes.time_for(sizes.mixed, found["rate"])
+        results.add(engine, "mixed", bench.mixed(sizes.mixed, sizes.mixed_rate, ahead))
     engine.sync_each_write()
     results.add(engine, "synced", bench.creates(sizes.creates))
 
@@ -140,7 +149,8 @@ def section(
 {report.table(results.figures, durability)}
 
 Each cell has the median of the rounds and their range. A ratio above 1 means that Timers is better
-by that factor. Each column's head says when a confirmed timer is durable.
+by that factor. An engine with a dash skips the measurement. Each column's head says when a
+confirmed timer is durable.
 
 ![Lateness of each timer]({PLOT.name})
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar, Self
+from urllib.parse import quote
 
 import requests
 
@@ -35,6 +36,8 @@ class Engine:
     name: ClassVar[str]
     durability: ClassVar[str]
     """How an engine stores a timer before it answers 201."""
+    skips: ClassVar[frozenset[str]] = frozenset()
+    """The measures that it does not take part in."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
         self.folder = folder
@@ -79,6 +82,10 @@ class Engine:
             return requests.get(f"http://127.0.0.1:{self.port}/health", timeout=10).ok
         except requests.ConnectionError:
             return False
+
+    def timer(self, moment: str, url: str) -> tuple[str, dict[str, str]]:
+        """Return the path and the JSON of the POST for a timer due at an RFC 3339 moment."""
+        return "/timers", {"fire_at": moment, "url": url}
 
     def sync_each_write(self) -> None:
         """Make it sync before each response, unless it always does."""
@@ -182,6 +189,7 @@ class CeleryOnRedis(OnRedis):
     """Celery's worker with 64 threads; gunicorn with as many for the WSGI app in front."""
 
     name = "Celery + Redis"
+    skips = frozenset({"mixed"})  # it can do a thousand a second of either, not of both
 
     @classmethod
     def version(cls) -> str:
@@ -198,31 +206,59 @@ class CeleryOnRedis(OnRedis):
         self.run(bin / "gunicorn", *front, "celery_app:application", **settings)
 
 
-class BullMq(OnRedis):
-    """BullMQ's worker with 64 jobs at once; Node's own HTTP server in front."""
+class OnNode(OnRedis):
+    """An engine from npm, which a script in `bench/peers/` starts."""
 
-    name = "BullMQ"
+    modules: ClassVar[tuple[str, ...]]
+    """Its modules from npm; the first is the engine."""
 
     @classmethod
     def missing(cls) -> str | None:
-        if not (MODULES / "bullmq").exists():
-            return "npm could not install bullmq"
+        if not (MODULES / cls.modules[0]).exists():
+            return f"npm could not install {cls.modules[0]}"
         return super().missing()
 
     @classmethod
     def version(cls) -> str:
         parts = {
             name: json.loads((MODULES / name / "package.json").read_text())["version"]
-            for name in ("bullmq", "ioredis")
+            for name in cls.modules
         }
         named = ", ".join(f"{name} {number}" for name, number in parts.items())
         return f"{named} on Node {_output('node', '--version')}; {_redis()}"
 
+    def run_script(self, *arguments: str) -> None:
+        """Start its script with the ports of Redis and of HTTP."""
+        script = PEERS / f"{self.modules[0]}.js"
+        ports = (str(self.redis), str(self.port))
+        self.run("node", script, *arguments, *ports, NODE_PATH=str(MODULES))
+
+
+class BullMq(OnNode):
+    """BullMQ's worker with 64 jobs at once; Node's own HTTP server in front."""
+
+    name = "BullMQ"
+    modules = ("bullmq", "ioredis")
+
     def launch(self) -> None:
         super().launch()
-        for role in ("worker", "front"):
-            script = ("node", PEERS / "bullmq.js", role, str(self.redis), str(self.port))
-            self.run(*script, NODE_PATH=str(MODULES))
+        self.run_script("worker")
+        self.run_script("front")
+
+
+class Quirrel(OnNode):
+    """Quirrel's own server: its HTTP API and its worker, in one process."""
+
+    name = "Quirrel"
+    modules = ("quirrel",)
+    skips = frozenset({"mixed"})  # it can do a thousand a second of either, not of both
+
+    def launch(self) -> None:
+        super().launch()
+        self.run_script()
+
+    def timer(self, moment: str, url: str) -> tuple[str, dict[str, str]]:
+        return f"/queues/{quote(url, safe='')}", {"runAt": moment}
 
 
 def free_port() -> int:

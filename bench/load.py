@@ -1,12 +1,22 @@
-"""The load generator: keep-alive connections that each send one request at a time."""
+"""The load generator: keep-alive connections that each send one request at a time.
 
-import asyncio
+It shares the machine with the engines, so it is one thread on epoll, and parses no more of a
+response than its status and length.
+"""
+
 import re
+import select
+import socket
 import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import NamedTuple
 
 CONNECTIONS = 32
+
+PIECE = 65536
+"""Bytes of a response to read at once."""
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
 
@@ -41,31 +51,7 @@ def get(path: str) -> Request:
     return Request(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
 
 
-class _Connection(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self._received = b""
-        self._response: asyncio.Future[tuple[int, bytes]] = asyncio.Future()
-
-    def ask(self, content: bytes) -> "asyncio.Future[tuple[int, bytes]]":
-        self._received, self._response = b"", asyncio.Future()
-        self.transport.write(content)
-        return self._response
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        head, _, body = self._received.partition(b"\r\n\r\n")
-        length = _LENGTH.search(head)
-        if length and len(body) >= int(length[1]):
-            self._response.set_result((int(head[9:12]), body))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self._response.done():
-            self._response.set_exception(exc or ConnectionError("The server hung up."))
-
-
-async def send(
+def send(
     port: int,
     count: int,
     make: Callable[[], Request],
@@ -77,27 +63,75 @@ async def send(
 
     The time that a request waits for a free connection counts as part of its response time.
     """
-    loop = asyncio.get_running_loop()
-    opened = [
-        (await loop.create_connection(_Connection, "127.0.0.1", port))[1]
-        for _ in range(min(connections, count))
-    ]
-    numbers = iter(range(count))
-    responses: list[Response] = []
-    began = time.perf_counter()
+    with ExitStack() as opened, select.epoll() as ready:
+        idle = deque(_Connection(port) for _ in range(min(connections, count)))
+        for connection in idle:
+            opened.enter_context(connection.socket)
+            ready.register(connection.socket, select.EPOLLIN)
+        return _Load(ready, idle, make, rate).send(count)
 
-    async def work(connection: _Connection) -> None:
-        for number in numbers:
-            due = began + number / rate if rate else time.perf_counter()
-            if (early := due - time.perf_counter()) > 0:
-                await asyncio.sleep(early)
-            request = make()
-            status, body = await connection.ask(request.content)
-            responses.append(Response(request, status, body, time.perf_counter() - due))
 
-    try:
-        await asyncio.gather(*map(work, opened))
-    finally:
-        for connection in opened:
-            connection.transport.close()
-    return responses
+class _Connection:
+    """A connection, and the request that it waits for, with the time when that was due."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def ask(self, request: Request, due: float) -> None:
+        """Send a request."""
+        self._request, self._due, self._received = request, due, b""
+        self.socket.sendall(request.content)
+
+    def receive(self) -> Response | None:
+        """Read what has arrived; return the response once it is whole."""
+        if not (piece := self.socket.recv(PIECE)):
+            raise ConnectionError("The server hung up.")
+        self._received += piece
+        head, _, body = self._received.partition(b"\r\n\r\n")
+        length = _LENGTH.search(head)
+        if not length or len(body) < int(length[1]):
+            return None
+        return Response(self._request, int(head[9:12]), body, time.perf_counter() - self._due)
+
+
+class _Load:
+    """Requests on their way over some connections."""
+
+    def __init__(
+        self,
+        ready: select.epoll,
+        idle: deque[_Connection],
+        make: Callable[[], Request],
+        rate: float | None,
+    ) -> None:
+        self._ready = ready
+        self._idle = idle
+        self._make = make
+        self._rate = rate
+        self._connections = {connection.socket.fileno(): connection for connection in idle}
+        self._sent = 0
+        self._began = time.perf_counter()
+
+    def send(self, count: int) -> list[Response]:
+        """Send this many requests and return their responses."""
+        responses: list[Response] = []
+        while len(responses) < count:
+            pause = self._send_due(count)
+            for number, _ in self._ready.poll(pause):
+                connection = self._connections[number]
+                if response := connection.receive():
+                    responses.append(response)
+                    self._idle.append(connection)
+        return responses
+
+    def _send_due(self, count: int) -> float | None:
+        """Send what is due; return the seconds until more is, or None if a response comes first."""
+        while self._idle and self._sent < count:
+            now = time.perf_counter()
+            due = self._began + self._sent / self._rate if self._rate else now
+            if due > now:
+                return due - now
+            self._idle.popleft().ask(self._make(), due)
+            self._sent += 1
+        return None

@@ -1,6 +1,5 @@
 """The measurements. Each loads an engine and compares the arrivals with the created timers."""
 
-import asyncio
 import json
 import subprocess
 import time
@@ -29,6 +28,9 @@ DAY = 86_400_000
 
 GRACE = 60.0
 """Seconds to wait for late webhooks after the last deadline."""
+
+POLL = 0.2
+"""Seconds between two looks at the receiver's count; each look takes time from the engine."""
 
 Figures = dict[str, float]
 
@@ -61,7 +63,7 @@ class Receiver:
         while time.time() < until:
             if requests.get(f"{self.url}count", timeout=60).json()["count"] >= number:
                 return
-            time.sleep(0.05)
+            time.sleep(POLL)
 
 
 def _arrivals(response: requests.Response) -> list[tuple[str, float]]:
@@ -129,15 +131,15 @@ class Bench:
     def timer(self, deadline: int) -> Request:
         """Return the request for a timer that is due at a moment in Unix milliseconds."""
         moment = datetime.fromtimestamp(deadline / 1000, UTC).isoformat(timespec="milliseconds")
-        body = json.dumps({"fire_at": moment, "url": self.receiver.url}).encode()
-        return post("/timers", body, deadline)
+        path, content = self.engine.timer(moment, self.receiver.url)
+        return post(path, json.dumps(content).encode(), deadline)
 
     def create(
         self, number: int, deadlines: Iterator[int], rate: float | None = None
     ) -> list[Response]:
         """Create timers, each with the next deadline; raise if one is rejected."""
-        sent = send(self.engine.port, number, lambda: self.timer(next(deadlines)), rate=rate)
-        responses = asyncio.run(sent)
+        port = self.engine.port
+        responses = send(port, number, lambda: self.timer(next(deadlines)), rate=rate)
         for response in responses:
             if response.status != 201:
                 raise RuntimeError(f"{self.engine.name}: {response.status}: {response.body!r}")
@@ -163,14 +165,31 @@ class Bench:
 
     def burst(self, number: int, ahead: float) -> Delivery:
         """Create timers within `ahead` seconds; all fall due in the second after that."""
+        return self.delivered(self._create_before(number, ahead, 1))
+
+    def mixed(self, number: int, rate: float, ahead: float) -> Figures:
+        """Create timers due tomorrow while as many others fire, `rate` a second of each.
+
+        Return the p99 of the creates' response time and of the others' lateness in milliseconds.
+        """
+        firing = self._create_before(number, ahead, number / rate)
+        _sleep_until(min(response.request.deadline for response in firing))
+        created = self.create(number, self._ahead(DAY), rate)
+        found = self.delivered(firing)
+        _, response = percentiles([created.seconds * 1000 for created in created])
+        return {"response": response, "late": percentiles(found.late)[1], **found.faults()}
+
+    def _create_before(self, number: int, ahead: float, seconds: float) -> list[Response]:
+        """Create timers within `ahead` seconds; all fall due in the `seconds` after that."""
         self.receiver.forget()
         first = _now() + round(ahead * 1000)
-        deadlines = [first + 1000 * place // number for place in range(number)]
+        deadlines = [first + round(1000 * seconds * place / number) for place in range(number)]
         Random(number).shuffle(deadlines)  # the same for all engines
         responses = self.create(number, iter(deadlines))
-        created_in_time = _now() < first
-        found = self.delivered(responses)
-        return found if created_in_time else self.burst(number, 2 * ahead)
+        if _now() < first:
+            return responses
+        self.delivered(responses)
+        return self._create_before(number, 2 * ahead, seconds)
 
     def pending(self, number: int, settle: float) -> Figures:
         """Return the memory in bytes for each pending timer, after `settle` seconds."""
@@ -263,7 +282,7 @@ def many(number: int, receiver: Receiver, folder: Path, settle: float) -> Figure
 def ceiling(receiver: Receiver, number: int) -> float:
     """Return the requests per second that the load generator reaches on an idle server."""
     began = time.perf_counter()
-    asyncio.run(send(receiver.port, number, lambda: post("/", b"{}")))
+    send(receiver.port, number, lambda: post("/", b"{}"))
     return number / (time.perf_counter() - began)
 
 

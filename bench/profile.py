@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +29,9 @@ WARM_UP, CREATES, WEBHOOKS = 1000, 8000, 8000
 AHEAD = 2.0
 """Seconds to create each thousand of the webhooks before they fall due."""
 
-PARTS = {
+Parts = Mapping[str, tuple[str, ...]]
+
+PARTS: Parts = {
     "log lines": ("standalone/log_lines", "logging/"),
     "SQLite": ("standalone/sqlite",),
     "validation": ("http/bodies", "http/requests", "http/raw_json", "http/fingerprints", "core/"),
@@ -41,7 +43,7 @@ PARTS = {
     "scheduler": ("standalone/scheduler", "standalone/fair_queue"),
     "greenlets, threads": ("standalone/greenlets", "concurrent/", "threading", "selectors"),
 }
-"""Pieces of the paths of each part's files."""
+"""Pieces of the paths of each part's files; a file belongs to the first part that has one."""
 
 
 class Profile(NamedTuple):
@@ -92,19 +94,19 @@ def processor(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def parts_of(stacks: Iterable[str]) -> Counter[tuple[str, str]]:
+def parts_of(stacks: Iterable[str], parts: Parts = PARTS) -> Counter[tuple[str, str]]:
     """Count py-spy's stacks ("thread;outermost;…;innermost 17") by thread and part."""
     counts: Counter[tuple[str, str]] = Counter()
     for line in stacks:
         stack, _, number = line.rpartition(" ")
         thread, *frames = stack.split(";")
-        counts[thread.rpartition(": ")[2].strip('"'), _part(frames)] += int(number)
+        counts[thread.rpartition(": ")[2].strip('"'), _part(frames, parts)] += int(number)
     return counts
 
 
-def _part(frames: list[str]) -> str:
+def _part(frames: list[str], parts: Parts) -> str:
     for frame in reversed(frames):
-        for part, files in PARTS.items():
+        for part, files in parts.items():
             if any(file in frame for file in files):
                 return part
     return "other"

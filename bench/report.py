@@ -24,6 +24,8 @@ LATENESS = (("p50", "p50, ms"), ("p99", "p99, ms"), ("max", "max, ms"))
 
 DRAINED = ("drained", "delivered per second")
 
+MIXED = "1,000 creates and 1,000 webhooks a second for 10 s"
+
 ROWS = (
     Row("creates.rate", "**Creating**, 32 connections: per second", True),
     Row("creates.p50", "p50, ms"),
@@ -37,6 +39,8 @@ ROWS = (
         for burst, count in (("small", "1,000"), ("large", "10,000"))
         for key, title in (*LATENESS, DRAINED)
     ),
+    Row("mixed.response", f"**Creating while a burst fires**, {MIXED}: response p99, ms"),
+    Row("mixed.late", "lateness p99, ms"),
     Row("pending.bytes", "**Memory** per waiting timer, with 100,000 of them: bytes"),
     Row("recovery.ready", "**After kill -9**: first response, s"),
     Row("recovery.first", "first overdue webhook, s"),
@@ -52,22 +56,27 @@ Results = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def table(results: Results, durability: Mapping[str, str], rows: Sequence[Row] = ROWS) -> str:
-    """Return medians and ratios in Markdown; above 1 the first engine is better."""
+    """Return medians and ratios in Markdown; above 1 the first engine is better.
+
+    A measure that an engine skips has a dash.
+    """
     first, *others = results
     heads = [f"{name}<br>({durability[name]})" for name in results]
     columns = ["", heads[0], *(part for head in heads[1:] for part in (head, "ratio"))]
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1)]
     for row in rows:
-        ours = results[first][row.key]
+        ours = results[first][row.key]  # it skips none
         cells = [row.title, _cell(ours)]
         for name in others:
-            theirs = results[name][row.key]
+            theirs = results[name].get(row.key, ())
             cells += [_cell(theirs), _ratio(ours, theirs, row.more_is_better)]
         lines.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
     middle = number(median(values))
     spread = {number(min(values)), number(max(values))}
     return middle if len(spread) == 1 else f"{middle} ({number(min(values))}–{number(max(values))})"
@@ -83,6 +92,8 @@ def number(value: float) -> str:
 
 
 def _ratio(ours: Sequence[float], theirs: Sequence[float], more_is_better: bool) -> str:
+    if not theirs:
+        return ""
     above, below = median(ours), median(theirs)
     if not more_is_better:
         above, below = below, above

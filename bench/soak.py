@@ -4,7 +4,6 @@ RETENTION=0 deletes finished timers at once, so the number of stored timers stay
 """
 
 import argparse
-import asyncio
 import json
 import shutil
 import signal
@@ -14,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -71,11 +71,13 @@ class Soak:
     arrived: int = 0
     faults: list[str] = field(default_factory=list)
 
-    async def window(self, seconds: float) -> tuple[list[Response], list[Response]]:
-        """Create and read timers for this many seconds."""
-        count, port = max(1, round(self.rate * seconds)), self.engine.port
-        creates = send(port, count, self._create, rate=self.rate)
-        return await asyncio.gather(creates, send(port, count, self._read, rate=self.rate))
+    def window(self, seconds: float) -> tuple[list[Response], list[Response]]:
+        """Create and read timers, in turn, for this many seconds."""
+        count = 2 * max(1, round(self.rate * seconds))
+        asked = (make() for make in cycle((self._create, self._read)))
+        responses = send(self.engine.port, count, lambda: next(asked), rate=2 * self.rate)
+        created = [response for response in responses if response.request.deadline]
+        return created, [response for response in responses if not response.request.deadline]
 
     def _create(self) -> Request:
         return self.bench.timer(time.time_ns() // 1_000_000 + self.random.randint(0, LONGEST))
@@ -85,7 +87,7 @@ class Soak:
 
     def sample(self, seconds: float) -> Sample:
         """Run for this many seconds; return the figures at the end, in MB and ms."""
-        created, read = asyncio.run(self.window(seconds))
+        created, read = self.window(seconds)
         self._add_pending(created)
         late = self._settle(self.bench.receiver.forget())
         database = self.engine.database

@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+import socket
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
@@ -32,16 +34,16 @@ def test_writing_a_section_keeps_the_rest(tmp_path: Path) -> None:
 
 def test_a_profile_splits_processor_time_by_thread_and_part() -> None:
     """A sample counts for the part of its innermost function that belongs to one."""
-    samples = parts_of(
-        [
-            'thread (7): "http";run (/x/standalone/server.py:1);_add (/standalone/sqlite/w.py:2) 3',
-            'thread (7): "http";run (/x/standalone/server.py:1);loads (/lib/elsewhere.py:3) 1',
-            'thread (8): "senders";send (/x/chalicelib/webhook/sender.py:1) 4',
-            'thread (8): "senders";main (/x/unknown.py:1) 2',
-        ]
-    )
+    parts = {"SQLite": ("here/sqlite",), "HTTP": ("here/server", "http/"), "sender": ("here/",)}
+    stacks = [
+        'thread (7): "http";run (/x/here/server.py:1);_add (/x/here/sqlite/w.py:2) 3',
+        'thread (7): "http";run (/x/here/server.py:1);loads (/lib/elsewhere.py:3) 1',
+        'thread (8): "senders";send (/x/here/sender.py:1) 4',
+        'thread (8): "senders";main (/x/unknown.py:1) 2',
+    ]
+    samples = parts_of(stacks, parts)
     assert samples == {
-        ("http", "SQLite"): 3, ("http", "HTTP server"): 1,
+        ("http", "SQLite"): 3, ("http", "HTTP"): 1,
         ("senders", "sender"): 4, ("senders", "other"): 2,
     }  # fmt: skip
     table = Profile(operations=10, seconds=0.001, samples=samples).table("One create")
@@ -55,6 +57,8 @@ SIZES = Sizes(
     low=10,
     small=10,
     large=20,
+    mixed=20,
+    mixed_rate=40,
     pending=20,
     recovery=20,
     many=50,
@@ -96,7 +100,10 @@ def test_compares_arrivals_with_their_deadlines() -> None:
 
 
 def test_ratio_above_one_means_better() -> None:
-    """A ratio above 1 means better, for rates as for times; there is none beside a zero."""
+    """A ratio above 1 means better, for rates as for times.
+
+    There is none beside a zero, or beside the dash of a measure that an engine skips.
+    """
     rows = [
         report.Row("rate", "Rate", True),
         report.Row("late", "Late"),
@@ -105,14 +112,15 @@ def test_ratio_above_one_means_better() -> None:
     results: Mapping[str, Mapping[str, list[float]]] = {
         "A": {"rate": [10, 30, 20], "late": [1.5], "lost": [0]},
         "B": {"rate": [10], "late": [3], "lost": [1]},
+        "C": {"late": [1]},
     }
-    text = report.table(results, {"A": "synced", "B": "not"}, rows)
+    text = report.table(results, {"A": "synced", "B": "not", "C": "not"}, rows)
     assert text.splitlines() == [
-        "|  | A<br>(synced) | B<br>(not) | ratio |",
-        "| --- | ---: | ---: | ---: |",
-        "| Rate | 20 (10–30) | 10 | 2 × |",
-        "| Late | 1.50 | 3 | 2 × |",
-        "| Lost | 0 | 1 |  |",
+        "|  | A<br>(synced) | B<br>(not) | ratio | C<br>(not) | ratio |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| Rate | 20 (10–30) | 10 | 2 × | – |  |",
+        "| Late | 1.50 | 3 | 2 × | 1 | 0.67 × |",
+        "| Lost | 0 | 1 |  | – |  |",
     ]
 
 
@@ -132,12 +140,64 @@ def test_response_time_includes_the_wait_for_a_connection() -> None:
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             make = partial(load.post, "/", b"{}")
-            return await load.send(port, 20, make, rate=1000, connections=2)
+            send = partial(load.send, port, 20, make, rate=1000, connections=2)
+            return await asyncio.to_thread(send)
 
     responses = asyncio.run(ask())
     assert [(answer.status, answer.body) for answer in responses] == [(201, b"OK")] * 20
     # The last was due after 19 ms, and went out behind nine that took 20 ms each.
     assert responses[-1].seconds > 0.18
+
+
+def test_a_connection_that_the_server_closes_is_an_error() -> None:
+    """A server that closes a connection without a response ends the load."""
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async def ask() -> None:
+        async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            await asyncio.to_thread(load.send, port, 1, partial(load.get, "/"))
+
+    with pytest.raises(ConnectionError):
+        asyncio.run(ask())
+
+
+@needs_node
+@pytest.mark.e2e
+def test_the_receiver_records_the_ids_of_all_engines() -> None:
+    """A webhook's id is in its webhook-id, or in Quirrel's own header."""
+    began = time.time()
+    with Receiver() as receiver:
+        for header in ("Webhook-Id: a", 'x-quirrel-meta: {"id":"b","count":1}'):
+            request = f"POST / HTTP/1.1\r\nHost: x\r\n{header}\r\nContent-Length: 2\r\n\r\n{{}}"
+            [response] = load.send(receiver.port, 1, partial(load.Request, request.encode()))
+            assert response.status == 200
+        arrivals = receiver.forget()
+        assert receiver.arrivals() == []
+    assert [id for id, _ in arrivals] == ["a", "b"]
+    assert all(began * 1000 - 1 < at < time.time() * 1000 + 1 for _, at in arrivals)
+
+
+@needs_node
+@pytest.mark.e2e
+def test_the_receiver_reads_a_webhook_in_pieces() -> None:
+    """A webhook counts once its body is whole; one that asks for it closes the connection.
+
+    The response says so too. Otherwise Quirrel would send its next webhook there, and lose it.
+    """
+    head = b"POST / HTTP/1.1\r\nwebhook-id: a\r\nContent-Length: 4\r\nConnection: close\r\n\r\n"
+    with Receiver() as receiver:
+        with socket.create_connection(("127.0.0.1", receiver.port), 10) as connection:
+            for piece in (head[:30], head[30:], b"{}"):
+                connection.sendall(piece)
+                time.sleep(0.02)
+            assert receiver.arrivals() == []
+            connection.sendall(b"{}")
+            response = b"".join(iter(lambda: connection.recv(1000), b""))
+        assert response.startswith(b"HTTP/1.1 200 OK\r\nConnection: close\r\n")
+        assert [id for id, _ in receiver.arrivals()] == ["a"]
 
 
 @needs_node
