@@ -1,0 +1,162 @@
+"""Adds, claims and replacements of timers: one statement reads many, and one stores many.
+
+Python's sqlite3 gives up the interpreter lock, and takes it back, in each step of a statement. With
+a statement for each timer, the writer would wait for the lock again and again.
+"""
+
+import sqlite3
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from chalicelib.core.timer import Timer, Wakeup, host_of
+from standalone.sqlite.schema import to_micros
+
+MAX_ROWS = 64
+"""The most timers in one statement: SQLite 3.31 allows 999 parameters."""
+
+_COLUMN_COUNT = 12
+_STORE = """
+    INSERT INTO timers (id, tenant, version, generation, status, due_at, wake_at, expires_at,
+        created_at, label, host, timer)
+    SELECT * FROM (VALUES %s) WHERE column1 IS NOT NULL
+    ON CONFLICT (id) DO UPDATE SET version = excluded.version, generation = excluded.generation,
+        status = excluded.status, due_at = excluded.due_at, wake_at = excluded.wake_at,
+        expires_at = excluded.expires_at, created_at = excluded.created_at,
+        label = excluded.label, host = excluded.host, timer = excluded.timer
+"""
+# In one row, as a JSON array: each row would be a step.
+_READ = "SELECT '[' || group_concat(timer) || ']' FROM timers WHERE id IN %s"
+
+_decode_all = msgspec.json.Decoder(list[Timer]).decode
+
+
+class Row(NamedTuple):
+    """A timer, and the values of its columns."""
+
+    timer: Timer
+    values: tuple[Any, ...]
+
+
+class TimerWrite(Protocol):
+    """A write of one timer."""
+
+    @property
+    def id(self) -> str:
+        """The timer's id."""
+
+    def apply(self, stored: Timer | None) -> Row | None:
+        """Return the row to store, or None to leave the timer as it is."""
+
+
+class Add(NamedTuple):
+    """Stores a new timer."""
+
+    row: Row
+
+    @property
+    def id(self) -> str:
+        return self.row.timer.id
+
+    def apply(self, stored: Timer | None) -> Row | None:
+        return self.row if stored is None else None
+
+
+class Claim(NamedTuple):
+    """Stores the result of `Timer.claim`."""
+
+    wakeup: Wakeup
+    now: datetime
+    lease_until: datetime
+
+    @property
+    def id(self) -> str:
+        return self.wakeup.id
+
+    def apply(self, stored: Timer | None) -> Row | None:
+        if stored is None or stored.tenant != self.wakeup.tenant:
+            return None
+        claimed = stored.claim(self.wakeup, self.now, self.lease_until)
+        return None if claimed is None else row_of(claimed)
+
+
+class Replace(NamedTuple):
+    """Stores the next version of a timer."""
+
+    row: Row
+
+    @property
+    def id(self) -> str:
+        return self.row.timer.id
+
+    def apply(self, stored: Timer | None) -> Row | None:
+        after = self.row.timer
+        if stored is None or (stored.tenant, stored.version) != (after.tenant, after.version - 1):
+            return None
+        return self.row
+
+
+def row_of(timer: Timer) -> Row:
+    """Encode a timer as the table holds it."""
+    values = (
+        timer.id,
+        timer.tenant,
+        timer.version,
+        timer.generation,
+        timer.status,
+        to_micros(timer.due_at),
+        None if timer.wake_at is None else to_micros(timer.wake_at),
+        None if timer.expires_at is None else to_micros(timer.expires_at),
+        to_micros(timer.created_at),
+        timer.label,
+        host_of(timer.url),
+        msgspec.json.encode(timer).decode(),
+    )
+    return Row(timer, values)
+
+
+def apply_all(db: sqlite3.Connection, writes: Sequence[TimerWrite]) -> list[Row | None]:
+    """Apply writes one after the other; return the row that each has stored, or None."""
+    results: list[Row | None] = []
+    for start in range(0, len(writes), MAX_ROWS):
+        results += _apply(db, writes[start : start + MAX_ROWS])
+    return results
+
+
+def _apply(db: sqlite3.Connection, writes: Sequence[TimerWrite]) -> list[Row | None]:
+    timers = _read(db, {write.id for write in writes})
+    changed: dict[str, Row] = {}
+    results: list[Row | None] = []
+    for write in writes:
+        row = write.apply(timers.get(write.id))
+        if row is not None:
+            timers[write.id] = row.timer  # a later write of this timer finds it
+            changed[write.id] = row
+        results.append(row)
+    if changed:
+        _store(db, changed.values())
+    return results
+
+
+def _read(db: sqlite3.Connection, ids: Collection[str]) -> dict[str, Timer]:
+    size = _rounded_up(len(ids))
+    (found,) = db.execute(_READ % _places(size), (*ids, *[None] * (size - len(ids)))).fetchone()
+    return {timer.id: timer for timer in _decode_all(found or "[]")}
+
+
+def _store(db: sqlite3.Connection, rows: Collection[Row]) -> None:
+    size = _rounded_up(len(rows))
+    values = [value for row in rows for value in row.values]
+    values += [None] * (size * _COLUMN_COUNT - len(values))
+    db.execute(_STORE % ", ".join([_places(_COLUMN_COUNT)] * size), values)
+
+
+def _rounded_up(count: int) -> int:
+    """Return the next power of two: SQLite prepares few statements, and fills up with NULL."""
+    return 1 << (count - 1).bit_length()
+
+
+def _places(count: int) -> str:
+    return f"({', '.join('?' * count)})"
