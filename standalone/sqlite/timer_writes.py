@@ -21,7 +21,7 @@ _COLUMN_COUNT = 12
 _STORE = """
     INSERT INTO timers (id, tenant, version, generation, status, due_at, wake_at, expires_at,
         created_at, label, host, timer)
-    SELECT * FROM (VALUES %s) WHERE column1 IS NOT NULL
+    SELECT * FROM (VALUES %s) WHERE typeof(column1) = 'text'
     ON CONFLICT (id) DO UPDATE SET version = excluded.version, generation = excluded.generation,
         status = excluded.status, due_at = excluded.due_at, wake_at = excluded.wake_at,
         expires_at = excluded.expires_at, created_at = excluded.created_at,
@@ -105,7 +105,7 @@ def row_of(timer: Timer) -> Row:
         timer.tenant,
         timer.version,
         timer.generation,
-        timer.status,
+        str(timer.status),  # Python binds other types more slowly
         to_micros(timer.due_at),
         None if timer.wake_at is None else to_micros(timer.wake_at),
         None if timer.expires_at is None else to_micros(timer.expires_at),
@@ -126,7 +126,7 @@ def apply_all(db: sqlite3.Connection, writes: Sequence[TimerWrite]) -> list[Row 
 
 
 def _apply(db: sqlite3.Connection, writes: Sequence[TimerWrite]) -> list[Row | None]:
-    timers = _read(db, {write.id for write in writes})
+    timers = _read(db, [write.id for write in writes])
     changed: dict[str, Row] = {}
     results: list[Row | None] = []
     for write in writes:
@@ -140,22 +140,27 @@ def _apply(db: sqlite3.Connection, writes: Sequence[TimerWrite]) -> list[Row | N
     return results
 
 
-def _read(db: sqlite3.Connection, ids: Collection[str]) -> dict[str, Timer]:
+def _read(db: sqlite3.Connection, ids: list[str]) -> dict[str, Timer]:
     size = _rounded_up(len(ids))
-    (found,) = db.execute(_READ % _places(size), (*ids, *[None] * (size - len(ids)))).fetchone()
+    (found,) = db.execute(_READ % _places(size), _filled_up(ids, size)).fetchone()
     return {timer.id: timer for timer in _decode_all(found or "[]")}
 
 
 def _store(db: sqlite3.Connection, rows: Collection[Row]) -> None:
     size = _rounded_up(len(rows))
     values = [value for row in rows for value in row.values]
-    values += [None] * (size * _COLUMN_COUNT - len(values))
-    db.execute(_STORE % ", ".join([_places(_COLUMN_COUNT)] * size), values)
+    sql = _STORE % ", ".join([_places(_COLUMN_COUNT)] * size)
+    db.execute(sql, _filled_up(values, size * _COLUMN_COUNT))
 
 
 def _rounded_up(count: int) -> int:
-    """Return the next power of two: SQLite prepares few statements, and fills up with NULL."""
+    """Return the next power of two: statements of few sizes stay prepared."""
     return 1 << (count - 1).bit_length()
+
+
+def _filled_up(values: list[Any], count: int) -> list[Any]:
+    # No id is a number. Python binds None much more slowly.
+    return values + [0] * (count - len(values))
 
 
 def _places(count: int) -> str:
