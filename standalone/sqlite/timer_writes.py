@@ -1,4 +1,4 @@
-"""Adds, claims and replacements of timers: one statement reads many, and one stores many.
+"""Adds, claims and replacements of timers: one statement reads or stores many.
 
 Python's sqlite3 gives up the interpreter lock, and takes it back, in each step of a statement. With
 a statement for each timer, the writer would wait for the lock again and again.
@@ -7,7 +7,7 @@ a statement for each timer, the writer would wait for the lock again and again.
 import sqlite3
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -27,28 +27,24 @@ _STORE = """
         expires_at = excluded.expires_at, created_at = excluded.created_at,
         label = excluded.label, host = excluded.host, timer = excluded.timer
 """
-# In one row, as a JSON array: each row would be a step.
-_READ = "SELECT '[' || group_concat(timer) || ']' FROM timers WHERE id IN %s"
-
-_decode_all = msgspec.json.Decoder(list[Timer]).decode
+# Each returns one row, a JSON array: each row would be a step.
+_READ_TIMERS = "SELECT '[' || group_concat(timer) || ']' FROM timers WHERE id IN %s"
+_READ_HEADS = "SELECT json_group_array(json_array(id, tenant, version)) FROM timers WHERE id IN %s"
 
 
 class Row(NamedTuple):
-    """A timer, and the values of its columns."""
+    """A timer to store, and the values of its columns."""
 
     timer: Timer
     values: tuple[Any, ...]
 
 
-class TimerWrite(Protocol):
-    """A write of one timer."""
+class Head(msgspec.Struct, array_like=True, frozen=True):
+    """Tells whether a write applies, without the timer, which may be large."""
 
-    @property
-    def id(self) -> str:
-        """The timer's id."""
-
-    def apply(self, stored: Timer | None) -> Row | None:
-        """Return the row to store, or None to leave the timer as it is."""
+    id: str
+    tenant: str
+    version: int
 
 
 class Add(NamedTuple):
@@ -60,7 +56,8 @@ class Add(NamedTuple):
     def id(self) -> str:
         return self.row.timer.id
 
-    def apply(self, stored: Timer | None) -> Row | None:
+    def apply(self, stored: Head | Timer | None) -> Row | None:
+        """Return the row to store, or None to change nothing."""
         return self.row if stored is None else None
 
 
@@ -75,8 +72,10 @@ class Claim(NamedTuple):
     def id(self) -> str:
         return self.wakeup.id
 
-    def apply(self, stored: Timer | None) -> Row | None:
-        if stored is None or stored.tenant != self.wakeup.tenant:
+    def apply(self, stored: Head | Timer | None) -> Row | None:
+        """Return the row to store, or None to change nothing."""
+        # A head is not enough for a claim, so its timer is read.
+        if not isinstance(stored, Timer) or stored.tenant != self.wakeup.tenant:
             return None
         claimed = stored.claim(self.wakeup, self.now, self.lease_until)
         return None if claimed is None else row_of(claimed)
@@ -91,11 +90,18 @@ class Replace(NamedTuple):
     def id(self) -> str:
         return self.row.timer.id
 
-    def apply(self, stored: Timer | None) -> Row | None:
+    def apply(self, stored: Head | Timer | None) -> Row | None:
+        """Return the row to store, or None to change nothing."""
         after = self.row.timer
         if stored is None or (stored.tenant, stored.version) != (after.tenant, after.version - 1):
             return None
         return self.row
+
+
+TimerWrite = Add | Claim | Replace
+
+_decode_timers = msgspec.json.Decoder(list[Timer]).decode
+_decode_heads = msgspec.json.Decoder(list[Head]).decode
 
 
 def row_of(timer: Timer) -> Row:
@@ -126,13 +132,13 @@ def apply_all(db: sqlite3.Connection, writes: Sequence[TimerWrite]) -> list[Row 
 
 
 def _apply(db: sqlite3.Connection, writes: Sequence[TimerWrite]) -> list[Row | None]:
-    timers = _read(db, [write.id for write in writes])
+    stored = _read(db, writes)
     changed: dict[str, Row] = {}
     results: list[Row | None] = []
     for write in writes:
-        row = write.apply(timers.get(write.id))
+        row = write.apply(stored.get(write.id))
         if row is not None:
-            timers[write.id] = row.timer  # a later write of this timer finds it
+            stored[write.id] = row.timer  # a later write of this timer finds it
             changed[write.id] = row
         results.append(row)
     if changed:
@@ -140,10 +146,21 @@ def _apply(db: sqlite3.Connection, writes: Sequence[TimerWrite]) -> list[Row | N
     return results
 
 
-def _read(db: sqlite3.Connection, ids: list[str]) -> dict[str, Timer]:
+def _read(db: sqlite3.Connection, writes: Sequence[TimerWrite]) -> dict[str, Head | Timer]:
+    claimed = [write.id for write in writes if isinstance(write, Claim)]
+    others = [write.id for write in writes if not isinstance(write, Claim)]
+    stored: dict[str, Head | Timer] = {}
+    if others:
+        stored |= {it.id: it for it in _decode_heads(_read_one(db, _READ_HEADS, others))}
+    if claimed:  # after the heads: a timer may be both
+        stored |= {it.id: it for it in _decode_timers(_read_one(db, _READ_TIMERS, claimed))}
+    return stored
+
+
+def _read_one(db: sqlite3.Connection, sql: str, ids: list[str]) -> str:
     size = _rounded_up(len(ids))
-    (found,) = db.execute(_READ % _places(size), _filled_up(ids, size)).fetchone()
-    return {timer.id: timer for timer in _decode_all(found or "[]")}
+    (found,) = db.execute(sql % _places(size), _filled_up(ids, size)).fetchone()
+    return found or "[]"
 
 
 def _store(db: sqlite3.Connection, rows: Collection[Row]) -> None:
