@@ -187,6 +187,10 @@ FAILURES: dict[str, tuple[Callable[[SqliteTimerStore], object], type[Exception]]
         lambda store: store.claim(Wakeup("\ud800", DEFAULT_TENANT, 1, START), START, START),
         UnicodeEncodeError,
     ),
+    "unreadable timer": (
+        lambda store: store.claim(make(8).wakeup(), START + 2 * HOUR, START + 3 * HOUR),
+        msgspec.DecodeError,
+    ),
     "number": (
         lambda store: store.add(msgspec.structs.replace(make(3), version=2**63)),
         OverflowError,
@@ -198,8 +202,10 @@ FAILURES: dict[str, tuple[Callable[[SqliteTimerStore], object], type[Exception]]
 def test_a_failing_write_fails_alone(store: SqliteTimerStore, failure: str) -> None:
     """A write that fails does not fail the others in its transaction."""
     waiting, replaced = make(1), make(2)
-    store.add(waiting)
-    store.add(replaced)
+    for timer in (waiting, replaced, make(8)):
+        store.add(timer)
+    spoil = "UPDATE timers SET timer = '{' WHERE id = ?"
+    store._writer.call(lambda db: db.execute(spoil, (make(8).id,)))
     fail, error = FAILURES[failure]
     calls: list[Callable[[], object]] = [
         lambda: store.add(make(4)),
