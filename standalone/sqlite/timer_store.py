@@ -16,11 +16,20 @@ import msgspec
 
 from chalicelib.core.errors import OperatorError
 from chalicelib.core.pagination import Cursor, Page, TimerFilter, cursor_of
-from chalicelib.core.timer import Status, Timer, Wakeup, host_of
+from chalicelib.core.timer import Status, Timer, Wakeup
 from standalone.greenlets import run_in_thread
 from standalone.sqlite.connection import connect, lock, translated_errors
 from standalone.sqlite.credentials import SqliteApiKeys, SqliteSecrets
 from standalone.sqlite.schema import create_or_upgrade, from_micros, to_micros
+from standalone.sqlite.timer_writes import (
+    Add,
+    Claim,
+    Replace,
+    Row,
+    TimerWrite,
+    apply_all,
+    row_of,
+)
 from standalone.sqlite.writer import Writer
 
 MAX_ROWS_SCANNED = 10_000
@@ -82,7 +91,7 @@ class SqliteTimerStore:
         os.close(self._lock)
 
     def add(self, timer: Timer) -> bool:
-        return self._writer.call(lambda db: _add(db, timer))
+        return self._write(Add(row_of(timer))) is not None
 
     def get(self, tenant: str, timer_id: str) -> Timer | None:
         sql = "SELECT timer FROM timers WHERE id = ? AND tenant = ?"
@@ -90,26 +99,28 @@ class SqliteTimerStore:
         return _decode(rows[0][0]) if rows else None
 
     def claim(self, wakeup: Wakeup, now: datetime, lease_until: datetime) -> Timer | None:
-        def write(db: sqlite3.Connection) -> Timer | None:
-            sql = "SELECT timer FROM timers WHERE id = ? AND tenant = ?"
-            row = db.execute(sql, (wakeup.id, wakeup.tenant)).fetchone()
-            claimed = _decode(row[0]).claim(wakeup, now, lease_until) if row else None
-            return claimed if claimed is not None and _replace(db, claimed) else None
-
         # A power cut may lose a claim: the timer is due again and sent again (at least once).
-        return self._writer.call(write, durable=False)
+        row = self._write(Claim(wakeup, now, lease_until), durable=False)
+        return None if row is None else row.timer
 
     def replace(self, timer: Timer, adding: Timer | None = None) -> bool:
+        replacing = Replace(row_of(timer))
+        if adding is None:
+            return self._write(replacing) is not None
+        add = Add(row_of(adding))
+
         def write(db: sqlite3.Connection) -> bool:
-            replaced = _replace(db, timer)
-            if replaced and adding is not None:
-                _add(db, adding)
-            return replaced
+            (replaced,) = apply_all(db, [replacing])
+            if replaced is not None:
+                apply_all(db, [add])
+            return replaced is not None
 
         return self._writer.call(write)
 
     def replace_all(self, changed: Sequence[Timer]) -> list[Timer]:
-        return self._writer.call(lambda db: [timer for timer in changed if _replace(db, timer)])
+        writes = [Replace(row_of(timer)) for timer in changed]
+        rows = self._writer.call(lambda db: apply_all(db, writes))
+        return [row.timer for row in rows if row is not None]
 
     def remove(self, timer: Timer) -> bool:
         def write(db: sqlite3.Connection) -> bool:
@@ -171,6 +182,9 @@ class SqliteTimerStore:
         bounds = (to_micros(now), limit)
         return self._writer.call(lambda db: db.execute(sql, bounds).rowcount, durable=False)
 
+    def _write(self, write: TimerWrite, *, durable: bool = True) -> Row | None:
+        return self._writer.write(write, apply_all, durable=durable)
+
     def _read(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
         with translated_errors():
             try:
@@ -181,41 +195,6 @@ class SqliteTimerStore:
                 return reader.execute(sql, parameters).fetchall()
             finally:
                 self._readers.append(reader)
-
-
-def _row(timer: Timer) -> tuple[Any, ...]:
-    return (
-        timer.tenant,
-        timer.version,
-        timer.generation,
-        timer.status,
-        to_micros(timer.due_at),
-        None if timer.wake_at is None else to_micros(timer.wake_at),
-        None if timer.expires_at is None else to_micros(timer.expires_at),
-        to_micros(timer.created_at),
-        timer.label,
-        host_of(timer.url),
-        msgspec.json.encode(timer).decode(),
-        timer.id,
-    )
-
-
-def _add(db: sqlite3.Connection, timer: Timer) -> bool:
-    sql = (
-        "INSERT INTO timers (tenant, version, generation, status, due_at, wake_at, expires_at,"
-        " created_at, label, host, timer, id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT DO NOTHING"
-    )
-    return db.execute(sql, _row(timer)).rowcount == 1
-
-
-def _replace(db: sqlite3.Connection, timer: Timer) -> bool:
-    sql = (
-        "UPDATE timers SET tenant = ?, version = ?, generation = ?, status = ?, due_at = ?,"
-        " wake_at = ?, expires_at = ?, created_at = ?, label = ?, host = ?, timer = ?"
-        " WHERE id = ? AND tenant = ? AND version = ?"
-    )
-    return db.execute(sql, (*_row(timer), timer.tenant, timer.version - 1)).rowcount == 1
 
 
 def _bounds(filter: TimerFilter, after: Cursor | None) -> tuple[tuple[int, str], tuple[int, str]]:

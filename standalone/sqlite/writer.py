@@ -3,7 +3,7 @@
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -26,11 +26,16 @@ without bound.
 CHECKPOINT_TIMEOUT_MS = 200
 """Milliseconds that a truncation waits for readers. Only other programs (a backup) read longer."""
 
+W = TypeVar("W")
 T = TypeVar("T")
+
+WriteAll = Callable[[sqlite3.Connection, Sequence[W]], Sequence[T]]
+"""Makes several writes in a transaction; returns the result of each."""
 
 
 class _Write(NamedTuple):
-    do: Callable[[sqlite3.Connection], Any]
+    what: Any
+    write_all: WriteAll[Any, Any]
     durable: bool
     done: "Future[Any]"
 
@@ -43,6 +48,7 @@ class Writer:
         self._log = Path(f"{path}-wal")
         self._log_limit = WAL_LIMIT
         self._closed = False
+        self._is_durable: bool | None = None
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
@@ -52,8 +58,16 @@ class Writer:
 
         A `durable` commit survives a power cut; others survive only the end of the process.
         """
+        return self.write(do, _call_each, durable=durable)
+
+    def write(self, what: W, write_all: WriteAll[W, T], *, durable: bool = True) -> T:
+        """Make a write by `write_all`, together with others that wait for the same function.
+
+        Returns its result after the commit. If any write of a transaction fails, each is made
+        again, alone.
+        """
         done: Future[T] = Future()
-        self._queue.put(_Write(do, durable, done))
+        self._queue.put(_Write(what, write_all, durable, done))
         if self._closed:
             self._reject_queued()
         with translated_errors():
@@ -93,7 +107,7 @@ class Writer:
 
     def _settle(self, batch: list[_Write]) -> None:
         try:
-            results = self._commit(batch)
+            settled = self._commit(batch)
         except Exception as error:
             if len(batch) == 1:
                 batch[0].done.set_exception(error)
@@ -102,14 +116,22 @@ class Writer:
             for write in batch:
                 self._settle([write])
         else:
-            for write, result in zip(batch, results, strict=True):
+            for write, result in settled:
                 write.done.set_result(result)
 
-    def _commit(self, batch: list[_Write]) -> list[Any]:
-        durable = any(write.durable for write in batch)
-        self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+    def _commit(self, batch: list[_Write]) -> list[tuple[_Write, Any]]:
+        self._set_durable(any(write.durable for write in batch))
+        settled: list[tuple[_Write, Any]] = []
         with transaction(self._db):
-            return [write.do(self._db) for write in batch]
+            for write_all, writes in _by_function(batch).items():
+                results = write_all(self._db, [write.what for write in writes])
+                settled += zip(writes, results, strict=True)
+        return settled
+
+    def _set_durable(self, durable: bool) -> None:
+        if durable is not self._is_durable:
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._is_durable = durable
 
     def _bound_log(self) -> None:
         with suppress(OSError, sqlite3.Error):  # no data is at risk: the log only stays longer
@@ -121,3 +143,17 @@ class Writer:
             finally:
                 self._db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000}")
                 self._log_limit = self._log.stat().st_size + WAL_LIMIT
+
+
+def _call_each(
+    db: sqlite3.Connection, calls: Sequence[Callable[[sqlite3.Connection], T]]
+) -> list[T]:
+    return [call(db) for call in calls]
+
+
+def _by_function(batch: list[_Write]) -> dict[WriteAll[Any, Any], list[_Write]]:
+    # Writes that wait together are concurrent, so any order among them is right.
+    groups: dict[WriteAll[Any, Any], list[_Write]] = {}
+    for write in batch:
+        groups.setdefault(write.write_all, []).append(write)
+    return groups

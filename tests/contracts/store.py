@@ -86,6 +86,20 @@ class StoreContract:
         assert store.add(timer)
         assert store.get(DEFAULT_TENANT, timer.id) == timer
 
+    @pytest.mark.parametrize("text", ["a\x00b", "\x00", "\U0001f680\u2028", "null", "1e3", "'\"\\"])
+    def test_keeps_any_text(self, store: Store, text: str) -> None:
+        """A text is read back as it was added, after a claim and after a change."""
+        timer = replace(make(), label=text, body=text, metadata={text: text})
+        assert store.add(timer)
+        assert store.get(DEFAULT_TENANT, timer.id) == timer
+        claimed = store.claim(timer.wakeup(), timer.due_at, timer.due_at + HOUR)
+        assert claimed == timer.claim(timer.wakeup(), timer.due_at, timer.due_at + HOUR)
+        assert claimed is not None
+        assert store.get(DEFAULT_TENANT, timer.id) == claimed
+        recorded = claimed.record(Outcome(status=500, answer=text), timer.due_at, None)
+        assert store.replace(recorded)
+        assert store.get(DEFAULT_TENANT, timer.id) == recorded
+
     def test_keeps_a_long_history(self, store: Store) -> None:
         """The attempts are read back equal, with their errors and response bodies."""
         timer = make()

@@ -8,12 +8,13 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
@@ -21,18 +22,31 @@ import pytest
 
 from chalicelib.core.errors import OperatorError, Unavailable
 from chalicelib.core.pagination import Page, TimerFilter, cursor_of
-from chalicelib.core.timer import DEFAULT_TENANT, RETENTION, Status, Timer
+from chalicelib.core.timer import DEFAULT_TENANT, RETENTION, Status, Timer, Wakeup
 from chalicelib.service.concurrency import in_threads
 from chalicelib.service.ports import Store
 from standalone.sqlite import schema, timer_store, writer
 from standalone.sqlite.connection import connect
 from standalone.sqlite.schema import MIGRATIONS, from_micros, to_micros
 from standalone.sqlite.timer_store import SqliteTimerStore
+from standalone.sqlite.timer_writes import (
+    Add,
+    Claim,
+    Replace,
+    TimerWrite,
+    apply_all,
+    row_of,
+)
 from tests.contracts.store import HOUR, SECOND, StoreContract, make, newest_first, walk
-from tests.support.fakes import START
+from tests.support.fakes import START, FakeStore
 from tests.support.processes import ROOT
 
 DATA = ROOT / "tests/compat/databases"
+
+NORMAL, FULL = 1, 2
+"""Values of `PRAGMA synchronous`."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -90,7 +104,7 @@ def wait_for_queue(store: SqliteTimerStore, length: int) -> None:
 
 
 def test_queued_writes_share_one_commit(store: SqliteTimerStore) -> None:
-    """Group commit: writes queued during a commit share the next durable transaction."""
+    """Group commit: writes queued during a commit share the next transaction and its statements."""
     with ThreadPoolExecutor(20) as clients:
         go = held(store)
         added = [clients.submit(store.add, make(number)) for number in range(20)]
@@ -99,32 +113,40 @@ def test_queued_writes_share_one_commit(store: SqliteTimerStore) -> None:
         go.set()
         assert all(future.result() for future in added)
     assert seen.count("COMMIT") == 2  # one for the write that was held, one for all others
-    assert "PRAGMA synchronous = FULL" in seen
+    commit = seen[seen.index("COMMIT") + 1 :]
+    assert [sql.split()[0] for sql in commit] == ["PRAGMA", "BEGIN", "SELECT", "INSERT", "COMMIT"]
 
 
+@pytest.mark.parametrize("earlier", ["add", "check"])
 @pytest.mark.parametrize(
-    ("write", "level"),
-    [("add", "FULL"), ("replace", "FULL"), ("remove", "FULL"), ("claim", "NORMAL")],
+    ("write", "level"), [("add", FULL), ("replace", FULL), ("remove", FULL), ("claim", NORMAL)]
 )
 def test_all_writes_but_claims_are_synced_to_disk(
-    store: SqliteTimerStore, write: str, level: str
+    store: SqliteTimerStore, write: str, level: int, earlier: str
 ) -> None:
-    """Every write is synced before it returns, except a claim."""
+    """Every write is synced before it returns, except a claim, whatever was written before."""
     timer = make(1)
     store.add(timer)
-    seen = statements(store)
-    match write:
-        case "add":
-            store.add(make(2))
-        case "replace":
-            store.replace(timer.cancel(START))
-        case "remove":
-            store.remove(timer)
-        case "claim":
-            store.claim(timer.wakeup(), timer.due_at, timer.due_at + HOUR)
-    assert seen[0] == f"PRAGMA synchronous = {level}"
+    writes: dict[str, Callable[[], object]] = {
+        "check": store.check,
+        "add": lambda: store.add(make(2)),
+        "replace": lambda: store.replace(timer.cancel(START)),
+        "remove": lambda: store.remove(timer),
+        "claim": lambda: store.claim(timer.wakeup(), timer.due_at, timer.due_at + HOUR),
+    }
+    writes[earlier]()
+    writes[write]()
+    assert store._writer._db.execute("PRAGMA synchronous").fetchone() == (level,)
     with closing(sqlite3.connect(store._path)) as other:
         assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_synchronous_is_set_only_if_it_changes(store: SqliteTimerStore) -> None:
+    """A transaction that is synced like the one before costs no further statement."""
+    store.add(make(1))
+    seen = statements(store)
+    store.add(make(2))
+    assert not any("synchronous" in sql for sql in seen)
 
 
 def test_add_returns_after_the_commit(store: SqliteTimerStore, path: Path) -> None:
@@ -135,22 +157,193 @@ def test_add_returns_after_the_commit(store: SqliteTimerStore, path: Path) -> No
         assert other.execute("SELECT id FROM timers").fetchall() == [(timer.id,)]
 
 
-def test_a_failing_write_fails_alone(store: SqliteTimerStore) -> None:
-    """A write that fails does not fail the others in its transaction."""
-
-    def bad(db: sqlite3.Connection) -> None:
-        db.execute("INSERT INTO nowhere VALUES (1)")
-
-    with ThreadPoolExecutor(3) as clients:
+def together(
+    store: SqliteTimerStore, calls: Sequence[Callable[[], object]]
+) -> list[Future[object]]:
+    """Make calls whose writes wait for one transaction, in this order."""
+    with ThreadPoolExecutor(len(calls)) as clients:
         go = held(store)
-        good = [clients.submit(store.add, make(number)) for number in (1, 2)]
-        broken = clients.submit(store._writer.call, bad)
-        wait_for_queue(store, 3)
+        made = []
+        for count, call in enumerate(calls, 1):
+            made.append(clients.submit(call))
+            wait_for_queue(store, count)
         go.set()
-        assert all(future.result() for future in good)
-        with pytest.raises(Unavailable, match="nowhere"):
-            broken.result()
-    assert store.get(DEFAULT_TENANT, make(1).id) is not None
+    return made
+
+
+def with_no_tenant() -> Timer:
+    return msgspec.structs.replace(make(3), tenant=None)
+
+
+def raising(db: sqlite3.Connection) -> None:
+    raise ZeroDivisionError
+
+
+FAILURES: dict[str, tuple[Callable[[SqliteTimerStore], object], type[Exception]]] = {
+    "SQL": (lambda store: store._writer.call(lambda db: db.execute("UPDATE nowhere")), Unavailable),
+    "exception": (lambda store: store._writer.call(raising), ZeroDivisionError),
+    "constraint": (lambda store: store.add(with_no_tenant()), Unavailable),
+    "surrogate": (
+        lambda store: store.claim(Wakeup("\ud800", DEFAULT_TENANT, 1, START), START, START),
+        UnicodeEncodeError,
+    ),
+    "unreadable timer": (
+        lambda store: store.claim(make(8).wakeup(), START + 2 * HOUR, START + 3 * HOUR),
+        msgspec.DecodeError,
+    ),
+    "number": (
+        lambda store: store.add(msgspec.structs.replace(make(3), version=2**63)),
+        OverflowError,
+    ),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failing_write_fails_alone(store: SqliteTimerStore, failure: str) -> None:
+    """A write that fails does not fail the others in its transaction."""
+    waiting, replaced = make(1), make(2)
+    for timer in (waiting, replaced, make(8)):
+        store.add(timer)
+    spoil = "UPDATE timers SET timer = '{' WHERE id = ?"
+    store._writer.call(lambda db: db.execute(spoil, (make(8).id,)))
+    fail, error = FAILURES[failure]
+    calls: list[Callable[[], object]] = [
+        lambda: store.add(make(4)),
+        lambda: store.claim(waiting.wakeup(), waiting.due_at, waiting.due_at + HOUR),
+        lambda: fail(store),
+        lambda: store.replace(replaced.cancel(START)),
+    ]
+    made = together(store, calls)
+    with pytest.raises(error):
+        made.pop(2).result()
+    assert all(future.result() for future in made)
+    assert store.get(DEFAULT_TENANT, make(4).id) == make(4)
+    assert store.get(DEFAULT_TENANT, replaced.id) == replaced.cancel(START)
+
+
+def test_each_write_of_a_transaction_gets_its_own_answer(store: SqliteTimerStore) -> None:
+    """Writes that win and writes that lose share a transaction, whatever their kind."""
+    stored = [make(number) for number in range(4)]
+    for timer in stored:
+        store.add(timer)
+    late, lease = stored[0].due_at + HOUR, stored[0].due_at + 2 * HOUR
+    stale = msgspec.structs.replace(stored[1].wakeup(), generation=2)
+    answers = together(
+        store,
+        [
+            lambda: store.add(make(5)),
+            lambda: store.add(stored[0]),
+            lambda: store.claim(stored[0].wakeup(), late, lease),
+            lambda: store.claim(stale, late, lease),
+            lambda: store.claim(make(6).wakeup(), late, lease),
+            lambda: store.replace(stored[2].cancel(START)),
+            lambda: store.replace(msgspec.structs.replace(stored[3], version=3)),
+            lambda: store.replace(make(7).cancel(START)),
+        ],
+    )
+    claimed = stored[0].claim(stored[0].wakeup(), late, lease)
+    expected = [True, False, claimed, None, None, True, False, False]
+    assert [future.result() for future in answers] == expected
+    after = [claimed, stored[1], stored[2].cancel(START), stored[3], make(5), None, None]
+    ids = [make(number).id for number in (0, 1, 2, 3, 5, 6, 7)]
+    assert [store.get(DEFAULT_TENANT, id) for id in ids] == after
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_writes_in_one_transaction_act_as_if_one_by_one(store: SqliteTimerStore, seed: int) -> None:
+    """Many writes of few timers in one transaction have the results that they have one by one."""
+    random, model = Random(seed), FakeStore()  # noqa: S311  # the same every time
+    late, lease = START + 2 * HOUR, START + 3 * HOUR
+    writes: list[TimerWrite] = []
+    expected: list[object] = []
+    for _ in range(200):
+        new = make(random.randrange(12), tenant=random.choice(["a", "b"]))
+        timer = random.choice([new, model.timers.get(new.id, new)])
+        changed = random.choice([timer.confirm(), timer.mark_unarmed(START)])
+        match random.choice(["add", "claim", "replace"]):
+            case "add":
+                writes.append(Add(row_of(new)))
+                expected.append(new if model.add(new) else None)
+            case "claim":
+                writes.append(Claim(timer.wakeup(), late, lease))
+                expected.append(model.claim(timer.wakeup(), late, lease))
+            case "replace":
+                writes.append(Replace(row_of(changed)))
+                expected.append(changed if model.replace(changed) else None)
+    rows = store._writer.call(lambda db: apply_all(db, writes))
+    assert [None if row is None else row.timer for row in rows] == expected
+    columns = store._read("SELECT id, tenant, version, timer FROM timers ORDER BY id", ())
+    model_columns = [
+        (timer.id, timer.tenant, timer.version, msgspec.json.encode(timer).decode())
+        for _, timer in sorted(model.timers.items())
+    ]
+    assert columns == model_columns
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 64, 65, 500])
+def test_any_number_of_timers_is_written(store: SqliteTimerStore, count: int) -> None:
+    """A transaction may hold more values than SQLite 3.31 allows in one statement."""
+    store._writer._db.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)
+    timers = [make(number) for number in range(count)]
+    store._writer.call(lambda db: apply_all(db, [Add(row_of(timer)) for timer in timers]))
+    changed = [timer.confirm() for timer in timers]
+    assert store.replace_all(changed) == changed
+    rows = store._read("SELECT timer FROM timers ORDER BY id", ())
+    assert [timer_store._decode(row[0]) for row in rows] == changed
+
+
+STRANGE: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "NUL": {"label": "a\x00b", "tenant": "\x00", "body": "\x00\x00", "metadata": {"\x00": "\x00"}},
+    "NUL in the id": {"id": "\x00x", "label": "\x00"},
+    "empty": {"label": "", "tenant": "", "id": ""},
+    "Unicode": {
+        "label": "\U0001f680é\u2028\ufeff",
+        "tenant": "ü",
+        "id": "\u202e",
+        "body": "\uffff",
+    },
+    "quotes": {"label": "'\"\\%_;--", "tenant": "\\u0000", "body": '{"a": [1, null]}'},
+    "like a number": {"label": "1e3", "tenant": "007", "id": "12"},
+    "like JSON": {"label": "null", "tenant": "{}", "id": "[1]"},
+    "controls": {"label": "".join(map(chr, range(32))), "body": "\x7f\x80\r\n"},
+    "large numbers": {"version": 2**63 - 1, "generation": 2**53 + 1},
+    "far times": {
+        "due_at": datetime.max.replace(tzinfo=UTC),
+        "wake_at": None,
+        "expires_at": datetime.max.replace(tzinfo=UTC),
+        "created_at": datetime.min.replace(tzinfo=UTC),
+    },
+    "large": {"body": "\x00é" * 128 * 1024},
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_rows_keep_every_value(store: SqliteTimerStore, strange: str) -> None:
+    """A row holds the timer's values to the byte, also after it was replaced."""
+    timer = msgspec.structs.replace(make(), **STRANGE[strange])
+    version = timer.version - 1
+    before = msgspec.structs.replace(
+        make(label="x"), id=timer.id, tenant=timer.tenant, version=version
+    )
+    before = msgspec.structs.replace(before, url="http://[::1]:81/", expires_at=START)
+    assert store.add(timer)
+    added = store._read("SELECT * FROM timers", ())
+    store._writer.call(lambda db: db.execute("DELETE FROM timers"))
+    assert store.add(before)
+    assert store.replace(timer)
+    assert added == store._read("SELECT * FROM timers", ()) == [columns_of(timer)]
+
+
+def columns_of(timer: Timer) -> tuple[object, ...]:
+    """Return the row of a timer for example.com, in the table's order."""
+    moments = [timer.due_at, timer.wake_at, timer.expires_at, timer.created_at]
+    numbers = [None if at is None else (at - EPOCH) // timedelta(microseconds=1) for at in moments]
+    text = msgspec.json.encode(timer).decode()
+    return (
+        *(timer.id, timer.tenant, timer.version, timer.generation, timer.status.value),
+        *(*numbers[:3], text, numbers[3], timer.label, "example.com"),
+    )
 
 
 def test_a_full_disk_is_unavailable_until_there_is_room(store: SqliteTimerStore) -> None:
