@@ -19,9 +19,9 @@ try:
     from app import app
     from chalicelib.core import signing
     from chalicelib.core.errors import OperatorError, Unavailable
-    from chalicelib.core.timer import DEFAULT_TENANT, RETENTION
+    from chalicelib.core.timer import DEFAULT_TENANT, RETENTION, timer_id
     from chalicelib.core.urls import authority_of
-    from chalicelib.runtime import Dependencies, install, new_id, now
+    from chalicelib.runtime import Dependencies, install, now
     from chalicelib.service.commands import Commands
     from chalicelib.service.concurrency import in_threads
     from chalicelib.service.credentials import ensure_secret
@@ -30,6 +30,7 @@ try:
     from chalicelib.webhook.sender import WebhookSender
     from standalone import log_lines
     from standalone.application import Application
+    from standalone.entropy import random_bytes
     from standalone.greenlets import Hub, gather, run_in_thread
     from standalone.rate_limit import RateLimiter
     from standalone.receiver import RECEIVER_PATH, Receiver
@@ -142,7 +143,7 @@ class Runner:
             self._store,
             self._scheduler,
             targets=self._settings.targets,
-            new_id=new_id,
+            new_id=_new_id,
             concurrently=self._concurrently,
         )
 
@@ -218,6 +219,10 @@ class Runner:
         self._store.close()  # requests that are still in progress get an error
         self._hub.stop()
         self._loop.join()
+
+
+def _new_id() -> str:
+    return timer_id(now(), random_bytes(10))
 
 
 def _stop_on_signals(stop: threading.Event) -> None:

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
-from uuid import uuid4
 
 from chalice.app import Chalice
 
 from chalicelib.core import errors
 from chalicelib.http import mistakes, responses
 from standalone.authorizer import ApiKeyAuthorizer
+from standalone.entropy import random_uuid
 from standalone.server import HttpRequest, HttpResponse, from_lambda, problem
 
 _PARAMETER = re.compile(r"\\?\{(\w+)\\?\}")
@@ -62,7 +62,7 @@ class Gateway:
         except errors.TimersError as error:
             return from_lambda(responses.error_response(error).to_dict())
         event = event_of(request, match, path, query, identity)
-        return from_lambda(self._app(event, Context(str(uuid4()))))
+        return from_lambda(self._app(event, Context(random_uuid())))
 
     def match(self, path: str) -> Match | None:
         """Return the route of a path; one final slash makes no difference."""

@@ -5,14 +5,15 @@ switching the GIL after each commit cost more CPU than the work itself.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from selectors import DefaultSelector
 from socket import socket
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import uvloop
 from greenlet import getcurrent, greenlet
@@ -42,7 +43,7 @@ class Hub:
         # resume a greenlet for an earlier wait.
         self._selector = DefaultSelector()
         self.loop.add_reader(self._selector.fileno(), self._resume_ready)
-        self._executor = ThreadPoolExecutor(MAX_BLOCKING_THREADS, "blocking")
+        self.executor = ThreadPoolExecutor(MAX_BLOCKING_THREADS, "blocking")
         self.idle: list[_Greenlet] = []
         """Greenlets without a call. A new one costs as much as parsing and answering a request."""
 
@@ -87,16 +88,16 @@ class Hub:
             for sock in watched:
                 self._selector.unregister(sock)
 
+    def resume_all(self, paused: Sequence["_Greenlet"]) -> None:
+        """Let paused greenlets of this hub continue soon; any thread may ask for it."""
+        self.call_soon(partial(_switch_all, paused))
+
     def run_blocking(self, call: Callable[[], T]) -> T:
         return run_in_thread(call)
 
     def call_later(self, seconds: float, call: Callable[[], object]) -> None:
         """Make a call, which must not wait, in so many seconds; only for the loop's thread."""
         self.loop.call_later(seconds, call)
-
-    def submit_blocking(self, call: Callable[[], T]) -> "Future[T]":
-        """Make a blocking call in another thread."""
-        return self._executor.submit(call)
 
     def _begin(self, call: Callable[[], object]) -> None:
         current = self.idle.pop() if self.idle else _Greenlet(self)
@@ -128,13 +129,43 @@ class _Greenlet(greenlet):
             self.hub.idle.append(self)
             call = self._maker.switch()
 
-    def resume_soon(self) -> None:
-        """Continue soon; any thread may ask for it."""
-        self.hub.call_soon(self.switch)
-
     def pause(self) -> None:
         """Let other greenlets run until `switch` is called."""
         self._maker.switch()
+
+
+class Promise(Generic[T]):
+    """The result of work in another thread, for the greenlet or thread that makes the promise."""
+
+    def __init__(self) -> None:
+        current = getcurrent()
+        self.greenlet = current if isinstance(current, _Greenlet) else None
+        self._kept = None if self.greenlet else threading.Event()
+        self._result: T
+        self._error: Exception | None = None
+
+    def wait(self) -> T:
+        """Return the result, or raise the error; meanwhile other greenlets of this thread run."""
+        if self._kept is not None:
+            self._kept.wait()
+        elif self.greenlet is not None:
+            self.greenlet.pause()
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def keep(self, result: T) -> None:
+        """Set the result; `tell` lets the greenlet or thread go on."""
+        self._result = result
+
+    def fail(self, error: Exception) -> None:
+        """Set an error instead of a result."""
+        self._error = error
+
+    def tell(self) -> None:
+        """Let a thread go on; greenlets go on together, by `tell_all`."""
+        if self._kept is not None:
+            self._kept.set()
 
 
 class _Group(Generic[T, R]):
@@ -155,16 +186,7 @@ class _Group(Generic[T, R]):
             self.results[index] = error
         self._missing -= 1
         if not self._missing:
-            self._gatherer.resume_soon()
-
-
-def wait(future: "Future[T]") -> T:
-    """Return the result of a future; meanwhile other greenlets of this thread run."""
-    current = getcurrent()
-    if isinstance(current, _Greenlet):
-        future.add_done_callback(lambda _: current.resume_soon())
-        current.pause()
-    return future.result()
+            self._gatherer.hub.resume_all([self._gatherer])
 
 
 def run_in_thread(call: Callable[[], T]) -> T:
@@ -175,7 +197,9 @@ def run_in_thread(call: Callable[[], T]) -> T:
     current = getcurrent()
     if not isinstance(current, _Greenlet):
         return call()
-    return wait(current.hub.submit_blocking(call))
+    promise: Promise[T] = Promise()
+    current.hub.executor.submit(_keep, promise, call)
+    return promise.wait()
 
 
 def gather(
@@ -192,3 +216,27 @@ def gather(
     if items:
         current.pause()
     return group.results
+
+
+def tell_all(promises: Iterable[Promise[Any]]) -> None:
+    """Let all greenlets and threads go on whose promises are kept; wake each hub once."""
+    paused: dict[Hub, list[_Greenlet]] = {}
+    for promise in promises:
+        promise.tell()
+        if promise.greenlet is not None:
+            paused.setdefault(promise.greenlet.hub, []).append(promise.greenlet)
+    for hub, greenlets in paused.items():
+        hub.resume_all(greenlets)
+
+
+def _switch_all(paused: Sequence[_Greenlet]) -> None:
+    for current in paused:
+        current.switch()
+
+
+def _keep(promise: Promise[T], call: Callable[[], T]) -> None:
+    try:
+        promise.keep(call())
+    except Exception as error:
+        promise.fail(error)
+    tell_all([promise])

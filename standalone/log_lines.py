@@ -1,13 +1,11 @@
 """Prints log events to the terminal, one line for each."""
 
 import logging
-import queue
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from logging.handlers import QueueHandler, QueueListener
 from typing import TextIO
 
 from chalicelib.core.timer import Timer
@@ -18,61 +16,62 @@ FLUSH_INTERVAL = 0.02
 
 @contextmanager
 def attached() -> Iterator[None]:
-    """Print log events to standard output inside this context.
-
-    One thread writes many lines at once, because every write releases the interpreter lock: when a
-    hundred threads wrote their own lines, the server handled a tenth of the requests.
-    """
-    lines = _BufferedHandler(sys.stdout)
+    """Print log events to standard output inside this context."""
+    lines = _Lines(sys.stdout)
     lines.setFormatter(_LineFormatter())
-    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-    logging.basicConfig(level=logging.INFO, handlers=[_InProcessHandler(records)])
-    listener = _Listener(records, lines)
-    listener.start()
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # not printed
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
+    lines.start()
     try:
         yield
     finally:
-        listener.stop()
+        lines.stop()
 
 
-class _BufferedHandler(logging.StreamHandler[TextIO]):
-    def flush(self) -> None:
-        """Do nothing: `write_out` does it once for many lines."""
+class _Lines(logging.Handler):
+    """Collects lines, which one thread writes many at once.
 
-    def write_out(self) -> None:
-        """Write the collected lines; a closed terminal is no error."""
-        with suppress(OSError):
-            super().flush()
+    Each write releases the interpreter lock. When threads wrote their own lines, the server handled
+    a tenth of the requests.
+    """
 
-
-class _Listener(QueueListener):
-    def __init__(
-        self, records: "queue.SimpleQueue[logging.LogRecord]", lines: _BufferedHandler
-    ) -> None:
-        super().__init__(records, lines)
-        self._records = records
-        self._lines = lines
+    def __init__(self, terminal: TextIO) -> None:
+        super().__init__()
+        self._terminal = terminal
+        self._lines: list[str] = []
+        self._arrived = threading.Event()
         self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
 
-    def dequeue(self, block: bool) -> logging.LogRecord:
-        """Return the next record. If there is none, write out and wait for a batch."""
-        if not self._records.empty():
-            return super().dequeue(block)
-        self._lines.write_out()
-        record = super().dequeue(block)
-        self._stopping.wait(FLUSH_INTERVAL)
-        return record
+    def start(self) -> None:
+        """Start to write."""
+        self._thread.start()
 
     def stop(self) -> None:
-        """Write all records so far, then end the thread."""
+        """Write all lines so far, then end the thread."""
         self._stopping.set()
-        super().stop()
-        self._lines.write_out()
+        self._arrived.set()
+        self._thread.join()
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Collect the line of an event."""
+        self._lines.append(self.format(record) + "\n")
+        if not self._arrived.is_set():
+            self._arrived.set()
 
-class _InProcessHandler(QueueHandler):
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return record  # no pickling: it stays in this process
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._arrived.wait()
+            self._stopping.wait(FLUSH_INTERVAL)
+            self._write_out()
+
+    def _write_out(self) -> None:
+        self._arrived.clear()  # first: a line from now on sets it again
+        with self.lock:  # type: ignore[union-attr]  # None only in a handler without threads
+            lines, self._lines = self._lines, []
+        with suppress(OSError):  # a closed terminal is no error
+            self._terminal.write("".join(lines))
+            self._terminal.flush()
 
 
 class _LineFormatter(logging.Formatter):

@@ -10,7 +10,6 @@ import logging
 import socket
 import threading
 import time
-import uuid
 from asyncio import BufferedProtocol, Transport
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import httptools
 
 from chalicelib.http import responses
 from chalicelib.http.requests import MAX_BATCH_BYTES
+from standalone.entropy import random_uuid
 from standalone.greenlets import Hub
 from standalone.listening import bound_sockets
 
@@ -523,7 +523,7 @@ def _encode(response: HttpResponse, request: HttpRequest | None, closes: bool, d
     lines = [f"HTTP/1.1 {status.value} {responses.name_of(status)}", f"Date: {date}"]
     lines += [f"{name}: {value}" for name, value in response.headers.items()]
     if responses.REQUEST_ID_HEADER not in response.headers:
-        lines.append(f"{responses.REQUEST_ID_HEADER}: {uuid.uuid4()}")
+        lines.append(f"{responses.REQUEST_ID_HEADER}: {random_uuid()}")
     if status is not HTTPStatus.NO_CONTENT:
         lines.append(f"Content-Length: {len(response.body)}")
     if closes:

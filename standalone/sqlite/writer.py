@@ -4,13 +4,12 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from chalicelib.core.errors import Unavailable
-from standalone.greenlets import wait
+from standalone.greenlets import Promise, tell_all
 from standalone.sqlite.connection import BUSY_TIMEOUT, connect, transaction, translated_errors
 
 MAX_COMMIT_BATCH = 500
@@ -37,7 +36,7 @@ class _Write(NamedTuple):
     what: Any
     write_all: WriteAll[Any, Any]
     durable: bool
-    done: "Future[Any]"
+    promise: Promise[Any]
 
 
 class Writer:
@@ -49,7 +48,8 @@ class Writer:
         self._log_limit = WAL_LIMIT
         self._closed = False
         self._is_durable: bool | None = None
-        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[_Write]] = queue.SimpleQueue()
+        self._gathered: list[_Write] = []
         self._thread = threading.Thread(target=self._run, name="sqlite-writer", daemon=True)
         self._thread.start()
 
@@ -66,26 +66,41 @@ class Writer:
         Returns its result after the commit. If any write of a transaction fails, each is made
         again, alone.
         """
-        done: Future[T] = Future()
-        self._queue.put(_Write(what, write_all, durable, done))
-        if self._closed:
-            self._reject_queued()
+        promise: Promise[T] = Promise()
+        self._submit(_Write(what, write_all, durable, promise))
         with translated_errors():
-            return wait(done)
+            return promise.wait()
 
     def close(self) -> None:
         """Finish the queued writes, then close the connection."""
-        self._queue.put(None)
+        self._queue.put([])
         self._thread.join()
         self._closed = True
         self._reject_queued()
         self._db.close()
 
+    def _submit(self, write: _Write) -> None:
+        current = write.promise.greenlet
+        if current is None:
+            self._hand_over([write])
+            return
+        # All that greenlets write in one turn of their loop reaches the thread together: woken by
+        # the first, it would commit that alone, and take the interpreter from the others.
+        if not self._gathered:
+            current.hub.loop.call_soon(self._hand_over, self._gathered)
+        self._gathered.append(write)
+
+    def _hand_over(self, writes: list[_Write]) -> None:
+        if writes is self._gathered:
+            self._gathered = []
+        self._queue.put(writes)
+        if self._closed:
+            self._reject_queued()
+
     def _reject_queued(self) -> None:
         with suppress(queue.Empty):
             while True:
-                if (write := self._queue.get_nowait()) is not None:
-                    write.done.set_exception(Unavailable("The database is closed."))
+                _fail(self._queue.get_nowait(), Unavailable("The database is closed."))
 
     def _run(self) -> None:
         while batch := self._next_batch():
@@ -96,13 +111,13 @@ class Writer:
         batch: list[_Write] = []
         while len(batch) < MAX_COMMIT_BATCH:
             try:
-                write = self._queue.get(block=not batch)
+                writes = self._queue.get(block=not batch)
             except queue.Empty:
                 break
-            if write is None:
-                self._queue.put(None)
+            if not writes:  # the end
+                self._queue.put(writes)
                 break
-            batch.append(write)
+            batch += writes
         return batch
 
     def _settle(self, batch: list[_Write]) -> None:
@@ -110,14 +125,15 @@ class Writer:
             settled = self._commit(batch)
         except Exception as error:
             if len(batch) == 1:
-                batch[0].done.set_exception(error)
+                _fail(batch, error)
                 return
             # One failing write must not fail the others in its transaction: retry them one by one.
             for write in batch:
                 self._settle([write])
         else:
             for write, result in settled:
-                write.done.set_result(result)
+                write.promise.keep(result)
+            tell_all([write.promise for write in batch])
 
     def _commit(self, batch: list[_Write]) -> list[tuple[_Write, Any]]:
         self._set_durable(any(write.durable for write in batch))
@@ -143,6 +159,12 @@ class Writer:
             finally:
                 self._db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000}")
                 self._log_limit = self._log.stat().st_size + WAL_LIMIT
+
+
+def _fail(batch: list[_Write], error: Exception) -> None:
+    for write in batch:
+        write.promise.fail(error)
+    tell_all([write.promise for write in batch])
 
 
 def _call_each(

@@ -6,9 +6,8 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
-from functools import partial
 from selectors import EVENT_READ
 from typing import Any
 
@@ -20,10 +19,10 @@ from chalicelib.core.targets import LOOPBACK_TARGETS, Targets
 from chalicelib.core.timer import Outcome, Webhook, new_timer
 from chalicelib.service.concurrency import one_by_one
 from chalicelib.webhook.sender import WebhookSender
-from standalone.greenlets import Hub, gather, run_in_thread, wait
+from standalone.greenlets import Hub, Promise, gather, run_in_thread, tell_all
 from tests.support.fakes import START
 from tests.support.hub import begin, running_hub
-from tests.support.processes import Receiver
+from tests.support.processes import Receiver, wait_until
 
 WAIT = 60
 """Seconds after which a test gives up."""
@@ -36,12 +35,41 @@ def run(hub: Hub, *calls: Callable[[], Any]) -> "list[Future[Any]]":
     return begun
 
 
+class Waiting:
+    """Greenlets and threads that wait for a promise each."""
+
+    def __init__(self) -> None:
+        self.promises: list[Promise[Any]] = []
+
+    def wait(self) -> Any:
+        promise: Promise[Any] = Promise()
+        self.promises.append(promise)
+        return promise.wait()
+
+    def release(self, *results: object) -> None:
+        for promise, result in zip(self.promises, results, strict=True):
+            promise.keep(result)
+        tell_all(self.promises)
+
+
 def test_wait_lets_other_greenlets_run(hub: Hub) -> None:
     """A greenlet waits for a later one of the same thread."""
-    later: Future[str] = Future()
-    first, second = run(hub, lambda: wait(later), lambda: later.set_result("done"))
+    waiting = Waiting()
+    first, second = run(hub, waiting.wait, lambda: waiting.release("done"))
     assert first.result() == "done"
     assert second.result() is None
+
+
+def test_threads_and_greenlets_wait_for_promises(hub: Hub) -> None:
+    """One call lets threads and greenlets go on."""
+    waiting = Waiting()
+    with ThreadPoolExecutor(1) as pool:
+        in_thread = pool.submit(waiting.wait)
+        wait_until(lambda: waiting.promises)
+        in_greenlet = begin(hub, waiting.wait)
+        wait_until(lambda: len(waiting.promises) == 2)
+        waiting.release("thread", "greenlet")
+        assert [in_thread.result(WAIT), in_greenlet.result(WAIT)] == ["thread", "greenlet"]
 
 
 def test_an_error_reaches_the_greenlet_that_waits(hub: Hub) -> None:
@@ -63,23 +91,20 @@ def test_run_in_thread_lets_other_greenlets_run(hub: Hub) -> None:
 
 
 def test_outside_a_greenlet_calls_block() -> None:
-    """In a plain thread, `wait` blocks and `run_in_thread` makes the call directly."""
-    future: Future[int] = Future()
-    future.set_result(1)
-    assert wait(future) == 1
+    """In a plain thread, `run_in_thread` and `gather` make the calls there."""
     assert run_in_thread(threading.current_thread) is threading.current_thread()
     assert gather(int, [1], elsewhere=one_by_one) == [1]
 
 
 def test_gather_runs_calls_concurrently(hub: Hub) -> None:
     """Gathered calls can wait for each other; each error is returned in the place of its call."""
-    met: Future[None] = Future()
+    met = Waiting()
 
     def fail() -> None:
         raise ValueError("no")
 
     results: list[object] = []
-    calls: list[Callable[[], object]] = [lambda: wait(met), fail, lambda: met.set_result(None)]
+    calls: list[Callable[[], object]] = [met.wait, fail, lambda: met.release(None)]
     run(hub, lambda: results.extend(gather(lambda call: call(), calls, elsewhere=one_by_one)))
     assert [type(result) for result in results] == [type(None), ValueError, type(None)]
 
@@ -180,21 +205,20 @@ def test_call_later_keeps_the_order_of_times(hub: Hub) -> None:
 
 def test_many_results_come_back_together(hub: Hub) -> None:
     """Greenlets that wait for results of another thread all get theirs."""
-    futures: list[Future[int]] = [Future() for _ in range(100)]
-    begun = [begin(hub, partial(wait, future)) for future in futures]
+    waiting = Waiting()
+    begun = [begin(hub, waiting.wait) for _ in range(100)]
     begin(hub, int).result(WAIT)  # all the others wait now
-    for number, future in enumerate(futures):
-        future.set_result(number)
+    waiting.release(*range(100))
     assert [it.result(WAIT) for it in begun] == list(range(100))
 
 
 def test_a_hub_that_has_ended_makes_no_call() -> None:
     """A result that arrives after the end is no error."""
     with running_hub() as hub:
-        late: Future[None] = Future()
-        begin(hub, lambda: wait(late))
+        late = Waiting()
+        begin(hub, late.wait)
         begin(hub, int).result(WAIT)
-    late.set_result(None)
+    late.release(None)
     hub.call_soon(pytest.fail)
 
 

@@ -5,7 +5,6 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import NamedTuple, Self
 from urllib.parse import urlsplit
@@ -14,7 +13,7 @@ import pytest
 
 from chalicelib import runtime
 from standalone.bootstrap import Runner, build_application
-from standalone.greenlets import Hub, wait
+from standalone.greenlets import Hub, Promise, tell_all
 from standalone.server import Answer, HttpResponse, Server
 from standalone.settings import Settings
 from standalone.sqlite.timer_store import SqliteTimerStore
@@ -185,10 +184,13 @@ class Meeting:
 
     def __init__(self, parties: int) -> None:
         self._missing = parties
-        self._complete: Future[None] = Future()
+        self._present: list[Promise[None]] = []
 
     def wait(self) -> None:
+        here: Promise[None] = Promise()
+        here.keep(None)
+        self._present.append(here)
         self._missing -= 1
         if not self._missing:
-            self._complete.set_result(None)
-        wait(self._complete)
+            tell_all(self._present)
+        here.wait()
