@@ -12,7 +12,7 @@ from standalone.authorizer import ApiKeyAuthorizer
 from standalone.gateway import Gateway
 from standalone.rate_limit import RateLimiter
 from standalone.receiver import RECEIVER_PATH, Receiver
-from standalone.server import HttpRequest, HttpResponse, from_lambda, problem
+from standalone.server import HttpRequest, HttpResponse, http_response, problem
 
 _LOCAL_AUTHORITY = re.compile(r"(127\.0\.0\.1|(?i:localhost)|\[::1])(:[0-9]{1,5})?")
 """`LOCAL_HOSTS` with an optional port. urlsplit would find ::1 in `evil[::1]`."""
@@ -56,9 +56,9 @@ class Application:
         if request.target.startswith(RECEIVER_PATH):
             headers = {name: ", ".join(values) for name, values in request.headers.items()}
             taken = receiver.take(request.method, request.target, headers, request.body)
-            return from_lambda(taken.to_dict())
+            return http_response(taken)
         if request.method in ("GET", "HEAD"):
-            return from_lambda(_show_arrivals(receiver, self._authorizer, request).to_dict())
+            return http_response(_show_arrivals(receiver, self._authorizer, request))
         return self._gateway.answer(request)
 
 

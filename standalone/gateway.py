@@ -1,18 +1,19 @@
 """Stands in for API Gateway: routes, the authorizer, and the event that Chalice's views get."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import parse_qs
 
-from chalice.app import Chalice
+from chalice.app import Chalice, Request, Response, RouteEntry
 
 from chalicelib.core import errors
-from chalicelib.http import mistakes, responses
+from chalicelib.http import mistakes, requests, responses
 from standalone.authorizer import ApiKeyAuthorizer
 from standalone.entropy import random_uuid
-from standalone.server import HttpRequest, HttpResponse, from_lambda, problem
+from standalone.server import HttpRequest, HttpResponse, http_response, problem
 
 _PARAMETER = re.compile(r"\\?\{(\w+)\\?\}")
 
@@ -37,13 +38,11 @@ class Gateway:
     def __init__(self, app: Chalice, authorizer: ApiKeyAuthorizer) -> None:
         self._app = app
         self._authorizer = authorizer
-        self._methods = {route: list(entries) for route, entries in app.routes.items()}
-        self._needs_key = {
-            (route, method)
-            for route, entries in app.routes.items()
-            for method, entry in entries.items()
-            if entry.authorizer
-        }
+        self._middleware: list[Callable[..., Response]] = [
+            middleware
+            for middleware, kind in reversed(app.middleware_handlers)
+            if kind in ("all", "http")
+        ]
         self._plain = {it for it in app.routes if "{" not in it}
         self._patterns = [(re.compile(_pattern(it)), it) for it in app.routes if "{" in it]
 
@@ -52,17 +51,20 @@ class Gateway:
         path, _, query = path_of(request.target).partition("?")
         match = self.match(path)
         if match is None:
-            return from_lambda(
-                responses.error_response(mistakes.unknown_path(request.target)).to_dict()
-            )
-        if request.method not in self._methods[match.route]:
-            return self._wrong_method(request.method, self._methods[match.route])
+            error = mistakes.unknown_path(request.target)
+            return http_response(responses.error_response(error))
+        entries = self._app.routes[match.route]
+        if request.method not in entries:
+            return _wrong_method(request.method, list(entries))
+        entry = entries[request.method]
         try:
-            identity = self._identity(request, match)
+            identity = self._identity(entry, request)
         except errors.TimersError as error:
-            return from_lambda(responses.error_response(error).to_dict())
+            return http_response(responses.error_response(error))
+        if not _takes(entry, request):
+            return problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, requests.DECLARE_JSON)
         event = event_of(request, match, path, query, identity)
-        return from_lambda(self._app(event, Context(random_uuid())))
+        return http_response(self._call(entry, event, match.parameters))
 
     def match(self, path: str) -> Match | None:
         """Return the route of a path; one final slash makes no difference."""
@@ -72,19 +74,27 @@ class Gateway:
         found = ((pattern.fullmatch(path), route) for pattern, route in self._patterns)
         return next((Match(route, match.groupdict()) for match, route in found if match), None)
 
-    def _identity(self, request: HttpRequest, match: Match) -> Mapping[str, str] | None:
-        if (match.route, request.method) not in self._needs_key:
+    def _call(
+        self, entry: RouteEntry, event: dict[str, Any], parameters: dict[str, str]
+    ) -> Response:
+        """Call a view as Chalice's event handler does, which takes 40 us longer."""
+        context = Context(random_uuid())
+        self._app.lambda_context = cast("Any", context)
+        self._app.current_request = request = Request(event, context)
+        arguments = {name: parameters[name] for name in entry.view_args}
+        get_response: Callable[..., Response]
+        get_response = partial(_view_response, entry.view_function, arguments)
+        for middleware in self._middleware:
+            get_response = partial(middleware, get_response=get_response)
+        return get_response(request)
+
+    def _identity(self, entry: RouteEntry, request: HttpRequest) -> Mapping[str, str] | None:
+        if not entry.authorizer:
             return None
         key = self._authorizer.admit(request.headers)
         if key is None:
             return None
         return {"tenant": key.tenant, "role": key.role.value, "principalId": key.id}
-
-    def _wrong_method(self, method: str, allowed: list[str]) -> HttpResponse:
-        others = mistakes.listed([it for it in allowed if it != "HEAD"], "or")
-        detail = f"{method} is not allowed here: use {others}."
-        response = problem(HTTPStatus.METHOD_NOT_ALLOWED, detail)
-        return response._replace(headers={**response.headers, "Allow": ", ".join(allowed)})
 
 
 def path_of(target: str) -> str:
@@ -104,7 +114,7 @@ def event_of(
     identity: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     """Return the event that API Gateway sends to Lambda for a request."""
-    parameters = parse_qs(query, keep_blank_values=True)
+    parameters = parse_qs(query, keep_blank_values=True) if query else {}
     return {
         "resource": match.route,
         "path": path,
@@ -125,6 +135,26 @@ def event_of(
         "body": request.body,  # as bytes: Chalice takes them, too
         "isBase64Encoded": False,
     }
+
+
+def _wrong_method(method: str, allowed: list[str]) -> HttpResponse:
+    others = mistakes.listed([it for it in allowed if it != "HEAD"], "or")
+    detail = f"{method} is not allowed here: use {others}."
+    headers: responses.Headers = {"Allow": ", ".join(allowed)}
+    response = responses.problem(HTTPStatus.METHOD_NOT_ALLOWED, detail, None, headers)
+    return http_response(response)
+
+
+def _takes(entry: RouteEntry, request: HttpRequest) -> bool:
+    """Return whether a route takes the media type of a request; without a header it is JSON."""
+    (*_, given) = request.headers.get("content-type", ["application/json"])
+    return given.partition(";")[0].strip().lower() in entry.content_types
+
+
+def _view_response(
+    view: Callable[..., Response], arguments: dict[str, str], _: Request
+) -> Response:
+    return view(**arguments)
 
 
 def _pattern(route: str) -> str:

@@ -77,7 +77,7 @@ class _Lines(logging.Handler):
 class _LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created)  # noqa: DTZ006  # in local time
-        line = f"{at:%H:%M:%S}.{at.microsecond // 1000:03} {_text(record)}"
+        line = f"{at.time().isoformat('milliseconds')} {_text(record)}"
         # Paths and errors come from outside: they must not move the cursor.
         line = line if line.isprintable() else ascii(line)[1:-1]
         if record.exc_info:
@@ -105,7 +105,8 @@ def _detail(event: str, timer: Timer) -> str:
         result, took = last.outcome.reason, _duration(last.outcome.duration)
         return f"({result} in {took}, {_duration(last.lateness)} late)"
     if event in ("timer created", "timer changed"):
-        return f"fires at {timer.deadline.astimezone():%Y-%m-%d %H:%M:%S} → {timer.url}"
+        at = timer.deadline.astimezone().replace(tzinfo=None)
+        return f"fires at {at.isoformat(' ', 'seconds')} → {timer.url}"
     return ""
 
 

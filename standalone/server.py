@@ -5,20 +5,20 @@ greenlet, and those of one connection one after the other.
 """
 
 import asyncio
-import base64
 import logging
 import socket
 import threading
 import time
 from asyncio import BufferedProtocol, Transport
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from functools import partial
 from http import HTTPStatus
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import httptools
+from chalice.app import Response
 
 from chalicelib.http import responses
 from chalicelib.http.requests import MAX_BATCH_BYTES
@@ -96,7 +96,7 @@ class HttpResponse(NamedTuple):
     """A response; the server adds the headers that HTTP itself needs."""
 
     status: int
-    headers: dict[str, str]
+    headers: Mapping[str, str | list[str]]
     body: bytes
 
 
@@ -106,14 +106,12 @@ Answer = Callable[[HttpRequest], HttpResponse]
 
 def problem(status: HTTPStatus, detail: str) -> HttpResponse:
     """Return an error as a response."""
-    return from_lambda(responses.problem(status, detail).to_dict())
+    return http_response(responses.problem(status, detail))
 
 
-def from_lambda(response: dict[str, Any]) -> HttpResponse:
-    """Return the response of a Lambda function to API Gateway, as Chalice makes it."""
-    body = response["body"] or ""
-    content = base64.b64decode(body) if response.get("isBase64Encoded") else body.encode()
-    return HttpResponse(response["statusCode"], response["headers"], content)
+def http_response(response: Response) -> HttpResponse:
+    """Return a view's response, whose body is a text, as it is sent."""
+    return HttpResponse(response.status_code, response.headers, response.body.encode())
 
 
 class _Refused(Exception):

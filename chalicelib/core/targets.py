@@ -8,6 +8,7 @@ the runtime API with its credentials.
 import re
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from chalicelib.core import urls
@@ -170,6 +171,7 @@ def is_public(address: Address) -> bool:
     return address in _UNICAST_IPV6 and (int(address) >> 32) & 0xFFFFFFFF not in _ISATAP
 
 
+@lru_cache(1024)  # called for each create and each webhook
 def _literal(host: str) -> Address | None:
     """Return the address that a host stands for without name resolution, or None."""
     if host == "localhost" or host.endswith(".localhost"):

@@ -22,7 +22,6 @@ from functools import lru_cache
 from hashlib import sha256
 from math import ceil
 from typing import Any, Self
-from uuid import UUID
 
 import msgspec
 from msgspec import Struct
@@ -425,7 +424,8 @@ def webhook_fields(webhook: Webhook) -> dict[str, Any]:
 
 def _uuid(version: int, content: bytes) -> str:
     number = int.from_bytes(content, "big") & ~(0xF << 76) | version << 76
-    return str(UUID(int=number & ~(0x3 << 62) | 0x2 << 62))
+    digits = f"{number & ~(0x3 << 62) | 0x2 << 62:032x}"
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def _shortened(attempt: Attempt) -> Attempt:

@@ -174,13 +174,15 @@ def _json(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
 
 
 def _idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
     # In `headers`, all but one are left out.
     every = request.to_original_event().get("multiValueHeaders") or {}
     keys = [values for name, values in every.items() if name.lower() == "idempotency-key"]
     if sum(map(len, keys)) > 1:
         raise InvalidRequest(ONE_KEY)
-    key = request.headers.get("idempotency-key")
-    return None if key is None else checked_idempotency_key(key)
+    return checked_idempotency_key(key)
 
 
 def _entry(content: msgspec.Raw, now: datetime) -> TimerSpec | InvalidRequest:

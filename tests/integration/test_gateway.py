@@ -8,8 +8,8 @@ from chalice.app import Request
 from app import app
 from standalone.application import Application
 from standalone.authorizer import ApiKeyAuthorizer
-from standalone.gateway import Gateway, Match, event_of, path_of
-from standalone.server import HttpRequest
+from standalone.gateway import Context, Gateway, Match, event_of, path_of
+from standalone.server import HttpRequest, HttpResponse
 
 GATEWAY = Gateway(app, ApiKeyAuthorizer())
 
@@ -128,6 +128,50 @@ def seen(event: dict[str, Any]) -> dict[str, Any]:
         "body": request.raw_body,
         "every_header": request.to_original_event()["multiValueHeaders"],
     }
+
+
+ASKED = {
+    **{name: it.request for name, it in SENT.items()},
+    "invalid": HttpRequest("POST", "/timers", JSON_BODY, b'{"seconds": true}'),
+    "no JSON": HttpRequest("POST", "/timers", JSON_BODY, b"{"),
+    "no media type": HttpRequest("POST", "/timers", {"host": ["localhost"]}, b"{}"),
+    "other media type": HttpRequest("POST", "/timers", {"content-type": ["text/plain"]}, b"{}"),
+    "media type with a charset": HttpRequest(
+        "POST", "/timers", {"content-type": ["APPLICATION/JSON; charset=utf-8"]}, b"{}"
+    ),
+    "other media type of a GET": HttpRequest("GET", "/timers", {"content-type": ["x/y"]}, b""),
+    "unknown timer": HttpRequest("GET", "/timers/none", {}, b""),
+    "unknown file": HttpRequest("GET", "/console/none", {}, b""),
+    "file": HttpRequest("GET", "/console/console.js", {"accept": ["image/png"]}, b""),
+    "document": HttpRequest("GET", "/openapi.json", {}, b""),
+    "health": HttpRequest("GET", "/health", {}, b""),
+    "wrong method": HttpRequest("PUT", "/timers", {}, b""),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+@pytest.mark.usefixtures("api_on_fakes")
+def test_answers_as_chalice_does_on_lambda(asked: HttpRequest) -> None:
+    """A view's response passes the gateway as it passes Chalice's own handler of events."""
+    path, _, query = asked.target.partition("?")
+    match = GATEWAY.match(path)
+    assert match is not None
+    event = event_of(asked, match, path, query, None)
+    ours, theirs = map(without_id, (GATEWAY.answer(asked), through_chalice(event)))
+    assert ours.status == theirs.status
+    if asked.method != "PUT":  # our own advice, which no request on AWS gets
+        assert ours == theirs
+
+
+def without_id(response: HttpResponse) -> HttpResponse:
+    headers = {name: it for name, it in response.headers.items() if name != "X-Request-Id"}
+    return response._replace(headers=headers)
+
+
+def through_chalice(event: dict[str, Any]) -> HttpResponse:
+    response = app(event, Context("id"))
+    assert not response.get("isBase64Encoded")
+    return HttpResponse(response["statusCode"], response["headers"], response["body"].encode())
 
 
 def test_the_event_has_the_identity() -> None:

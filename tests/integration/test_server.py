@@ -772,8 +772,8 @@ def test_an_idle_connection_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
         for client in (second, first):  # so the second is idle for longer
             client.send(message("GET", "/nothing", HOST))
             assert client.receive().status == 404
-        for idle in server.connections:
-            idle.active_at -= MIN_IDLE_SECONDS + 1
+            for idle in server.connections:
+                idle.active_at -= MIN_IDLE_SECONDS + 1
         with Connection(url) as third:
             third.send(message("GET", "/nothing", HOST))
             assert third.receive().status == 404
