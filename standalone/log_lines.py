@@ -19,7 +19,9 @@ def attached() -> Iterator[None]:
     """Print log events to standard output inside this context."""
     lines = _Lines(sys.stdout)
     lines.setFormatter(_LineFormatter())
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # not printed
+    # What is not printed need not be found out.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # noqa: SLF001  # as its documentation says
     logging.basicConfig(level=logging.INFO, handlers=[lines])
     lines.start()
     try:

@@ -8,6 +8,7 @@ secrets can be rotated without a gap.
 import hmac
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
+from functools import lru_cache
 
 from chalicelib.core.errors import OperatorError
 
@@ -82,6 +83,7 @@ def without_secret(secrets: Sequence[str], secret: str) -> list[str]:
     return [other for other in secrets if other != secret]
 
 
+@lru_cache(1024)  # called for each webhook
 def _content(secret: str) -> bytes:
     encoded = secret.removeprefix(SECRET_PREFIX).rstrip("=")
     return b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)

@@ -21,7 +21,9 @@ def seconds_to_wait(header: str | None, at: datetime) -> float | None:
 
     If it is given twice, the longest wait counts. Values that are not valid are ignored.
     """
-    values = _SEPARATOR.split((header or "")[:MAX_LENGTH])
+    if header is None:
+        return None
+    values = _SEPARATOR.split(header[:MAX_LENGTH])
     waits = [_wait(value.strip(), at) for value in values]
     return max((wait for wait in waits if wait is not None), default=None)
 

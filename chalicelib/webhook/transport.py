@@ -10,13 +10,13 @@ import ssl
 import time
 from collections import defaultdict
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
-from io import BytesIO
 from typing import Any
 
 import requests
 from requests.adapters import BaseAdapter
+from requests.structures import CaseInsensitiveDict
 
 from chalicelib.core import urls
 from chalicelib.core.headers import HEADER_NAME_PATTERN, HEADER_VALUE_PATTERN
@@ -47,7 +47,7 @@ MAX_IDLE_CONNECTIONS = 512
 """Idle connections in all."""
 
 
-_is_name = re.compile(HEADER_NAME_PATTERN).fullmatch
+_is_name = lru_cache(1024)(re.compile(HEADER_NAME_PATTERN).fullmatch)
 _is_value = re.compile(HEADER_VALUE_PATTERN).fullmatch
 
 
@@ -119,7 +119,7 @@ class Transport(BaseAdapter):
         finally:
             if not is_kept:
                 connection.close()
-        return _for_requests(response)
+        return _Response(response)
 
     def _connect(self, url: Url, ends_at: float) -> Connection:
         if self._proxy is None:
@@ -294,14 +294,18 @@ def _receive(connection: Connection, response: ResponseParser) -> None:
         response.feed(connection.receive())
 
 
-def _for_requests(response: ResponseParser) -> requests.Response:
-    result = requests.Response()
-    result.status_code = response.status or 0
-    for name, value in response.headers:
-        before = result.headers.get(name)
-        result.headers[name] = value if before is None else f"{before}, {value}"
-    result.raw = BytesIO(response.body)
-    return result
+class _Response(requests.Response):
+    """A response as requests has it, with the status, headers and content."""
+
+    def __init__(self, response: ResponseParser) -> None:
+        # Not super().__init__(): its cookie jar would take longer than all the rest.
+        self.status_code = response.status or 0
+        self.headers = CaseInsensitiveDict()
+        for name, value in response.headers:
+            before = self.headers.get(name)
+            self.headers[name] = value if before is None else f"{before}, {value}"
+        self._content = response.body
+        self._content_consumed = True
 
 
 def _parsed(request: requests.PreparedRequest) -> Url:
