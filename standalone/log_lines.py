@@ -66,14 +66,21 @@ class _Lines(logging.Handler):
             self._arrived.wait()
             self._stopping.wait(FLUSH_INTERVAL)
             self._write_out()
+        self._write_out()  # lines that came during the last write
 
     def _write_out(self) -> None:
         self._arrived.clear()  # first: a line from now on sets it again
         with self.lock:  # type: ignore[union-attr]  # None only in a handler without threads
             lines, self._lines = self._lines, []
         with suppress(OSError):  # a closed terminal is no error
-            self._terminal.write("".join(lines))
+            self._terminal.write(_shown(self._terminal, "".join(lines)))
             self._terminal.flush()
+
+
+def _shown(terminal: TextIO, text: str) -> str:
+    """Return a text with escapes for characters that the terminal can't show."""
+    encoding = terminal.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class _LineFormatter(logging.Formatter):

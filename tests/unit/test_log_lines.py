@@ -87,3 +87,36 @@ class ClosedTerminal(io.StringIO):
 def test_survives_a_closed_terminal() -> None:
     """Writing to a closed terminal raises nothing."""
     print_all(ClosedTerminal(), 1)
+
+
+def test_escapes_what_the_terminal_lacks() -> None:
+    """A terminal with few characters shows the others as escapes."""
+    content = io.BytesIO()
+    terminal = io.TextIOWrapper(content, "latin-1")
+    lines = _Lines(terminal)
+    lines.start()
+    lines.handle(logging.makeLogRecord({"msg": "a → b"}))
+    lines.stop()
+    assert content.getvalue() == b"a \\u2192 b\n"
+
+
+class SlowTerminal(io.StringIO):
+    """Gets a line from the server while it shows another, as the server stops."""
+
+    lines: _Lines
+
+    def write(self, text: str) -> int:
+        if "first" in text:
+            self.lines._stopping.set()
+            self.lines.handle(logging.makeLogRecord({"msg": "last"}))
+        return super().write(text)
+
+
+def test_stopping_loses_no_line() -> None:
+    """A line that comes while the others are written for the last time is written, too."""
+    terminal = SlowTerminal()
+    lines = terminal.lines = _Lines(terminal)
+    lines.handle(logging.makeLogRecord({"msg": "first"}))
+    lines.start()
+    lines.stop()
+    assert terminal.getvalue().split() == ["first", "last"]
