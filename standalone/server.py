@@ -144,6 +144,9 @@ _CRASHED = problem(HTTPStatus.INTERNAL_SERVER_ERROR, "An internal error occurred
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+_ANSWERED = {"upgrade", "connection", "expect"}
+"""Headers that the second parsing of a request need not see."""
+
 
 class Connection(BufferedProtocol):
     """One client: parses its requests, and answers them in order."""
@@ -152,6 +155,7 @@ class Connection(BufferedProtocol):
         self._server = server
         self._parser = httptools.HttpRequestParser(self)
         self._transport: Transport
+        self._is_open = False
         self._waiting: deque[HttpRequest | HttpResponse] = deque()
         self._is_busy = False
         self._ends = False
@@ -162,13 +166,18 @@ class Connection(BufferedProtocol):
         self.began_at: float | None = None
         """When the first byte of the incoming request arrived."""
         self._full_at: float | None = None
-        """Since when the client has not read enough of the responses."""
+        """Since when a part of a response has waited for the client to read."""
         self._refused_at: float | None = None
 
     # What the event loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("Transport", transport)
+        # Even one unread byte counts: a closing connection could wait for its client for ever.
+        self._transport.set_write_buffer_limits(high=0)
+        self._is_open = True
+        if self._ends:  # the server has begun to finish
+            self.close()
 
     def get_buffer(self, _: int) -> memoryview:
         return self._server.buffer  # one for all: it is read at once
@@ -214,13 +223,15 @@ class Connection(BufferedProtocol):
 
     def on_headers_complete(self) -> None:
         self._has_head = True
-        if self._parser.get_http_version() not in VERSIONS:
+        version = self._parser.get_http_version()
+        if version not in VERSIONS:
             raise _Refused(_UNKNOWN_VERSION)
-        if self._headers.get("transfer-encoding", ["chunked"])[-1].lower() != "chunked":
+        if self._values("transfer-encoding") not in ([], ["chunked"]):
             raise _Refused(_UNKNOWN_ENCODING)
         if int(self._headers.get("content-length", ["0"])[0]) > MAX_BODY_BYTES:
             raise _Refused(_LARGE_BODY)
-        if self._headers.get("expect") == ["100-continue"] and not self._is_occupied():
+        expects = self._values("expect") == ["100-continue"] and version != "1.0"
+        if expects and not self._is_occupied():
             self._transport.write(_CONTINUE)
 
     def on_body(self, body: bytes) -> None:
@@ -252,8 +263,8 @@ class Connection(BufferedProtocol):
     # What the server calls
 
     def is_idle(self) -> bool:
-        """Return whether no request is arriving, and none waits for its response."""
-        return self.began_at is None and not self._is_occupied()
+        """Return whether no request is arriving, and no response is to be sent."""
+        return self.began_at is None and self._full_at is None and not self._is_occupied()
 
     def check(self, now: float) -> None:
         """Close the connection if a time limit has passed."""
@@ -274,12 +285,16 @@ class Connection(BufferedProtocol):
         """Close the connection once the request in progress is answered."""
         self._ends = True
         self._waiting.clear()
-        self._go_on()
+        if self._is_open:
+            self._go_on()
 
     # Its own steps
 
     def _is_occupied(self) -> bool:
         return self._is_busy or bool(self._waiting)
+
+    def _values(self, name: str) -> list[str]:
+        return [value.lower() for value in self._headers.get(name, ())]
 
     def _begin(self) -> None:
         self._target = b""
@@ -322,10 +337,12 @@ class Connection(BufferedProtocol):
         if self._parser.get_method() == b"CONNECT":
             self._ends = True  # the rest is not HTTP
             return
-        names = [it for it in self._headers if it not in ("upgrade", "connection")]
+        old, self._parser = self._parser, httptools.HttpRequestParser(self)
+        names = [it for it in self._headers if it not in _ANSWERED]
         lines = [f"{name}: {value}" for name in names for value in self._headers[name]]
-        first = f"{self._parser.get_method().decode()} {self._target.decode()} HTTP/1.1"
-        self._parser = httptools.HttpRequestParser(self)
+        lines.append(f"connection: {'keep-alive' if old.should_keep_alive() else 'close'}")
+        method, target = old.get_method().decode(), self._target.decode()
+        first = f"{method} {target} HTTP/{old.get_http_version()}"
         self._feed(memoryview("\r\n".join([first, *lines, "", ""]).encode("latin-1")))
         if rest and not self._ends:
             self._feed(rest)
@@ -445,13 +462,13 @@ class Server:
             connection.check(now)
 
     def _check_regularly(self) -> None:
+        self.check(self.time())
         if not self._is_finishing:
-            self.check(self.time())
             self._accept_again()
         self.hub.call_later(CHECK_INTERVAL, self._check_regularly)
 
     def _accept_again(self) -> None:
-        if not self._accepts and len(self.connections) < MAX_CONNECTIONS:
+        if not self._accepts:
             self._accepts = True
             for listener in self._listeners:
                 self.hub.loop.add_reader(listener, self._accept, listener)
@@ -463,7 +480,7 @@ class Server:
 
     def _accept(self, listener: socket.socket) -> None:
         if len(self.connections) >= MAX_CONNECTIONS:
-            self._accept_no_more()
+            self._accept_no_more()  # until a connection is closed, or the next check
             self._close_idle()
             return
         try:
@@ -473,6 +490,7 @@ class Server:
         except OSError as error:  # too many files are open, for instance
             log.warning("connections postponed", extra={"error": str(error)})
             self._accept_no_more()
+            self._close_idle()
             return
         self._admit(sock)
 
@@ -522,7 +540,7 @@ def _encode(response: HttpResponse, request: HttpRequest | None, closes: bool, d
     lines += [f"{name}: {value}" for name, value in response.headers.items()]
     if responses.REQUEST_ID_HEADER not in response.headers:
         lines.append(f"{responses.REQUEST_ID_HEADER}: {random_uuid()}")
-    if status is not HTTPStatus.NO_CONTENT:
+    if status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
         lines.append(f"Content-Length: {len(response.body)}")
     if closes:
         lines.append("Connection: close")

@@ -626,10 +626,42 @@ def test_goes_on_after_an_upgrade_is_ignored(url: str) -> None:
         assert client.receive().status == 200
 
 
-def test_answers_expect_100_continue(url: str) -> None:
+@pytest.mark.parametrize(
+    ("version", "choice", "closes"),
+    [("1.1", "upgrade", False), ("1.1", "upgrade, close", True), ("1.0", "upgrade", True)],
+)
+def test_an_ignored_upgrade_keeps_the_rest(
+    url: str, version: str, choice: str, closes: bool
+) -> None:
+    """Without the upgrade, a request's version and its other wishes count."""
+    offer = f"Connection: {choice}\r\nUpgrade: websocket\r\n".encode()
+    with Connection(url) as client:
+        client.send(HEALTH.replace(b"1.1", version.encode()).replace(HOST, HOST + offer))
+        assert ("close" in client.receive().headers.get("connection", "")) is closes
+
+
+def test_an_ignored_upgrade_gets_one_100(url: str) -> None:
+    """A client that waits for a 100, and offers another protocol, gets one 100."""
+    offer = b"Connection: Upgrade\r\nUpgrade: h2c\r\nExpect: 100-continue\r\n"
+    with Connection(url) as client:
+        client.send(message("POST", "/timers", HOST, JSON, offer, body=TIMER))
+        assert [client.receive().status for _ in range(2)] == [100, 201]
+
+
+def test_a_304_has_no_length(url: str) -> None:
+    """A length would be that of the file, which is not sent."""
+    tag = ask(url, message("GET", "/console", HOST)).headers["etag"]
+    known = ask(url, message("GET", "/console", HOST, f"If-None-Match: {tag}\r\n".encode()))
+    assert known.status == 304
+    assert "content-length" not in known.headers
+
+
+@pytest.mark.parametrize("expected", [b"100-continue", b"100-Continue"])
+def test_answers_expect_100_continue(url: str, expected: bytes) -> None:
     """A client that sends Expect: 100-continue gets a 100 before it sends the body."""
     with Connection(url) as client:
-        client.send(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(TIMER))
+        client.send(POST + b"Expect: " + expected + b"\r\n")
+        client.send(b"Content-Length: %d\r\n\r\n" % len(TIMER))
         assert client.receive().status == 100
         client.send(TIMER)
         assert client.receive().status == 201
@@ -782,6 +814,45 @@ def test_an_idle_connection_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
             assert first.receive().status == 404
 
 
+def test_room_is_made_for_a_client_that_came_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no connection is idle for long at first, the next check looks again."""
+    monkeypatch.setattr(door, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(door, "IDLE_TIMEOUT", 1000)
+    with serving(Application(app)) as (server, url), Connection(url) as first:
+        idle = connection(server)
+        with Connection(url) as second:
+            second.send(message("GET", "/nothing", HOST))
+            wait_until(lambda: not server._accepts)
+            idle.active_at -= MIN_IDLE_SECONDS + 1
+            assert second.receive().status == 404
+        assert first.is_closed()
+
+
+def test_a_closing_connection_does_not_wait_for_ever() -> None:
+    """A client is dropped, too, if it leaves only the last bytes of its responses unread."""
+    handled: list[str] = []
+
+    def answer(request: HttpRequest) -> HttpResponse:
+        handled.append(request.target)
+        return plain(b"x" * 16_384)
+
+    with serving(answer) as (server, url), Connection(url) as client:
+        only = connection(server)
+        sent = 0
+        while not is_stuck(server, only):
+            client.send(HEALTH)
+            sent += 1
+            wait_until(lambda: len(handled) == sent)  # noqa: B023  # called at once
+        in_loop(server, only.close)
+        in_loop(server, lambda: server.check(server.time() + RESPONSE_TIMEOUT + 1))
+        wait_until(lambda: not server.connections)
+
+
+def is_stuck(server: Server, connection: door.Connection) -> bool:
+    """Return whether bytes wait for the client to read; the loop writes between both looks."""
+    return all(in_loop(server, connection._transport.get_write_buffer_size) for _ in range(3))
+
+
 def in_loop(server: Server, call: Callable[[], Any]) -> Any:
     """Make a call in the thread of the server's loop; return its result."""
     return begin(server.hub, call).result(TEST_TIMEOUT)
@@ -881,6 +952,23 @@ def test_finish_closes_all_connections() -> None:
         assert client.is_closed()
         with pytest.raises(ConnectionRefusedError):
             Connection(url)
+
+
+def test_finish_closes_a_connection_that_has_just_come() -> None:
+    """A connection that is accepted, but not open yet, is closed like the others."""
+    with serving(Application(app)) as (server, url), Connection(url) as idle:
+        assert connection(server)
+        in_loop(server, server._accept_no_more)
+        with Connection(url) as client:
+
+            def accept_and_finish() -> None:
+                server._accept(server._listeners[0])
+                server._finish()
+
+            in_loop(server, accept_and_finish)
+            assert client.is_closed()
+            assert idle.is_closed()
+        assert server.finish()
 
 
 class Slow:
