@@ -230,12 +230,12 @@ class Connection(BufferedProtocol):
             raise _Refused(_UNKNOWN_ENCODING)
         if int(self._headers.get("content-length", ["0"])[0]) > MAX_BODY_BYTES:
             raise _Refused(_LARGE_BODY)
-        expects = self._values("expect") == ["100-continue"] and version != "1.0"
-        if expects and not self._is_occupied():
-            self._transport.write(_CONTINUE)
+        self._expects = self._values("expect") == ["100-continue"] and version != "1.0"
+        self._invite_body()
 
     def on_body(self, body: bytes) -> None:
         self._silent = 0
+        self._expects = False  # it did not wait
         self._body += body
         if len(self._body) > MAX_BODY_BYTES:
             raise _Refused(_LARGE_BODY)
@@ -245,6 +245,7 @@ class Connection(BufferedProtocol):
 
     def on_message_complete(self) -> None:
         self._silent = 0
+        self._expects = False
         method = self._parser.get_method().decode()
         if self._parser.should_upgrade() and method != "CONNECT":
             return  # `_ignore_upgrade` parses it again
@@ -301,6 +302,8 @@ class Connection(BufferedProtocol):
         self._headers: dict[str, list[str]] = {}
         self._body = bytearray()
         self._has_head = False
+        self._expects = False
+        """Whether the client waits for a 100 before it sends the body."""
         self._head_size = 0
         """Bytes of the target, the headers and the trailers so far."""
         self._silent = 0
@@ -360,7 +363,14 @@ class Connection(BufferedProtocol):
             self._take(self._waiting.popleft())
         elif self._ends and self._refused_at is None:
             self.close()
+        elif not self._ends:
+            self._invite_body()
         self._read_or_pause()
+
+    def _invite_body(self) -> None:
+        if self._expects and not self._is_occupied():
+            self._expects = False
+            self._transport.write(_CONTINUE)
 
     def _take(self, asked: HttpRequest | HttpResponse) -> None:
         if isinstance(asked, HttpResponse):

@@ -667,6 +667,18 @@ def test_answers_expect_100_continue(url: str, expected: bytes) -> None:
         assert client.receive().status == 201
 
 
+def test_a_pipelined_request_gets_its_100_in_turn() -> None:
+    """A client that waits for a 100 gets it after the responses to its earlier requests."""
+    slow = Slow()
+    with serving(slow) as (_, url), Connection(url) as client:
+        client.send(HEALTH + POST + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        assert slow.working.wait(TEST_TIMEOUT)
+        slow.go_on.set()
+        assert [client.receive().status for _ in range(2)] == [200, 100]
+        client.send(b"{}")
+        assert client.receive().status == 200
+
+
 BEGINNINGS = [
     b"",
     b"POST /timers HTTP/1.1\r\nHost",
