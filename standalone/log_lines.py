@@ -10,6 +10,9 @@ from typing import TextIO
 
 from chalicelib.core.timer import Timer
 
+STOP_TIMEOUT = 2
+"""Seconds that the last lines may take at the end."""
+
 FLUSH_INTERVAL = 0.02
 """Seconds for which lines are collected before they are written."""
 
@@ -50,10 +53,10 @@ class _Lines(logging.Handler):
         self._thread.start()
 
     def stop(self) -> None:
-        """Write all lines so far, then end the thread."""
+        """Write all lines so far, then end the thread, unless nobody reads them."""
         self._stopping.set()
         self._arrived.set()
-        self._thread.join()
+        self._thread.join(STOP_TIMEOUT)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Collect the line of an event."""

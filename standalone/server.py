@@ -472,10 +472,10 @@ class Server:
             connection.check(now)
 
     def _check_regularly(self) -> None:
+        self.hub.call_later(CHECK_INTERVAL, self._check_regularly)  # first: the rest may fail
         self.check(self.time())
         if not self._is_finishing:
             self._accept_again()
-        self.hub.call_later(CHECK_INTERVAL, self._check_regularly)
 
     def _accept_again(self) -> None:
         if not self._accepts:

@@ -13,7 +13,7 @@ from standalone.greenlets import Promise, tell_all
 from standalone.sqlite.connection import BUSY_TIMEOUT, connect, transaction, translated_errors
 
 MAX_COMMIT_BATCH = 500
-"""The most writes that share one transaction."""
+"""Writes after which a transaction takes no more turns of the loop, each of which stays whole."""
 
 WAL_LIMIT = 16 * 2**20
 """Size in bytes at which writes pause to truncate the write-ahead log.
@@ -100,7 +100,8 @@ class Writer:
     def _reject_queued(self) -> None:
         with suppress(queue.Empty):
             while True:
-                _fail(self._queue.get_nowait(), Unavailable("The database is closed."))
+                for write in self._queue.get_nowait():
+                    _fail([write], Unavailable("The database is closed."))
 
     def _run(self) -> None:
         while batch := self._next_batch():
