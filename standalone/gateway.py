@@ -26,7 +26,7 @@ class Match(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What the views use of the context of a Lambda invocation."""
+    """The part of a Lambda invocation's context that views use."""
 
     aws_request_id: str
     invoked_function_arn: str = ""
@@ -148,7 +148,7 @@ def _wrong_method(method: str, allowed: list[str]) -> HttpResponse:
 def _takes(entry: RouteEntry, request: HttpRequest) -> bool:
     """Return whether a route takes the media type of a request; without a header it is JSON."""
     (*_, given) = request.headers.get("content-type", ["application/json"])
-    return given.partition(";")[0].strip().lower() in entry.content_types
+    return requests.media_type(given) in entry.content_types
 
 
 def _view_response(

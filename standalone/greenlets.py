@@ -39,8 +39,8 @@ class Hub:
 
     def __init__(self) -> None:
         self.loop = uvloop.new_event_loop()
-        # Cheaper than readers of the loop, of which each wait would make new ones. And those may
-        # resume a greenlet for an earlier wait.
+        # Readers of the loop cost more: each wait would make new ones. They may also resume a
+        # greenlet for an earlier wait.
         self._selector = DefaultSelector()
         self.loop.add_reader(self._selector.fileno(), self._resume_ready)
         self.executor = ThreadPoolExecutor(MAX_BLOCKING_THREADS, "blocking")

@@ -22,7 +22,7 @@ def attached() -> Iterator[None]:
     """Print log events to standard output inside this context."""
     lines = _Lines(sys.stdout)
     lines.setFormatter(_LineFormatter())
-    # What is not printed need not be found out.
+    # Lines show neither threads, processes nor source files, so records need not have them.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # noqa: SLF001  # as its documentation says
     logging.basicConfig(level=logging.INFO, handlers=[lines])

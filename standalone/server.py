@@ -38,8 +38,7 @@ MAX_BODY_BYTES = MAX_BATCH_BYTES
 MAX_SILENT_BYTES = MAX_HEADER_BYTES
 """Bytes that the parser may read without reporting a part of the request.
 
-It reports neither blank lines before a request nor extensions of chunks, and a header only as a
-whole.
+The parser skips blank lines and the extensions of chunks, and reports a header once it is complete.
 """
 
 IDLE_TIMEOUT = 30
@@ -169,7 +168,7 @@ class Connection(BufferedProtocol):
         """Since when a part of a response has waited for the client to read."""
         self._refused_at: float | None = None
 
-    # What the event loop calls
+    # Called by the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("Transport", transport)
@@ -204,7 +203,7 @@ class Connection(BufferedProtocol):
         self._full_at = None
         self._go_on()
 
-    # What the parser calls
+    # Called by the parser
 
     def on_message_begin(self) -> None:
         self.began_at = self.active_at
@@ -261,7 +260,7 @@ class Connection(BufferedProtocol):
             )
         )
 
-    # What the server calls
+    # Called by the server
 
     def is_idle(self) -> bool:
         """Return whether no request is arriving, and no response is to be sent."""
@@ -289,7 +288,7 @@ class Connection(BufferedProtocol):
         if self._is_open:
             self._go_on()
 
-    # Its own steps
+    # Called by itself
 
     def _is_occupied(self) -> bool:
         return self._is_busy or bool(self._waiting)

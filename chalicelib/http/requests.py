@@ -121,6 +121,11 @@ def parse_query(parameters: Mapping[str, Sequence[str]]) -> ListQuery:
     return ListQuery(filter, after, query.limit)
 
 
+def media_type(content_type: str) -> str:
+    """Return the media type of a Content-Type header, without its parameters."""
+    return content_type.partition(";")[0].strip().lower()
+
+
 def encode_cursor(cursor: Cursor | None) -> str | None:
     """Return a cursor as the text that clients get; `parse_query` reads it."""
     if cursor is None:
@@ -164,8 +169,7 @@ def _check_repeats(content: bytes) -> None:
 
 
 def _json(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if media_type(request.headers.get("content-type", "")) != "application/json":
         raise UnsupportedMediaType(DECLARE_JSON)
     body: Any = request.raw_body  # bytes, although Chalice's types say otherwise
     if len(body) > limit:

@@ -13,7 +13,7 @@ from standalone.greenlets import Promise, tell_all
 from standalone.sqlite.connection import BUSY_TIMEOUT, connect, transaction, translated_errors
 
 MAX_COMMIT_BATCH = 500
-"""Writes after which a transaction takes no more turns of the loop, each of which stays whole."""
+"""Writes at which a transaction is full. Its last turn of the loop may exceed this."""
 
 WAL_LIMIT = 16 * 2**20
 """Size in bytes at which writes pause to truncate the write-ahead log.

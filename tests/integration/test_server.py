@@ -597,7 +597,7 @@ def test_answers_pipelined_requests_in_order(url: str) -> None:
 
 
 def test_the_last_request_is_the_last(url: str) -> None:
-    """What a client sends after `Connection: close` is ignored."""
+    """The server ignores all bytes after a request with `Connection: close`."""
     with Connection(url) as client:
         client.send(message("GET", "/health", HOST, b"Connection: close\r\n") + HEALTH + b"\0")
         answer = client.receive()

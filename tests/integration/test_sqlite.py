@@ -124,7 +124,7 @@ def test_queued_writes_share_one_commit(store: SqliteTimerStore) -> None:
 def test_all_writes_but_claims_are_synced_to_disk(
     store: SqliteTimerStore, write: str, level: int, earlier: str
 ) -> None:
-    """Every write is synced before it returns, except a claim, whatever was written before."""
+    """Each write but a claim is synced before it returns. Earlier writes make no difference."""
     timer = make(1)
     store.add(timer)
     writes: dict[str, Callable[[], object]] = {
@@ -222,7 +222,7 @@ def test_a_failing_write_fails_alone(store: SqliteTimerStore, failure: str) -> N
 
 
 def test_each_write_of_a_transaction_gets_its_own_answer(store: SqliteTimerStore) -> None:
-    """Writes that win and writes that lose share a transaction, whatever their kind."""
+    """One transaction can hold writes of every kind, successful ones and others."""
     stored = [make(number) for number in range(4)]
     for timer in stored:
         store.add(timer)
